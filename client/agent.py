@@ -1,0 +1,141 @@
+"""The site agent: the only door to a hospital's data.
+
+Bytes come in, bytes go out. Behind the door are the cohort, the policy and the ledger; in a simulation the same object
+runs in the process of the grid. Whatever goes wrong, the answer is a generic code; the reason stays in the site's log.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from equipoise.client.bundles import BundleStore
+from equipoise.client.cohort_store import CohortStore, Patients
+from equipoise.client.computations import COMPUTATIONS, Workplace
+from equipoise.client.ledger import Ledger
+from equipoise.client.policy import check_query, check_study
+from equipoise.client.workbench import ScoreCache
+from equipoise.common.canonical import canonical_json, sha256
+from equipoise.common.config import validate
+from equipoise.common.errors import EquipoiseError, RefusedError
+from equipoise.common.query import Arrays, Query
+from equipoise.common.sitefile import Site
+from equipoise.common.study import Study
+from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
+
+Opener = Callable[[Study, Site], Patients]
+
+
+class SiteAgent:
+    """One hospital's agent.
+
+    Args:
+        site: the site file.
+        state: folder of the ledger and the log.
+        approved: hashes of the studies that the hospital approved.
+        bundles: store of the inputs received; agents of one process may share it.
+        open_cohort: opens the cohort and keeps it; agents of one process may share it.
+        scratch: a simulated site: privacy mode none is allowed and the ledger does not wait for the disk.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        state: Path,
+        approved: frozenset[str],
+        bundles: BundleStore | None = None,
+        open_cohort: Opener | None = None,
+        scratch: bool = False,
+    ) -> None:
+        self.site = site
+        self.ledger = Ledger(state / "ledger.sqlite", durable=not scratch)
+        self._log = state / "agent.log.jsonl"
+        self._approved = approved
+        self._bundles = bundles if bundles is not None else BundleStore()
+        self._open_cohort = open_cohort if open_cohort is not None else CohortStore()
+        self._scratch = scratch
+        self._scores = ScoreCache()
+        self._studies: dict[str, Study] = {}
+        self._checked: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def answer(self, request: bytes) -> bytes:
+        """The sealed reply to one request, or a reply that holds a generic code and nothing else."""
+        try:
+            with self._lock:
+                return self._release(request)
+        except EquipoiseError as error:
+            self._note(error.code, str(error))
+            return self._code(error.code)
+        except _MissingInputsError:
+            return self._code("need_inputs")
+        except Exception as error:
+            # The network must not learn what failed on which patient; the site's own log keeps all of it.
+            self._note("internal", f"{type(error).__name__}: {error}")
+            return self._code("internal")
+
+    def _release(self, request: bytes) -> bytes:
+        header, arrays = unpack(request)
+        self._bundles.add(split_bundles(arrays))
+        study = self._study(header["study"])
+        query = Query.from_public(header["query"], self._inputs(study, header["inputs"]))
+        check_query(self.site, query)
+        run, number = str(header["run"]), int(header["release"])
+        sealed = self.ledger.recall(run, number, query.digest)
+        if sealed is not None:
+            return sealed
+        self.ledger.reserve(run, number, query.digest, query.name, query.split, str(header["head"]))
+        cohort = self._open_cohort(study, self.site)
+        place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, number)
+        points = query.encode(COMPUTATIONS[query.name](place))
+        reply = pack(
+            {"protocol": PROTOCOL, "code": "ok", "site": self.site.site, "release": number, "query": query.digest},
+            points,
+        )
+        self.ledger.seal(run, number, reply)
+        return reply
+
+    def _study(self, digest: str) -> Study:
+        """The study in the bundle called `digest`, once it has passed the site's policy."""
+        if digest not in self._studies:
+            bundle = self._bundles.get(digest)
+            if bundle is None:
+                raise _MissingInputsError
+            study = validate(Study, json.loads(bundle["json"].tobytes()), "study received")
+            check_study(self.site, study, self._approved, self._scratch)
+            self._studies[digest] = study
+        return self._studies[digest]
+
+    def _inputs(self, study: Study, digests: Mapping[str, str]) -> dict[str, Arrays]:
+        """The query's inputs; the vendor's file among them must be the one in the approved study."""
+        inputs: dict[str, Arrays] = {}
+        for role, digest in digests.items():
+            bundle = self._bundles.get(digest)
+            if bundle is None:
+                raise _MissingInputsError
+            if role.endswith(".base") and (study.hash, digest) not in self._checked:
+                weights = study.model.weights
+                if weights is None or sha256(bundle["file"].tobytes()) != weights.sha256:
+                    raise RefusedError(f"{role}: the weights are not those of the approved study")
+                self._checked.add((study.hash, digest))
+            inputs[role] = bundle
+        return inputs
+
+    def _code(self, code: str) -> bytes:
+        return pack({"protocol": PROTOCOL, "code": code, "site": self.site.site}, {})
+
+    def _note(self, code: str, reason: str) -> None:
+        row = {"time": time.time(), "site": self.site.site, "code": code, "reason": reason}
+        try:
+            with self._log.open("ab") as log:
+                log.write(canonical_json(row) + b"\n")
+        except OSError:
+            # The disk is full or gone: the refusal itself still has to reach the server.
+            return
+
+
+class _MissingInputsError(Exception):
+    """The request names inputs that the site does not hold; the server sends them all again."""

@@ -1,0 +1,124 @@
+"""From a manifest's own words to the study's: labels, groups and features of every row.
+
+A site file says how the site's columns are called (`data.columns`) and what its values mean (`coding`). Coding applies
+to labels and attributes; features are numbers as they stand. A value that is still not in the study's words is an
+error, since a silent guess would move patients into a wrong group.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import torch
+from torch import Tensor
+
+from equipoise.client.manifest import Manifest, number, same
+from equipoise.common.errors import DataError
+from equipoise.common.sitefile import Site
+from equipoise.common.study import UNKNOWN, Attribute, Feature, Label, TableInputs
+
+
+class Coding:
+    """A site's manifest, read in the study's words.
+
+    Raises:
+        DataError: `coding` has a key that is neither in `data.columns` nor a column of the manifest.
+    """
+
+    def __init__(self, manifest: Manifest, site: Site) -> None:
+        self.manifest = manifest
+        self._site = site
+        for key in site.coding:
+            if key not in site.data.columns and key not in manifest.columns:
+                raise DataError(
+                    f"site {site.site}: coding.{key}: no such column in {manifest.path} nor under data.columns; "
+                    "correct the key of the site file"
+                )
+
+    def where(self, row: int, column: str) -> str:
+        """'site a: cohort.csv: data row 3, column age', for a message; `column` is the manifest's name."""
+        return f"site {self._site.site}: {self.manifest.where(row, column)}"
+
+    def name(self, column: str) -> str:
+        """The manifest's name of a column of the study."""
+        return self._site.data.columns.get(column, column)
+
+    def labels(self, label: Label) -> list[bool]:
+        """Row to whether its label is positive.
+
+        Raises:
+            DataError: no such column, or an empty label.
+        """
+        values = self._coded(label.column, "label.column of the study")
+        if "" in values:
+            where = self.where(values.index(""), self.name(label.column))
+            raise DataError(f"{where}: the label is empty; write it, or leave the row out")
+        positive = {same(value) for value in label.positive}
+        return [value in positive for value in values]
+
+    def levels(self, attribute: Attribute) -> list[int]:
+        """Row to the index of its level; empty and `unknown` are the last index, the number of levels.
+
+        Raises:
+            DataError: no such column, a value that is no declared level, or no number where the attribute is cut.
+        """
+        values = self._coded(attribute.column, f"attribute {attribute.name} of the study")
+        unknown = len(attribute.groups)
+        level = self._cut if attribute.kind == "cut" else self._named
+        return [unknown if value in ("", UNKNOWN) else level(attribute, value, row) for row, value in enumerate(values)]
+
+    def _named(self, attribute: Attribute, value: str, row: int) -> int:
+        for index, level in enumerate(attribute.groups):
+            if value == same(level):
+                return index
+        raise DataError(
+            f"{self.where(row, self.name(attribute.column))}: {value!r} is no level of attribute {attribute.name} "
+            f"(declared: {', '.join(attribute.groups)}); map it under coding.{attribute.column} of the site file, "
+            f"or to {UNKNOWN}"
+        )
+
+    def _cut(self, attribute: Attribute, value: str, row: int) -> int:
+        found = number(value)
+        if found is None:
+            raise DataError(
+                f"{self.where(row, self.name(attribute.column))}: {value!r} is not a number, and attribute "
+                f"{attribute.name} is cut at {attribute.cuts}; correct it, or leave it empty if unknown"
+            )
+        return bisect_right(attribute.cuts or [], found)
+
+    def table(self, inputs: TableInputs) -> Tensor:
+        """All rows as float32 (rows, F): the scaled values, then the missing flags, F = 2 * number of features.
+
+        A value is clipped to its declared range and scaled to [-1, 1]; a missing one is 0 with its flag at 1, so that
+        every row is bounded whatever the manifest holds.
+
+        Raises:
+            DataError: no such column, or a value that is no finite number.
+        """
+        columns = [self._feature(feature) for feature in inputs.features]
+        values = torch.tensor([value for value, _ in columns], dtype=torch.float32)
+        flags = torch.tensor([flag for _, flag in columns], dtype=torch.float32)
+        return torch.cat([values, flags]).T.contiguous()
+
+    def _feature(self, feature: Feature) -> tuple[list[float], list[bool]]:
+        name = self.name(feature.name)
+        low, high = feature.range
+        values, flags = [], []
+        for row, text in enumerate(self.manifest.column(name, f"feature {feature.name} of the study")):
+            found = number(text)
+            if found is None and text != "":
+                raise DataError(
+                    f"{self.where(row, name)}: {text!r} is not a number, and feature {feature.name} is one; correct "
+                    "it, or leave it empty if missing"
+                )
+            missing = found is None or found in feature.missing
+            flags.append(missing)
+            values.append(
+                0.0 if found is None or missing else 2 * (min(max(found, low), high) - low) / (high - low) - 1
+            )
+        return values, flags
+
+    def _coded(self, column: str, purpose: str) -> list[str]:
+        coding = {same(key): same(value) for key, value in self._site.coding.get(column, {}).items()}
+        values = [same(value) for value in self.manifest.column(self.name(column), purpose)]
+        return [coding.get(value, value) for value in values]

@@ -1,0 +1,227 @@
+"""What a site computes for each query of the catalogue. All of it runs behind the door, in the site agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equipoise.client.cohort import Split
+from equipoise.client.training import train_locally
+from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
+from equipoise.common.classifier import state_from_inputs
+from equipoise.common.fairness import auc
+from equipoise.common.fairness.tables import bin_scores, decide, histogram, pair_table
+from equipoise.common.layout import Layout
+from equipoise.common.losses import row_losses, row_shares
+from equipoise.common.query import Arrays, Query
+from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities
+from equipoise.common.streams import torch_stream
+from equipoise.common.study import Study
+
+GRADIENT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a computation may look at: one query, the site's patients of its split, and public facts."""
+
+    study: Study
+    site: str
+    query: Query
+    split: Split
+    scores: ScoreCache
+    release: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The site's public stream for this release."""
+        return torch_stream(self.study.seed, self.site, self.release, purpose)
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the tensors that the query names."""
+        state = state_from_inputs(self.query.inputs)
+        return Layout({name: tuple(state[name].shape) for name in self.query.parameters["tensors"]})
+
+    @property
+    def label(self) -> NDArray[np.int64]:
+        """Label of each patient, (n,)."""
+        return self.split.label.numpy()
+
+    def group(self, attribute: str) -> NDArray[np.int64]:
+        """Group of each patient, (n,)."""
+        return self.split.groups[attribute].numpy()
+
+    def cell_weights(self) -> tuple[Tensor, Tensor]:
+        """The query's task and bias weights by cell, flat float64."""
+        weights = self.query.inputs["weights"]
+        return torch.from_numpy(weights["task"].reshape(-1)), torch.from_numpy(weights["bias"].reshape(-1))
+
+
+def cell_statistics(place: Workplace) -> Arrays:
+    """Patients and sums of the patients' mean scores by cell."""
+    study, split = place.study, place.split
+    cells = 2 * (len(study.primary.groups) + 1)
+    cell = cells_of(study, split)
+    logits = row_logits(study, network(study, state_from_inputs(place.query.inputs)), split)
+    scores = _sums_by_cell(torch.sigmoid(logits), split, cell, cells)
+    return {"patients": torch.bincount(cell, minlength=cells).numpy().reshape(-1, 2), "scores": scores}
+
+
+def sensitivities(place: Workplace) -> Arrays:
+    """Per-patient sensitivities; see `equipoise.common.sensitivities`."""
+    study, split = place.study, place.split
+    model = network(study, state_from_inputs(place.query.inputs))
+    if not split.patients:
+        return {name: np.zeros(block.shape) for name, block in place.query.blocks.items()}
+    bias, task = patient_sensitivities(
+        model,
+        place.layout,
+        lambda part: rows_of(study, model, split, part),
+        split.patient,
+        split.label,
+        cells_of(study, split),
+        *place.cell_weights(),
+        place.query.parameters["granularity"],
+    )
+    return {"bias": bias, "task": task}
+
+
+def batch_squares(place: Workplace) -> Arrays:
+    """The published sensitivities over this site's shuffled mini-batches."""
+    study, split, parameters = place.study, place.split, place.query.parameters
+    model = network(study, state_from_inputs(place.query.inputs))
+    cell = cells_of(study, split)
+    if not split.patients:
+        return {name: np.zeros(block.shape) for name, block in place.query.blocks.items()}
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        order = torch.randperm(len(split.patient), generator=place.generator("batches"))
+        for rows in order.split(parameters["batch"]):
+            owner = split.patient[rows]
+            yield rows_of(study, model, split, rows), split.label[owner], cell[owner]
+
+    bias, task, count = batch_sensitivities(
+        model,
+        place.layout,
+        batches(),
+        len(study.primary.groups) + 1,
+        parameters["loss"],
+        parameters["form"],
+        parameters["granularity"],
+    )
+    return {"bias": bias, "task": task, "batches": np.array([count])}
+
+
+def gradient_sum(place: Workplace) -> Arrays:
+    """Gradient of the patients' losses, summed, and sums of scores by cell."""
+    study, split, layout = place.study, place.split, place.layout
+    model = network(study, state_from_inputs(place.query.inputs))
+    cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
+    task, bias = place.cell_weights()
+    parameters = [model.get_parameter(name) for name in layout.shapes]
+    total, logits = np.zeros(layout.size), []
+    for start in range(0, len(split.patient), GRADIENT_BATCH):
+        rows = slice(start, start + GRADIENT_BATCH)
+        owner = split.patient[rows]
+        z = model(rows_of(study, model, split, rows))
+        losses = row_losses(z, split.label[owner], cell[owner], task, bias, place.query.parameters["beta"])
+        gradient = torch.autograd.grad((losses * share[rows].to(losses.dtype)).sum(), parameters)
+        total += layout.flatten(dict(zip(layout.shapes, gradient, strict=True)))
+        logits.append(z.detach())
+    p = torch.sigmoid(torch.cat(logits)) if logits else torch.zeros(0)
+    return {"gradient": total, "scores": _sums_by_cell(p, split, cell, len(task))}
+
+
+def local_training(place: Workplace) -> Arrays:
+    """This site's change after local epochs, times its declared share of all patients."""
+    study, query = place.study, place.query
+    if not place.split.patients:
+        return {name: np.zeros(block.shape) for name, block in query.blocks.items()}
+    declared = study.sites.declared_patients
+    share = declared[place.site] / max(sum(declared.values()), 1)
+    change, scores = train_locally(
+        study,
+        network(study, state_from_inputs(query.inputs)),
+        place.split,
+        place.layout,
+        query.parameters,
+        query.inputs["weights"],
+        query.inputs.get("mask"),
+        place.generator("local training"),
+    )
+    return {"change": share * change, "scores": scores}
+
+
+def score_histogram(place: Workplace) -> Arrays:
+    """Patients by group, label and score bin."""
+    query = place.query
+    edges = query.inputs["edges"]["edges"]
+    bins = bin_scores(_scores(place, "model"), edges)
+    return {
+        name: histogram(bins, place.label, place.group(name), query.blocks[name].shape[0], len(edges) + 1)
+        for name in _attributes(query)
+    }
+
+
+def decision_table(place: Workplace) -> Arrays:
+    """Patients by operating point, group, label, decision before and decision after."""
+    query = place.query
+    before, after = _scores(place, "before"), _scores(place, "after")
+    points = query.inputs["thresholds"]["thresholds"]
+    return {
+        name: np.stack(
+            [
+                pair_table(decide(before, first), decide(after, second), place.label, place.group(name), block.shape[1])
+                for first, second in points
+            ]
+        )
+        for name, block in query.blocks.items()
+    }
+
+
+def placement_sums(place: Workplace) -> Arrays:
+    """Sums of placements within each group, for the paired variance of an AUC change."""
+    query = place.query
+    edges = query.inputs["edges"]["edges"]
+    bins = {role: bin_scores(_scores(place, role), edges) for role in ("before", "after")}
+    result = {}
+    for name, block in query.blocks.items():
+        group = place.group(name)
+        before, after = (
+            auc.placements_of_bins(query.inputs["histograms"][f"{role}.{name}"])[group, place.label, bins[role]]
+            for role in ("before", "after")
+        )
+        result[name] = auc.placement_sums(before, after, place.label, group, block.shape[0])
+    return result
+
+
+def _attributes(query: Query) -> list[str]:
+    return list(query.parameters["attributes"])
+
+
+def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
+    state = state_from_inputs(place.query.inputs, prefix)
+    return place.scores.scores(place.study, state, place.split, place.query.split)
+
+
+def _sums_by_cell(p: Tensor, split: Split, cell: Tensor, cells: int) -> NDArray[np.float64]:
+    weighted = p.to(torch.float64) * row_shares(split.patient, split.patients)
+    sums = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell[split.patient], weighted)
+    return sums.numpy().reshape(-1, 2)
+
+
+COMPUTATIONS: dict[str, Callable[[Workplace], Arrays]] = {
+    "cell_statistics": cell_statistics,
+    "sensitivities": sensitivities,
+    "batch_sensitivities": batch_squares,
+    "gradient_sum": gradient_sum,
+    "local_training": local_training,
+    "score_histogram": score_histogram,
+    "decision_table": decision_table,
+    "placement_sums": placement_sums,
+}

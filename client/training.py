@@ -1,0 +1,108 @@
+"""Local training at a site: masked stochastic gradient descent on its own patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from equipoise.client.cohort import Split
+from equipoise.client.workbench import cells_of, rows_of
+from equipoise.common.layout import Layout
+from equipoise.common.losses import row_losses, row_shares
+from equipoise.common.study import ImageInputs, Study
+
+
+def train_locally(
+    study: Study,
+    model: nn.Module,
+    split: Split,
+    layout: Layout,
+    parameters: Mapping[str, Any],
+    weights: Mapping[str, NDArray[np.float64]],
+    mask: Mapping[str, NDArray[np.floating]] | None,
+    generator: torch.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The change of the trained tensors after local epochs of SGD with momentum.
+
+    The mask multiplies the whole step, weight decay included: a masked weight does not decay either. Patients are
+    drawn without replacement; a batch is of patients, and each patient's rows are averaged.
+
+    Args:
+        layout: tensors that are trained; all others stay as they are.
+        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips.
+        weights: `task` and `bias`, (G + 1, 2) float64, by cell.
+        mask: factor of each trained tensor's update, or None for 1.
+        generator: public stream of shuffles and flips.
+
+    Returns:
+        (change, scores): flat float64 (layout.size,), and the sums of the patients' scores by cell (G + 1, 2), each
+        patient's as it was met in the last epoch.
+    """
+    names = list(layout.shapes)
+    trained = [model.get_parameter(name) for name in names]
+    start = layout.flatten(dict(zip(names, trained, strict=True)))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in layout)
+    factors = None if mask is None else [_like(mask[name], p) for name, p in zip(names, trained, strict=True)]
+    task, bias = (torch.from_numpy(weights[which].reshape(-1)).to(study.model.device) for which in ("task", "bias"))
+    optimiser = torch.optim.SGD(trained, lr=parameters["lr"], momentum=parameters["momentum"])
+    cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
+    rows_by_patient = _rows_by_patient(split)
+    scores = torch.zeros(len(task), dtype=torch.float64)
+
+    for epoch in range(parameters["epochs"]):
+        order = torch.randperm(split.patients, generator=generator)
+        for patients in order.split(parameters["batch"]):
+            rows = patients if rows_by_patient is None else torch.cat([rows_by_patient[i] for i in patients])
+            owner = split.patient[rows]
+            x = rows_of(study, model, split, rows)
+            if parameters["flips"] and isinstance(study.inputs, ImageInputs):
+                x = flipped(x, generator)
+            logits = model(x)
+            losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])
+            loss = (losses * share[rows].to(losses.dtype)).sum() / len(patients)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            _mask_gradients(trained, factors, parameters["weight_decay"])
+            optimiser.step()
+            if epoch == parameters["epochs"] - 1:
+                met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
+                scores.index_add_(0, cell[owner], met)
+
+    change = layout.flatten(dict(zip(names, trained, strict=True))) - start
+    model.requires_grad_(True)
+    return change, scores.numpy().reshape(-1, 2)
+
+
+def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image mirrored left-right and top-bottom, each with probability 1/2; x is (m, C, H, W)."""
+    coins = torch.rand((2, len(x)), generator=generator) < 0.5
+    x = torch.where(coins[0].view(-1, 1, 1, 1), x.flip(-1), x)
+    return torch.where(coins[1].view(-1, 1, 1, 1), x.flip(-2), x)
+
+
+def _mask_gradients(trained: list[nn.Parameter], factors: list[Tensor] | None, weight_decay: float) -> None:
+    for index, parameter in enumerate(trained):
+        if parameter.grad is None:
+            continue
+        if weight_decay:
+            parameter.grad.add_(parameter.detach(), alpha=weight_decay)
+        if factors is not None:
+            parameter.grad.mul_(factors[index])
+
+
+def _like(value: NDArray[np.floating], parameter: nn.Parameter) -> Tensor:
+    return torch.from_numpy(np.array(value)).to(parameter.device, parameter.dtype)
+
+
+def _rows_by_patient(split: Split) -> list[Tensor] | None:
+    """Rows of each patient; None where every patient has one row."""
+    if len(split.patient) == split.patients:
+        return None
+    counts = torch.bincount(split.patient, minlength=split.patients)
+    return list(torch.arange(len(split.patient)).split(counts.tolist()))

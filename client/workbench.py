@@ -1,0 +1,113 @@
+"""The site's network, loaded with the weights of the query at hand, and its scores.
+
+Networks are shared by all agents of a process and kept one per thread, since a network holds nothing between two
+queries: a thousand simulated sites need no more of them than there are workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from equipoise.client.cohort import Split
+from equipoise.common.canonical import digest_arrays
+from equipoise.common.errors import ModelError
+from equipoise.common.losses import cell_index
+from equipoise.common.models import load_factory, normalise
+from equipoise.common.study import Study
+
+SCORE_BATCH = 256
+_networks = threading.local()
+
+
+def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module:
+    """The study's network in eval mode with the given state dict, on the study's device.
+
+    Eval mode throughout: no dropout, so that what a site computes is a function of its patients, the query and named
+    public streams alone.
+
+    Raises:
+        ModelError: the state does not fit the network.
+    """
+    torch.set_num_threads(1)  # per thread; parallelism is over sites, and sums stay the same for any number of workers
+    spec = study.model
+    key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device)
+    kept: dict[object, nn.Module] = _networks.__dict__.setdefault("kept", {})
+    if key not in kept:
+        kept[key] = load_factory(spec.factory, spec.arguments).to(spec.device)
+    model = kept[key]
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(floating) == 1:
+        model.to(dtype=floating.pop())
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ModelError(f"weights do not fit {spec.factory}: {str(error).splitlines()[-1].strip()}") from None
+    return model.eval()
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """The floating type of the network's weights, in which it computes."""
+    return next(model.parameters()).dtype
+
+
+def rows_of(study: Study, model: nn.Module, split: Split, index: slice | Tensor) -> Tensor:
+    """The float inputs of some rows, as the network wants them."""
+    batch = normalise(study.inputs, split.inputs[index])
+    return batch.to(study.model.device, precision(model))
+
+
+def cells_of(study: Study, split: Split) -> Tensor:
+    """Cell (primary group x label) of each patient, (n,) int64."""
+    return cell_index(split.groups[study.primary.name], split.label)
+
+
+def row_logits(study: Study, model: nn.Module, split: Split) -> Tensor:
+    """Logit of each row, (m,), without gradients."""
+    with torch.no_grad():
+        parts = [
+            model(rows_of(study, model, split, slice(start, start + SCORE_BATCH)))
+            for start in range(0, len(split.patient), SCORE_BATCH)
+        ]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=precision(model))
+
+
+def patient_scores(study: Study, model: nn.Module, split: Split) -> NDArray[np.float64]:
+    """Logit of each patient's mean score over their rows, (n,) float64.
+
+    One evaluation unit is one patient: a patient with several images counts once.
+    """
+    logits = row_logits(study, model, split).to(torch.float64)
+    if len(logits) == split.patients:
+        return logits.numpy()
+    p = torch.sigmoid(logits)
+    sums = torch.zeros(split.patients, dtype=torch.float64).index_add_(0, split.patient, p)
+    mean = sums / torch.bincount(split.patient, minlength=split.patients)
+    return torch.logit(mean, eps=1e-12).numpy()
+
+
+class ScoreCache:
+    """The last scores of one site by model and split, since an evaluation asks for the same ones several times."""
+
+    def __init__(self, size: int = 32) -> None:
+        self._size = size
+        self._scores: OrderedDict[tuple[str, str], NDArray[np.float64]] = OrderedDict()
+
+    def scores(
+        self, study: Study, state: Mapping[str, NDArray[np.generic]], split: Split, split_name: str
+    ) -> NDArray[np.float64]:
+        """`patient_scores` of the model with this state, computed once."""
+        key = (digest_arrays(state), split_name)
+        if key not in self._scores:
+            self._scores[key] = patient_scores(study, network(study, state), split)
+            if len(self._scores) > self._size:
+                self._scores.popitem(last=False)
+        self._scores.move_to_end(key)
+        return self._scores[key]

@@ -1,0 +1,144 @@
+"""Strict YAML files: what a user writes is checked whole before anything runs.
+
+An unknown key, a wrong type or a value out of range ends in one line that names the file, the key, what was found and
+what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from equipoise.common.errors import StudyError
+
+
+class Strict(BaseModel):
+    """Base of every part of a study or site file: unknown keys are errors and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader which refuses a key written twice, where YAML silently keeps the last."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.MarkedYAMLError(problem=f"key {key!r} is written twice", problem_mark=node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        StudyError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read ({type(error).__name__})") from None
+    try:
+        value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise StudyError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
+    if not isinstance(value, dict):
+        raise StudyError(f"{path}: expected a mapping of keys, found {type(value).__name__}")
+    return value
+
+
+def validate(model: type[ModelT], value: Any, where: str) -> ModelT:
+    """`value` as an instance of `model`.
+
+    Raises:
+        StudyError: one line naming the first wrong key, what was found and what was expected.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise StudyError(f"{where}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a pydantic error, as one line for a person."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location) or "(top level)"
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(sorted(known))
+        return f"unknown key {key!r}; {hint}{more}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing{more}"
+    found = first.get("input")
+    shown = repr(found) if isinstance(found, str | int | float | bool) else type(found).__name__
+    return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Keys allowed at `path` below `model`; the path may pass through lists and unions."""
+    candidates: list[type[BaseModel]] = [model]
+    for part in path:
+        following: list[type[BaseModel]] = []
+        for candidate in candidates:
+            field = candidate.model_fields.get(part)
+            if field is not None:
+                following += _models_in(field.annotation)
+        # A list index or a union's tag is a part of the location without being a field.
+        candidates = following or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is Union or get_args(annotation):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def override(value: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """A copy of `value` with each `key.path=YAML` of `--set` applied; checked by the schema afterwards.
+
+    Raises:
+        StudyError: an assignment without `=`, or a path through something that is not a mapping.
+    """
+    result: dict[str, Any] = _copy(value)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise StudyError(f"--set {assignment}: expected key=value, as in method.beta=0.5")
+        *parents, last = path.strip().split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise StudyError(f"--set {assignment}: {parent!r} is not a mapping")
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise StudyError(f"--set {assignment}: the value is not valid YAML") from None
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return list(map(_copy, value)) if isinstance(value, list) else value

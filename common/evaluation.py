@@ -1,0 +1,141 @@
+"""What is measured before and after: integer tables summed over sites, for every model in the same way.
+
+Each model is scored at three operating points: `rule`, the declared rule applied to the model itself; `base_rate`, where
+it calls as many patients positive as the base model does (a collapsed or shifted model has no advantage there); and
+`base_threshold`, the base model's own threshold. Thresholds are fixed before any test patient is counted, except where a
+study asks for the median of the test scores (the synthetic benchmark's convention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.common import catalogue
+from equipoise.common.classifier import Classifier
+from equipoise.common.errors import DataError
+from equipoise.common.fairness.tables import Counts, Floats, hybrid_edges
+from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
+from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.study import Study
+
+BASE = "base"
+POINTS = ("rule", "base_rate", "base_threshold")
+ByAttribute = dict[str, NDArray[np.int64]]
+
+
+@dataclass
+class Measured:
+    """The tables of an evaluation.
+
+    Attributes:
+        edges: inner edges of the score bins, logits.
+        histograms: (model, split) -> attribute -> counts[g, y, bin].
+        thresholds: model -> logit threshold at each of POINTS.
+        pairs: (before, after) -> attribute -> counts[point, g, y, decision before, decision after].
+        placements: model -> attribute -> sums of placements against the base, (G + 1, 2, 5).
+    """
+
+    edges: Floats
+    histograms: dict[tuple[str, str], ByAttribute] = field(default_factory=dict)
+    thresholds: dict[str, Floats] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], ByAttribute] = field(default_factory=dict)
+    placements: dict[str, dict[str, Floats]] = field(default_factory=dict)
+
+    def choose_thresholds(self, study: Study, model: str) -> None:
+        """Fix the model's operating points from histograms that are there (the base model's come first)."""
+        primary = study.primary.name
+        rule, match = study.evaluation.threshold, study.evaluation.rate_match
+
+        def pooled(name: str, split: str) -> Counts:
+            return self.histograms[name, split][primary]
+
+        if parse_rule(rule.rule).needs_histogram:
+            own = choose_threshold(rule.rule, pooled(model, rule.source), self.edges)
+        else:
+            own = choose_threshold(rule.rule, np.zeros((1, 2, 1), dtype=np.int64), self.edges)
+        base = own if model == BASE else float(self.thresholds[BASE][0])
+        if match.rule != "base_rate":
+            matched = choose_threshold(match.rule, pooled(model, match.source), self.edges)
+        elif model == BASE:
+            matched = own
+        else:
+            matched = match_selection_rate(pooled(model, match.source), self.edges, pooled(BASE, match.source), base)
+        self.thresholds[model] = np.array([own, matched, base])
+
+
+def splits_needed(study: Study) -> list[str]:
+    """Splits whose histograms an evaluation needs."""
+    evaluation = study.evaluation
+    needed = {"test", evaluation.rate_match.source}
+    if parse_rule(evaluation.threshold.rule).needs_histogram:
+        needed.add(evaluation.threshold.source)
+    return sorted(needed, reverse=True)  # validation before test
+
+
+def comparisons(models: list[str], method: str | None) -> list[tuple[str, str]]:
+    """Pairs of models whose decisions are tabled together: each against the base, and the method against each control."""
+    others = [model for model in models if model != BASE]
+    against_base = [(BASE, model) for model in others]
+    return against_base + [(control, method) for control in others if method is not None and control != method]
+
+
+def plan(study: Study, models: list[str], method: str | None) -> list[Query]:
+    """Every query of an evaluation, in order."""
+    histograms = [catalogue.score_histogram(study, split, model) for split in splits_needed(study) for model in models]
+    tables = [
+        catalogue.decision_table(study, before, after, len(POINTS)) for before, after in comparisons(models, method)
+    ]
+    placements = [catalogue.placement_sums(study, BASE, model) for model in models if model != BASE]
+    return histograms + tables + placements
+
+
+def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None) -> Generator[Query, Sum, Measured]:
+    """Measure `models`, of which `base` is the first; `method` is compared with every control.
+
+    Raises:
+        DataError: there is no positive or no negative test patient anywhere, so nothing can be measured.
+    """
+    names = list(models)
+    measured = Measured(hybrid_edges(None, study.evaluation.bins))
+    edges: Arrays = {"edges": measured.edges}
+    for split in splits_needed(study):
+        for name in names:
+            query = catalogue.score_histogram(study, split, name)
+            total = yield query.with_inputs(**models[name].inputs(), edges=edges)
+            measured.histograms[name, split] = {a.name: total.count(a.name) for a in study.attributes}
+        _check_labels(study, measured.histograms[BASE, split][study.primary.name], split)
+    for name in names:
+        measured.choose_thresholds(study, name)
+    for before, after in comparisons(names, method):
+        thresholds = np.stack([measured.thresholds[before], measured.thresholds[after]], axis=1)
+        query = catalogue.decision_table(study, before, after, len(POINTS))
+        total = yield query.with_inputs(
+            **models[before].inputs("before"), **models[after].inputs("after"), thresholds={"thresholds": thresholds}
+        )
+        measured.pairs[before, after] = {a.name: total.count(a.name) for a in study.attributes}
+    for name in names[1:]:
+        pooled = {
+            f"{role}.{a.name}": measured.histograms[model, "test"][a.name]
+            for role, model in (("before", BASE), ("after", name))
+            for a in study.attributes
+        }
+        query = catalogue.placement_sums(study, BASE, name)
+        total = yield query.with_inputs(
+            **models[BASE].inputs("before"), **models[name].inputs("after"), edges=edges, histograms=pooled
+        )
+        measured.placements[name] = {a.name: total.value(a.name) for a in study.attributes}
+    return measured
+
+
+def _check_labels(study: Study, histogram: Counts, split: str) -> None:
+    negatives, positives = histogram.sum(axis=(0, 2))
+    if min(negatives, positives) == 0:
+        lacking = "positive" if positives == 0 else "negative"
+        raise DataError(
+            f"no {lacking} patient in the {split} split of any site (label column {study.label.column!r}, positive = "
+            f"{study.label.positive}); check label.positive against the manifests"
+        )

@@ -1,0 +1,104 @@
+"""An estimate: a number with its interval, or the reason why there is none.
+
+Precision rule (spec of the evaluation, section 4): fewer than ten patients in a denominator give no number; an interval
+wider than +-0.10 marks the number as imprecise.
+
+>>> Estimate.of("tpr", 0.75, 0.70, 0.80, n=400, method="wilson").status
+'ok'
+>>> Estimate.missing("tpr", "women: 3 positives, 10 needed", n=3).value is None
+True
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+MINIMUM_PATIENTS = 10
+LARGEST_HALF_WIDTH = 0.10
+LEVEL = 0.95
+
+Status = Literal["ok", "imprecise", "not_estimable"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number about one set of patients.
+
+    Attributes:
+        metric: exact metric name, e.g. `equalized_odds_difference`.
+        value, low, high: the estimate and its interval; all None where `status` is `not_estimable`.
+        n: patients in the denominator (in all compared denominators, for a gap).
+        status: `ok`; `imprecise`, half-width above 0.10; `not_estimable`.
+        reason: why there is no number or what it leaves out; empty if nothing is to be said.
+        level: confidence level of the interval.
+        method: how the interval was made.
+        group: the group that the number speaks of; None for all patients or a comparison of groups.
+        binning_bound: largest error that binning the scores can have caused; None where nothing was binned.
+    """
+
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    status: Status
+    reason: str = ""
+    level: float = LEVEL
+    method: str = ""
+    group: str | None = None
+    binning_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (self.value, self.low, self.high)
+        if self.status == "not_estimable":
+            if any(number is not None for number in numbers) or not self.reason:
+                raise ValueError(f"{self.metric}: not_estimable takes no number and needs a reason")
+        elif any(number is None or not math.isfinite(number) for number in numbers):
+            raise ValueError(f"{self.metric}: status {self.status} needs a finite value, low and high, got {numbers}")
+
+    @classmethod
+    def of(
+        cls,
+        metric: str,
+        value: float,
+        low: float,
+        high: float,
+        *,
+        n: int,
+        method: str,
+        level: float = LEVEL,
+        reason: str = "",
+        group: str | None = None,
+        binning_bound: float | None = None,
+    ) -> Estimate:
+        """A number with its interval; `status` follows from the interval's width."""
+        status: Status = "imprecise" if (high - low) / 2 > LARGEST_HALF_WIDTH else "ok"
+        return cls(
+            metric, float(value), float(low), float(high), n, status, reason, level, method, group, binning_bound
+        )
+
+    @classmethod
+    def missing(
+        cls,
+        metric: str,
+        reason: str,
+        *,
+        n: int,
+        level: float = LEVEL,
+        method: str = "",
+        group: str | None = None,
+        binning_bound: float | None = None,
+    ) -> Estimate:
+        """No number, and why."""
+        return cls(metric, None, None, None, n, "not_estimable", reason, level, method, group, binning_bound)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high), or None where nothing could be estimated."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values; None stays null."""
+        return asdict(self)

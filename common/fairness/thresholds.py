@@ -1,0 +1,150 @@
+"""The operating point: one threshold for all groups and sites, chosen by a declared rule before test data are read.
+
+Rules, on a pooled histogram (of the validation split) unless they name a number themselves:
+
+    fixed:p      score >= p, a probability such as 0.5
+    given:p      the same, for a threshold that the vendor or the clinic prescribes
+    youden       largest TPR - FPR
+    sens>=x      the largest threshold with a TPR of at least x
+    spec>=x      the smallest threshold with a TNR of at least x
+    median       half of the patients are positive
+    base_rate    as many patients are positive as under the base model at its own threshold
+
+Thresholds are logits. One that comes from a histogram is an edge of it, so that counts at it are exact. Where several
+edges do equally well (bins between them are empty), `youden`, `median` and `base_rate` take the middle one.
+
+>>> hist = np.array([[[4, 3, 1, 0], [0, 1, 2, 5]]])
+>>> choose_threshold("sens>=0.8", hist, np.array([-1.0, 0.0, 1.0]))
+0.0
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.common.errors import StudyError
+from equipoise.common.fairness.tables import Counts, Floats, counts_at, counts_at_every_edge
+
+_WITH_NUMBER = re.compile(r"(fixed:|given:|sens>=|spec>=)(.+)")
+_PLAIN = ("youden", "median", "base_rate")
+_ALLOWED = "fixed:0.5, given:t, youden, sens>=x, spec>=x, median, base_rate, with 0 < t, x < 1"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A parsed rule: its kind, and its number (as written, exact; 0 where the kind takes none)."""
+
+    kind: str
+    value: Fraction = Fraction(0)
+
+    @property
+    def needs_histogram(self) -> bool:
+        """False where the rule names the threshold itself."""
+        return self.kind not in ("fixed", "given")
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule that `text` names.
+
+    Raises:
+        StudyError: unknown rule, or a number outside (0, 1).
+    """
+    if text in _PLAIN:
+        return Rule(text)
+    match = _WITH_NUMBER.fullmatch(text.replace(" ", ""))
+    if match:
+        try:
+            value = Fraction(match[2])
+        except (ValueError, ZeroDivisionError):
+            value = Fraction(0)
+        if 0 < value < 1:
+            return Rule(match[1].rstrip(":>="), value)
+    raise StudyError(f"threshold.rule={text!r}: unknown rule; write one of {_ALLOWED}")
+
+
+def choose_threshold(rule: str, hist: Counts, edges: Floats, *, base_rate: Fraction | None = None) -> float:
+    """The threshold, a logit, that `rule` gives on a pooled histogram.
+
+    Args:
+        rule: see the module's text.
+        hist: (G + 1, 2, B) patients; all groups together, `unknown` included, make the choice.
+        edges: (B - 1,) inner edges of the bins.
+        base_rate: for the rule `base_rate`, the base model's share of positive decisions (`selection_rate_at`).
+
+    Raises:
+        StudyError: unknown rule; no patients of a class that the rule needs; no edge reaches the wanted rate.
+    """
+    parsed = parse_rule(rule)
+    if not parsed.needs_histogram:
+        return _logit(parsed.value)
+    return float(edges[_choose_edge(parsed, rule, hist, base_rate)])
+
+
+def _choose_edge(parsed: Rule, rule: str, hist: Counts, base_rate: Fraction | None) -> int:
+    counts = counts_at_every_edge(hist).sum(axis=1)  # (edge, y, decision)
+    negatives, positives = (int(n) for n in hist.sum(axis=(0, 2)))
+    lacking = {
+        "positive patients": parsed.kind in ("youden", "sens") and positives == 0,
+        "negative patients": parsed.kind in ("youden", "spec") and negatives == 0,
+        "patients": positives + negatives == 0,
+    }
+    for what, absent in lacking.items():
+        if absent:
+            raise StudyError(f"threshold.rule={rule}: the split it is chosen on has no {what}; choose another split")
+    if parsed.kind == "youden":
+        return _middle(counts[:, 1, 1] * negatives - counts[:, 0, 1] * positives)
+    if parsed.kind in ("sens", "spec"):
+        n = positives if parsed.kind == "sens" else negatives
+        right = counts[:, 1, 1] if parsed.kind == "sens" else counts[:, 0, 0]
+        reached = np.flatnonzero(right >= math.ceil(parsed.value * n))
+        if reached.size == 0:
+            raise StudyError(f"threshold.rule={rule}: no edge of the histogram reaches it; widen the edges")
+        return int(reached[-1] if parsed.kind == "sens" else reached[0])
+    target = Fraction(1, 2) if parsed.kind == "median" else base_rate
+    if target is None:
+        raise StudyError(f"threshold.rule={rule}: it needs the base model's selection rate, and none is known")
+    # Exact in integers: |selected / n - a / b| is smallest where |selected * b - a * n| is.
+    selected = counts[:, :, 1].sum(axis=1)
+    return _middle(-np.abs(selected * target.denominator - target.numerator * (positives + negatives)))
+
+
+def selection_rate_at(hist: Counts, edges: Floats, threshold: float) -> Fraction:
+    """Share of positive decisions over all patients; exact where the threshold is an edge.
+
+    For any other threshold (rules `fixed` and `given`) the nearest edge stands in.
+    """
+    counts = counts_at(hist, nearest_edge(edges, threshold))
+    total = int(counts.sum())
+    if total == 0:
+        raise StudyError("threshold: the split it is chosen on has no patients; choose another split")
+    return Fraction(int(counts[:, :, 1].sum()), total)
+
+
+def match_selection_rate(hist: Counts, edges: Floats, base_hist: Counts, base_threshold: float) -> float:
+    """The threshold at which a model calls as many patients positive as the base model does at its own.
+
+    At equal selection rates a collapsed or shifted model has no advantage.
+    """
+    rate = selection_rate_at(base_hist, edges, base_threshold)
+    return choose_threshold("base_rate", hist, edges, base_rate=rate)
+
+
+def nearest_edge(edges: Floats, threshold: float) -> int:
+    """Index of the edge nearest to a threshold (the lower of two)."""
+    return int(np.argmin(np.abs(edges - threshold)))
+
+
+def _middle(values: NDArray[np.int64]) -> int:
+    """The middle one of the indices with the largest value (the lower of two middles)."""
+    best = np.flatnonzero(values == values.max())
+    return int(best[(best.size - 1) // 2])
+
+
+def _logit(probability: Fraction) -> float:
+    return math.log(probability.numerator / (probability.denominator - probability.numerator))

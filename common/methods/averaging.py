@@ -1,0 +1,104 @@
+"""The two kinds of rounds that trained methods share: federated averaging, and full-gradient steps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from equipoise.common import catalogue
+from equipoise.common.cells import Cells
+from equipoise.common.classifier import Classifier
+from equipoise.common.config import Strict
+from equipoise.common.layout import Layout
+from equipoise.common.mask import SoftMask
+from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.study import Study
+
+
+class LocalSteps(Strict):
+    """How a site trains between two averages."""
+
+    lr: float = Field(default=3e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    local_epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=64, ge=1)
+    flips: bool = False
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Weights of a patient's losses by cell, (G + 1, 2) each."""
+
+    task: Cells
+    bias: Cells
+
+    def arrays(self) -> Arrays:
+        """As an input bundle."""
+        return {"task": self.task, "bias": self.bias}
+
+
+def training_query(study: Study, layout: Layout, phase: str, steps: LocalSteps, beta: float, round_: int) -> Query:
+    """One round of local epochs, planned."""
+    return catalogue.local_training(
+        study,
+        layout,
+        phase,
+        {
+            "beta": beta,
+            "lr": steps.lr,
+            "momentum": steps.momentum,
+            "weight_decay": steps.weight_decay,
+            "epochs": steps.local_epochs,
+            "batch": steps.batch,
+            "flips": steps.flips,
+            "round": round_,
+        },
+    )
+
+
+def averaged_round(
+    study: Study, model: Classifier, query: Query, layout: Layout, mask: SoftMask | None, weighting: Weighting
+) -> Generator[Query, Sum, tuple[Classifier, Cells]]:
+    """One federated-averaging round: the classifier moved by the sites' mean change, and their sums of scores.
+
+    Sites that dropped out are left out of the mean by their declared shares, which are public.
+    """
+    inputs: dict[str, Arrays] = {**model.inputs(), "weights": weighting.arrays()}
+    if mask is not None:
+        inputs["mask"] = {name: mask.values[name].astype(np.float32) for name in layout.shapes}
+    total = yield query.with_inputs(**inputs)
+    present = attendance(study, total.cohort)
+    return model.moved(layout, total.value("change") / present), total.value("scores") / present
+
+
+def gradient_round(
+    model: Classifier, query: Query, weighting: Weighting
+) -> Generator[Query, Sum, tuple[NDArray[np.float64], Cells]]:
+    """The gradient of the global loss summed over all patients, (layout.size,), and their sums of scores."""
+    total = yield query.with_inputs(**model.inputs(), weights=weighting.arrays())
+    return total.value("gradient"), total.value("scores")
+
+
+def attendance(study: Study, cohort: tuple[str, ...]) -> float:
+    """Declared share of the patients at the sites that answered, in (0, 1]."""
+    declared = study.sites.declared_patients
+    return sum(declared[site] for site in cohort) / catalogue.declared_total(study)
+
+
+@dataclass
+class Momentum:
+    """Heavy-ball descent on the server, with a mask on the update."""
+
+    lr: float
+    momentum: float
+    velocity: NDArray[np.float64]
+
+    def step(self, gradient: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The change of the flat parameters; a masked coordinate gathers no velocity either."""
+        self.velocity = self.momentum * self.velocity + gradient * mask
+        return -self.lr * self.velocity

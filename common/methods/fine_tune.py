@@ -1,0 +1,93 @@
+"""Fine-tuning by the task loss alone: the controls that any debiasing has to beat.
+
+`loss: plain` weighs every patient alike (more data, no fairness term); `classes` balances the labels; `cells` balances
+group x label. `part: head` trains the last layer only. Rounds are federated averages (McMahan et al. 2017, FedAvg) or
+full-gradient steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from equipoise.common import catalogue
+from equipoise.common.cells import task_weights
+from equipoise.common.classifier import Classifier
+from equipoise.common.config import validate
+from equipoise.common.layout import Layout
+from equipoise.common.methods.averaging import (
+    LocalSteps,
+    Momentum,
+    Weighting,
+    averaged_round,
+    gradient_round,
+    training_query,
+)
+from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.query import Query
+from equipoise.common.study import Study
+
+
+class FineTune(LocalSteps):
+    """Parameters of plain and balanced fine-tuning."""
+
+    loss: Literal["plain", "classes", "cells"] = "cells"
+    part: Literal["whole", "head"] = "whole"
+    weight_cap: float = Field(default=4.0, gt=0)
+    step: Literal["fedavg", "full_gradient"] = "fedavg"
+    rounds: int = Field(default=5, ge=1)
+
+
+def parameters_of(study: Study) -> FineTune:
+    """The study's method keys, checked."""
+    return validate(FineTune, study.method.parameters, "method")
+
+
+def plan(study: Study, model: Classifier) -> list[Query]:
+    """Every query of a run, in order."""
+    p = parameters_of(study)
+    layout = model.layout(p.part)
+    return [catalogue.cell_statistics(study), *(_round_query(study, layout, p, r) for r in range(p.rounds))]
+
+
+def run(study: Study, model: Classifier) -> Steps:
+    """Cell counts, then rounds."""
+    p = parameters_of(study)
+    cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
+    counts = cells.value("patients")
+    balance: Any = "none" if p.loss == "plain" else p.loss
+    weighting = Weighting(task_weights(counts, balance, p.weight_cap), np.zeros_like(counts))
+    layout = model.layout(p.part)
+    momentum = Momentum(p.lr, p.momentum, np.zeros(layout.size))
+    for round_ in range(p.rounds):
+        query = _round_query(study, layout, p, round_)
+        if p.step == "fedavg":
+            model, _ = yield from averaged_round(study, model, query, layout, None, weighting)
+        else:
+            gradient, _ = yield from gradient_round(model, query, weighting)
+            model = model.moved(layout, momentum.step(gradient / counts.sum(), np.ones(layout.size)))
+    return Outcome(model)
+
+
+def _round_query(study: Study, layout: Layout, p: FineTune, round_: int) -> Query:
+    if p.step == "full_gradient":
+        return catalogue.gradient_sum(study, layout, p.part, 1.0)
+    return training_query(study, layout, p.part, p, 1.0, round_)
+
+
+METHOD = Method(
+    name="fine_tune",
+    title="plain, class-balanced or cell-balanced fine-tuning of the whole model or its head, by federated averaging",
+    paper="FedAvg: McMahan et al., AISTATS 2017",
+    travels="cell counts, one change of the trained tensors a round",
+    parameters=FineTune,
+    plan=plan,
+    run=run,
+    controls={
+        "plain": lambda study: study.with_method("fine_tune", **{**study.method.parameters, "loss": "plain"}),
+        "balanced": lambda study: study.with_method("fine_tune", **{**study.method.parameters, "loss": "cells"}),
+        "head": lambda study: study.with_method("fine_tune", **{**study.method.parameters, "part": "head"}),
+    },
+)

@@ -1,0 +1,52 @@
+"""What a method is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from equipoise.common.classifier import Classifier
+from equipoise.common.config import Strict
+from equipoise.common.query import Query, Sum
+from equipoise.common.study import Study
+
+Steps = Generator[Query, Sum, "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method ends with: the classifier and what the report shows of how it came about.
+
+    Attributes:
+        classifier: the result.
+        notes: JSON values, such as the mask by tensor; functions of released sums only.
+    """
+
+    classifier: Classifier
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's entry in the registry.
+
+    Attributes:
+        name: as in a study file.
+        title: one line for `equipoise methods`.
+        paper: where it comes from.
+        travels: what a hospital sends, in words.
+        parameters: the class that checks the study's method keys.
+        plan: every query the method may ask, in order; what it asks must be a subsequence of this.
+        run: the generator.
+        controls: control name -> the study in which that control takes the method's place.
+    """
+
+    name: str
+    title: str
+    paper: str
+    travels: str
+    parameters: type[Strict]
+    plan: Callable[[Study, Classifier], list[Query]]
+    run: Callable[[Study, Classifier], Steps]
+    controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)

@@ -1,0 +1,160 @@
+"""A query: what the server may ask of a site, declared before anything is read.
+
+A query has a public part (name, split, parameters and the blocks that come back), which is in the plan that a site
+approves, and inputs: arrays made from earlier releases (the model, the mask, the weights), named by their digests. A
+method's `plan(study)` lists public parts; at run time the method adds the inputs and yields the query.
+
+Kinds (design, section 1): `patient_sum`, a sum over a site's patients of vectors of bounded norm; `site_update`, a site's
+weighted update after several local steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.common.canonical import digest_arrays, digest_json
+from equipoise.common.lattice import Lattice
+
+Arrays = Mapping[str, NDArray[Any]]
+Kind = Literal["patient_sum", "site_update"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One array of a contribution, on a lattice of its own.
+
+    Attributes:
+        shape: shape of the array.
+        patient_l2: L2 bound of one patient's contribution (of the site's, for a site update).
+        site_bound: largest absolute value that a whole site may send in one coordinate.
+        step: lattice step, a power of two.
+    """
+
+    shape: tuple[int, ...]
+    patient_l2: float
+    site_bound: float
+    step: float
+
+    @classmethod
+    def counts(cls, shape: tuple[int, ...], per_patient: int = 1) -> Block:
+        """Counts of patients, each of whom adds 1 to `per_patient` cells."""
+        return cls(shape, float(per_patient) ** 0.5, float(2**40), 1.0)
+
+    @classmethod
+    def real(cls, shape: tuple[int, ...], patient_l2: float, patients: int) -> Block:
+        """Real numbers; `patients` is the declared number over all sites, which fixes the finest safe lattice."""
+        # A site may turn out larger than declared: leave a factor of 16 before the lattice would overflow.
+        room = 16 * max(patients, 1)
+        return cls(shape, patient_l2, patient_l2 * room, Lattice.for_bound(patient_l2, room).step)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The lattice of the block."""
+        return Lattice(self.step)
+
+
+@dataclass(frozen=True)
+class Query:
+    """See the module's text; equality and digests cover everything but where the arrays lie in memory."""
+
+    name: str
+    kind: Kind
+    split: Literal["train", "validation", "test"]
+    phase: str  # what the progress display and the plan call it
+    parameters: Mapping[str, Any]
+    blocks: Mapping[str, Block]
+    inputs: Mapping[str, Arrays] = field(default_factory=dict)
+    version: int = 1
+
+    def with_inputs(self, **inputs: Arrays) -> Query:
+        """The planned query with its arrays, ready to be asked."""
+        return replace(self, inputs=inputs)
+
+    @cached_property
+    def public(self) -> dict[str, Any]:
+        """The part that a plan lists, as canonical JSON values."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "kind": self.kind,
+            "split": self.split,
+            "phase": self.phase,
+            "parameters": dict(self.parameters),
+            "blocks": {
+                name: {
+                    "shape": list(block.shape),
+                    "patient_l2": block.patient_l2,
+                    "site_bound": block.site_bound,
+                    "step": block.step,
+                }
+                for name, block in self.blocks.items()
+            },
+            "mechanism": "none",
+        }
+
+    @cached_property
+    def input_digests(self) -> dict[str, str]:
+        """Digest of each input bundle."""
+        return {role: digest_arrays(arrays) for role, arrays in self.inputs.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the public part and of the inputs' digests."""
+        return digest_json({"public": self.public, "inputs": self.input_digests})
+
+    @staticmethod
+    def from_public(public: Mapping[str, Any], inputs: Mapping[str, Arrays]) -> Query:
+        """The query that `public` describes (as received by a site)."""
+        blocks = {
+            name: Block(tuple(row["shape"]), row["patient_l2"], row["site_bound"], row["step"])
+            for name, row in public["blocks"].items()
+        }
+        return Query(
+            name=public["name"],
+            kind=public["kind"],
+            split=public["split"],
+            phase=public["phase"],
+            parameters=public["parameters"],
+            blocks=blocks,
+            inputs=inputs,
+            version=public["version"],
+        )
+
+    def encode(self, values: Arrays) -> dict[str, NDArray[np.int64]]:
+        """A site's contribution on the lattice of each block.
+
+        Raises:
+            ValueError: a block is missing or has another shape than declared.
+            RefusedError: a value is not finite or beyond its bound.
+        """
+        if set(values) != set(self.blocks):
+            raise ValueError(f"{self.name}: blocks {sorted(values)}, expected {sorted(self.blocks)}")
+        points = {}
+        for name, block in self.blocks.items():
+            if values[name].shape != block.shape:
+                raise ValueError(f"{self.name}.{name}: shape {values[name].shape}, expected {block.shape}")
+            points[name] = block.lattice.encode(values[name], block.site_bound)
+        return points
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A completed release: the exact sum over the sites that answered."""
+
+    query: Query
+    cohort: tuple[str, ...]
+    points: Mapping[str, NDArray[np.int64]]
+
+    def value(self, block: str) -> NDArray[np.float64]:
+        """The sum of `block` in its unit, float64."""
+        return self.query.blocks[block].lattice.decode(self.points[block])
+
+    def count(self, block: str) -> NDArray[np.int64]:
+        """The sum of a block of counts, int64."""
+        return self.points[block]

@@ -1,0 +1,100 @@
+"""The site file: what a hospital decides for itself. It is never sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from equipoise.common.config import Strict, read_yaml, validate
+
+
+class FractionSplits(Strict):
+    """Shares of the patients, chosen by a keyed hash of the patient, fixed for life."""
+
+    train: Annotated[float, Field(ge=0, le=1)]
+    validation: Annotated[float, Field(ge=0, le=1)]
+    test: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            raise ValueError("the shares must sum to 1")
+        return self
+
+
+class ColumnSplits(Strict):
+    """A manifest column that names each patient's split: train, validation or test."""
+
+    column: str
+
+
+class SiteData(Strict):
+    """Where the cohort lies and how its columns are called."""
+
+    manifest: str
+    images: str | None = None
+    image_column: str = "image"
+    patient: str = "patient"
+    columns: dict[str, str] = {}
+    splits: FractionSplits | ColumnSplits = FractionSplits(train=0.6, validation=0.2, test=0.2)
+    split_key: str = Field(default="", pattern="^([0-9a-f]{2})*$")
+    synthetic: bool = False
+
+    @model_validator(mode="after")
+    def _keyed(self) -> Self:
+        if isinstance(self.splits, FractionSplits) and len(self.split_key) < 32:
+            raise ValueError(
+                "splits by shares need `split_key`, at least 32 hexadecimal digits "
+                "(`python -c 'import secrets; print(secrets.token_hex(32))'`)"
+            )
+        return self
+
+
+class Caps(Strict):
+    """What the hospital lets anyone ask."""
+
+    cohort_minimum: int = Field(default=50, ge=1)
+    methods: list[str] | str = "all"
+    queries: list[str] | str = "all"
+    models: list[str] = ["equipoise.common.models:*"]
+
+
+class Site(Strict):
+    """A hospital's own file; see the module's text."""
+
+    site: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    data: SiteData
+    coding: dict[str, dict[str, str]] = {}
+    caps: Caps = Caps()
+    allow_none: list[str] = []
+
+    @field_validator("coding", mode="before")
+    @classmethod
+    def _as_strings(cls, value: Any) -> Any:
+        """YAML reads 1, true and M alike as they look; a manifest's values are compared as text."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            column: {_text(key): str(level) for key, level in mapping.items()} if isinstance(mapping, dict) else mapping
+            for column, mapping in value.items()
+        }
+
+
+def _text(key: object) -> str:
+    return "" if key is None else str(key)
+
+
+def load_site(path: Path) -> Site:
+    """Read and check a site file; its paths become absolute, relative to the file.
+
+    Raises:
+        StudyError: a key, a type or a value is wrong.
+    """
+    site = validate(Site, read_yaml(path), str(path))
+    folder = path.parent
+    resolved = {"manifest": str((folder / site.data.manifest).resolve())}
+    if site.data.images is not None:
+        resolved["images"] = str((folder / site.data.images).resolve())
+    return site.model_copy(update={"data": site.data.model_copy(update=resolved)})

@@ -1,0 +1,321 @@
+"""The study: everything a coordinator declares before a hospital is asked for anything.
+
+A study is a YAML file (configs/ has studies that run as they are). It is checked whole, rendered with its defaults, and
+its hash is what a hospital approves. Paths in it are relative to the file and stay at the coordinator; the hash covers
+the digests of what they name.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from equipoise.common.canonical import digest_json, sha256
+from equipoise.common.config import Strict, override, read_yaml, validate
+from equipoise.common.errors import ModelError, StudyError
+
+UNKNOWN = "unknown"
+Scalar = bool | int | float | str
+
+
+class Weights(Strict):
+    """A safetensors file of model weights."""
+
+    path: str
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+
+class ModelSpec(Strict):
+    """The vendor's classifier: a factory `module:function`, its weights, and the prefix of its head."""
+
+    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    arguments: dict[str, Scalar] = {}
+    weights: Weights | None = None  # None only where a simulation pretrains the vendor's model
+    head: str = Field(default="head.", min_length=1)
+    device: str = "cpu"
+
+
+class Label(Strict):
+    """The label column; values in `positive` are the disease, every other value is not."""
+
+    column: str
+    positive: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_strings(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "positive" in value:
+            given = value["positive"]
+            items = given if isinstance(given, list) else [given]
+            return {**value, "positive": [str(item) for item in items]}
+        return value
+
+
+class Attribute(Strict):
+    """A sensitive attribute: declared levels, or a number cut at declared points (left-closed)."""
+
+    name: str
+    kind: Literal["levels", "cut"] = "levels"
+    column: str
+    levels: list[str] | None = None
+    cuts: list[float] | None = None
+    primary: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_defaults_to_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" in value:
+            return {"column": value["name"], **value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.kind == "levels" and (not self.levels or self.cuts is not None):
+            raise ValueError("kind 'levels' needs `levels` and no `cuts`")
+        if self.kind == "cut" and (not self.cuts or self.levels is not None):
+            raise ValueError("kind 'cut' needs `cuts` and no `levels`")
+        if self.cuts is not None and sorted(set(self.cuts)) != self.cuts:
+            raise ValueError("cuts must increase")
+        if len(self.groups) < 2 or len(set(self.groups)) != len(self.groups):
+            raise ValueError("an attribute needs at least two different levels")
+        if UNKNOWN in self.groups:
+            raise ValueError(f"{UNKNOWN!r} is a level of every attribute already")
+        return self
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the levels, in order, without `unknown` (which is always the last index)."""
+        if self.levels is not None:
+            return tuple(self.levels)
+        cuts = [f"{cut:g}" for cut in self.cuts or []]
+        inner = [f"{low}-<{high}" for low, high in pairwise(cuts)]
+        return (f"<{cuts[0]}", *inner, f">={cuts[-1]}")
+
+
+class ImageInputs(Strict):
+    """Square colour images; the model sees (u / 255 - mean) / std."""
+
+    kind: Literal["image"] = "image"
+    size: int = Field(ge=8, le=1024)
+    channels: Literal[3] = 3
+    mean: float = 0.5
+    std: float = Field(default=0.25, gt=0)
+
+
+class Feature(Strict):
+    """A table column: clipped to its declared range and scaled to [-1, 1]; missing becomes 0 with its flag set."""
+
+    name: str
+    range: tuple[float, float]
+    missing: list[float] = []
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if not self.range[0] < self.range[1]:
+            raise ValueError("range must be [low, high] with low < high")
+        return self
+
+
+class TableInputs(Strict):
+    """Table columns in a declared order; the model sees the scaled values, then the missing flags."""
+
+    kind: Literal["table"] = "table"
+    features: list[Feature] = Field(min_length=1)
+
+
+class MethodSpec(Strict):
+    """A method by name; its own parameters are checked by its file (`equipoise.common.methods`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    controls: list[str] = []
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys that belong to the method itself."""
+        return dict(self.model_extra or {})
+
+
+class Privacy(Strict):
+    """How a release is protected. `none` is for simulations and data that a site declares synthetic."""
+
+    mode: Literal["none"] = "none"
+
+
+class Threshold(Strict):
+    """The rule of the operating point and the split that it is chosen on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    rule: str = "sens>=0.9"
+    source: Literal["validation", "test"] = Field(default="validation", alias="from")
+
+
+class Gates(Strict):
+    """Bounds declared before the run; each is judged with its interval."""
+
+    gap_change: Literal["excludes_0"] = "excludes_0"
+    worst_group_auc_loss: float = Field(default=0.01, ge=0)
+    balanced_accuracy: float | str = "base-0.02"
+
+    @model_validator(mode="after")
+    def _floor(self) -> Self:
+        if isinstance(self.balanced_accuracy, str):
+            head, dash, margin = self.balanced_accuracy.partition("-")
+            try:
+                good = head == "base" and (not dash or float(margin) >= 0)
+            except ValueError:
+                good = False
+            if not good:
+                raise ValueError("balanced_accuracy must be a number or 'base-0.02'")
+        return self
+
+
+class Evaluation(Strict):
+    """What is measured before and after, and what a result must hold to."""
+
+    threshold: Threshold = Threshold()
+    rate_match: Threshold = Threshold.model_validate({"rule": "base_rate", "from": "validation"})
+    primary: Literal["equalized_odds_difference", "equalized_odds_mean"] = "equalized_odds_difference"
+    margin: float = Field(default=0.05, gt=0, lt=1)
+    bins: int = Field(default=1024, ge=8, le=4096)
+    gates: Gates = Gates()
+
+
+class Sites(Strict):
+    """Who takes part: public figures that fix weights and batch sizes before any data is read."""
+
+    minimum: int = Field(default=3, ge=1)
+    quorum: float = Field(default=0.8, gt=0, le=1)
+    deadline_s: float = Field(default=600.0, gt=0)
+    declared_patients: dict[str, Annotated[int, Field(ge=0)]] = {}
+
+
+class SyntheticHospitals(Strict):
+    """The synthetic dermoscopy benchmark (simulations/synthetic.py)."""
+
+    kind: Literal["synthetic"]
+    bench: Literal["A", "B", "C"] = "A"
+    count: int = Field(default=6, ge=1, le=1000)
+    patients: int = Field(default=300, ge=1)
+    validation: int = Field(default=100, ge=0)
+    test: int = Field(default=1600, ge=4)
+
+
+class PublicHospitals(Strict):
+    """Public data read from the folder that EQUIPOISE_DATA names (simulations/public.py)."""
+
+    kind: Literal["heart", "ham10000"]
+
+
+class FolderHospitals(Strict):
+    """One folder per hospital, each with a site.yaml, below `path`."""
+
+    kind: Literal["folders"]
+    path: str
+
+
+class Recipe(Strict):
+    """How a simulation trains the vendor's model when the study names no weights."""
+
+    epochs: int = Field(default=8, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    batch: int = Field(default=64, ge=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+
+
+class Simulation(Strict):
+    """Hospitals on one machine; not part of the study's hash, since a deployment has none."""
+
+    hospitals: Annotated[SyntheticHospitals | PublicHospitals | FolderHospitals, Field(discriminator="kind")]
+    pretrain: Recipe = Recipe()
+    workers: int = Field(default=2, ge=1, le=64)
+
+
+class Study(Strict):
+    """A configured experiment; see the module's text."""
+
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    seed: int = Field(default=0, ge=0, lt=2**31)  # public: shuffles and permutations, never noise
+    model: ModelSpec
+    inputs: Annotated[ImageInputs | TableInputs, Field(discriminator="kind")]
+    label: Label
+    attributes: list[Attribute] = Field(min_length=1)
+    method: MethodSpec
+    privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
+    sites: Sites = Sites()
+    simulation: Simulation | None = None
+
+    @model_validator(mode="after")
+    def _one_primary(self) -> Self:
+        names = [attribute.name for attribute in self.attributes]
+        if len(set(names)) != len(names):
+            raise ValueError("attributes must have different names")
+        if sum(attribute.primary for attribute in self.attributes) != 1:
+            raise ValueError("exactly one of `attributes` must have `primary: true`")
+        return self
+
+    @property
+    def primary(self) -> Attribute:
+        """The attribute that the method acts on and the gates judge."""
+        return next(attribute for attribute in self.attributes if attribute.primary)
+
+    def attribute(self, name: str) -> Attribute:
+        """The declared attribute called `name`."""
+        return next(attribute for attribute in self.attributes if attribute.name == name)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the rendered study without its simulation part: what a site approves."""
+        rendered = self.model_dump(mode="json", by_alias=True, exclude={"simulation"})
+        if rendered["model"]["weights"] is not None:
+            # The path is the coordinator's own; the digest of what it names is the contract.
+            rendered["model"]["weights"].pop("path")
+        return digest_json(rendered)
+
+    def with_method(self, name: str, **parameters: Any) -> Study:
+        """The same study under another method, without controls."""
+        method = MethodSpec.model_validate({"name": name, **parameters})
+        return self.model_copy(update={"method": method})
+
+
+def load_study(path: Path, assignments: list[str] | None = None) -> Study:
+    """Read, override (`--set key=value`) and check a study; resolve and digest its weights.
+
+    Raises:
+        StudyError: a key, a type or a value is wrong.
+        ModelError: the weights are missing or differ from their declared digest.
+    """
+    study = validate(Study, override(read_yaml(path), assignments or []), str(path))
+    if study.model.weights is None:
+        if study.simulation is None:
+            raise StudyError(f"{path}: model.weights is missing; name a safetensors file")
+        return study
+    return pin_weights(study, path.parent)
+
+
+def pin_weights(study: Study, folder: Path) -> Study:
+    """The study with its weights' absolute path and digest filled in."""
+    weights = study.model.weights
+    if weights is None:
+        raise StudyError("model.weights is missing; name a safetensors file")
+    file = (folder / weights.path).resolve()
+    try:
+        digest = sha256(file.read_bytes())
+    except OSError:
+        raise ModelError(
+            f"model.weights.path={weights.path}: no readable file at {file}; "
+            "`equipoise pretrain` makes one, or name the vendor's"
+        ) from None
+    if weights.sha256 not in (None, digest):
+        raise ModelError(
+            f"model.weights.sha256: {file} has digest {digest}, the study declares "
+            f"{weights.sha256}; use the declared file or correct the digest"
+        )
+    pinned = Weights(path=str(file), sha256=digest)
+    return study.model_copy(update={"model": study.model.model_copy(update={"weights": pinned})})

@@ -1,0 +1,1 @@
+"""The coordinator: the engine that drives a method, the transcript of released sums, and the report."""

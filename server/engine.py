@@ -1,0 +1,151 @@
+"""The engine: drives a method's generator over the sites.
+
+It owns what no method should care about: the plan as an upper bound, replay of what is in the transcript already,
+quorum and deadlines, and what a run reports as it goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from equipoise.common.errors import TranscriptError
+from equipoise.common.query import Query, Sum
+from equipoise.common.study import Study
+from equipoise.server.release import Delivered, PlainRelease
+from equipoise.server.transcript import Transcript
+from equipoise.server.transport import Transport
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a completed release took.
+
+    Attributes:
+        query: what was asked.
+        number: its place in the run.
+        cohort: sites that answered.
+        seconds: wall time; 0 where replayed.
+        bytes_down, bytes_up: bytes of the messages by site; empty where replayed.
+        replayed: it was in the transcript already.
+    """
+
+    query: Query
+    number: int
+    cohort: tuple[str, ...]
+    seconds: float
+    bytes_down: dict[str, int]
+    bytes_up: dict[str, int]
+    replayed: bool
+
+
+class Watcher(Protocol):
+    """Looks on without effect on the result: progress, rounds.jsonl, trackers."""
+
+    def began(self, run: str, query: Query, number: int, planned: int, sites: Sequence[str]) -> None:
+        """A release begins."""
+
+    def answered(self, site: str) -> None:
+        """A site's reply came."""
+
+    def finished(self, run: str, release: Finished) -> None:
+        """A release is complete."""
+
+
+class Engine:
+    """Runs generators of queries against one set of sites.
+
+    Args:
+        study: the study, checked.
+        transport: the line to connected sites; None to replay only (`equipoise verify`).
+        watchers: lookers-on.
+    """
+
+    def __init__(self, study: Study, transport: Transport | None, watchers: Sequence[Watcher] = ()) -> None:
+        self._study = study
+        self._transport = transport
+        self._watchers = watchers
+        self._delivered = Delivered()
+
+    def under(self, study: Study) -> None:
+        """Ask what follows under `study` (a control's study differs from the method's)."""
+        self._study = study
+
+    def drive(self, steps: Generator[Query, Sum, ResultT], plan: Sequence[Query], transcript: Transcript) -> ResultT:
+        """Run `steps` to its result; every query must stand in `plan`, in order.
+
+        Raises:
+            TranscriptError: a query outside the plan, or a transcript that does not fit the run.
+            QuorumError: too few sites answered.
+            StorageError: a sum could not be stored.
+        """
+        place = 0
+        number = 0
+        try:
+            query = next(steps)
+            while True:
+                place = _advance(plan, place, query)
+                total = transcript.replay(number, query)
+                if total is None:
+                    total = self._ask(query, number, len(plan), transcript)
+                else:
+                    self._tell(transcript.run, Finished(query, number, total.cohort, 0.0, {}, {}, replayed=True))
+                number += 1
+                query = steps.send(total)
+        except StopIteration as end:
+            if number < len(transcript.rows):
+                raise TranscriptError(
+                    f"{transcript.folder}: holds {len(transcript.rows)} releases, the run asks for {number}; "
+                    "the study or the code changed; start a new run"
+                ) from None
+            result: ResultT = end.value
+            return result
+
+    def _ask(self, query: Query, number: int, planned: int, transcript: Transcript) -> Sum:
+        if self._transport is None:
+            raise TranscriptError(
+                f"{transcript.folder}: release {number} ({query.name}) is missing; the transcript is truncated, or the "
+                "run did not end: resume it"
+            )
+        sites = list(self._transport.nodes)
+        for watcher in self._watchers:
+            watcher.began(transcript.run, query, number, planned, sites)
+        started = time.monotonic()
+        release = PlainRelease(self._study, query, transcript.run, number, transcript.head, sites, self._delivered)
+        down: dict[str, int] = dict.fromkeys(sites, 0)
+        up: dict[str, int] = dict.fromkeys(sites, 0)
+        while True:
+            for reply in self._transport.ask(release.requests(), self._study.sites.deadline_s):
+                release.receive(reply.site, reply.payload, reply.code)
+                down[reply.site] += reply.bytes_down
+                up[reply.site] += reply.bytes_up
+                for watcher in self._watchers:
+                    watcher.answered(reply.site)
+            if release.advance():
+                break
+        total = release.total()
+        transcript.append(total)
+        self._tell(
+            transcript.run,
+            Finished(query, number, total.cohort, time.monotonic() - started, down, up, replayed=False),
+        )
+        return total
+
+    def _tell(self, run: str, finished: Finished) -> None:
+        for watcher in self._watchers:
+            watcher.finished(run, finished)
+
+
+def _advance(plan: Sequence[Query], place: int, query: Query) -> int:
+    """The place in the plan after `query`, which must be one of those that are left."""
+    for index in range(place, len(plan)):
+        if plan[index].public == query.public:
+            return index + 1
+    raise TranscriptError(
+        f"query {query.name!r} (phase {query.phase}) is not in what is left of the plan; a method may only ask what its "
+        "plan lists, in order"
+    )

@@ -1,0 +1,185 @@
+"""A release: one query on its way through the sites to its sum.
+
+A release has stages; in each, every site gets one request and gives one reply. The plain release has one stage. (The
+secure sum has five.) Replies are added as they come, so that what is held does not grow with the number of sites.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.common.canonical import digest_arrays
+from equipoise.common.errors import QuorumError
+from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.study import Study
+from equipoise.common.wire import PROTOCOL, pack_bundles, unpack
+
+NEED_INPUTS = "need_inputs"
+
+
+class Release(Protocol):
+    """What the engine drives: `requests`, then `receive` for every reply, until `advance` says it is done."""
+
+    query: Query
+
+    def requests(self) -> Mapping[str, bytes]:
+        """The request of each site in the present stage."""
+
+    def receive(self, site: str, payload: bytes | None, code: str | None) -> None:
+        """Take one site's reply, or the code that came in its place."""
+
+    def advance(self) -> bool:
+        """End the stage; whether the release is complete."""
+
+    def total(self) -> Sum:
+        """The sum, once complete."""
+
+
+@dataclass
+class Delivered:
+    """Input bundles that each site is known to hold, by digest."""
+
+    held: dict[str, set[str]] = field(default_factory=dict)
+
+    def missing(self, site: str, digests: Sequence[str]) -> tuple[str, ...]:
+        """Those of `digests` that `site` may lack."""
+        known = self.held.get(site, set())
+        return tuple(digest for digest in digests if digest not in known)
+
+    def note(self, site: str, digests: Sequence[str]) -> None:
+        """`site` answered a request with these inputs."""
+        self.held.setdefault(site, set()).update(digests)
+
+    def forget(self, site: str) -> None:
+        """`site` lost its inputs (it restarted)."""
+        self.held.pop(site, None)
+
+
+class PlainRelease:
+    """One stage: every site sends its integers and the server adds them."""
+
+    def __init__(
+        self, study: Study, query: Query, run: str, number: int, head: str, sites: Sequence[str], delivered: Delivered
+    ) -> None:
+        self.query = query
+        self._study = study
+        self._number = number
+        self._delivered = delivered
+        self._sites = tuple(sorted(sites))
+        self._asking = set(self._sites)
+        self._codes: dict[str, str] = {}
+        self._cohort: list[str] = []
+        self._points = {name: np.zeros(block.shape, dtype=np.int64) for name, block in query.blocks.items()}
+        document = study_bundle(study)
+        digest = digest_arrays(document)
+        roles = {**query.inputs, "study": document}
+        digests = {**query.input_digests, "study": digest}
+        self._bundles: dict[str, Arrays] = {digests[role]: arrays for role, arrays in roles.items()}
+        self._header = {
+            "protocol": PROTOCOL,
+            "run": run,
+            "release": number,
+            "stage": 0,
+            "head": head,
+            "study": digest,
+            "query": query.public,
+            "inputs": query.input_digests,
+        }
+
+    def requests(self) -> Mapping[str, bytes]:
+        """One request per site; sites that lack the same inputs share one object."""
+        packed: dict[tuple[str, ...], bytes] = {}
+        requests = {}
+        for site in sorted(self._asking):
+            missing = self._delivered.missing(site, tuple(self._bundles))
+            if missing not in packed:
+                packed[missing] = pack_bundles(self._header, {digest: self._bundles[digest] for digest in missing})
+            requests[site] = packed[missing]
+        return requests
+
+    def receive(self, site: str, payload: bytes | None, code: str | None) -> None:
+        """Check one reply and add it; a reply that fails a check counts as a site that did not answer."""
+        self._asking.discard(site)
+        if payload is not None:
+            code = self._take(site, payload)
+        if code is None:
+            self._cohort.append(site)
+            self._delivered.note(site, tuple(self._bundles))
+        elif code == NEED_INPUTS and site not in self._codes:
+            self._delivered.forget(site)
+            self._asking.add(site)
+            self._codes[site] = code
+        else:
+            self._codes[site] = code
+
+    def advance(self) -> bool:
+        """Done once no site is left to be asked again; then the quorum must hold.
+
+        Raises:
+            QuorumError: fewer sites answered than the study needs.
+        """
+        if self._asking:
+            return False
+        needed = quorum(self._study, len(self._sites))
+        if len(self._cohort) < needed:
+            failed = ", ".join(f"{site}: {self._codes[site]}" for site in self._sites if site not in self._cohort)
+            raise QuorumError(
+                f"release {self._number} ({self.query.name}): {len(self._cohort)} of {len(self._sites)} sites "
+                f"answered, {needed} are needed ({failed}); see the sites' own logs, then resume the run"
+            )
+        return True
+
+    def total(self) -> Sum:
+        """The exact sum over the sites that answered."""
+        return Sum(self.query, tuple(sorted(self._cohort)), self._points)
+
+    def _take(self, site: str, payload: bytes) -> str | None:
+        """Add a reply's integers; the code of what is wrong with it, or None."""
+        try:
+            header, points = unpack(payload)
+        except QuorumError:
+            return "malformed"
+        if header.get("code") != "ok":
+            return str(header.get("code"))[:32]
+        expected = (site, self._number, self.query.digest)
+        if (header.get("site"), header.get("release"), header.get("query")) != expected:
+            return "mismatched"
+        if set(points) != set(self.query.blocks):
+            return "malformed"
+        for name, block in self.query.blocks.items():
+            if points[name].dtype != np.int64 or points[name].shape != block.shape:
+                return "malformed"
+            if not _within(points[name], block.site_bound / block.step):
+                return "out_of_range"
+        for name, array in points.items():
+            self._points[name] += array
+        return None
+
+
+def quorum(study: Study, sites: int) -> int:
+    """Least number of sites that must answer."""
+    return max(study.sites.minimum, math.ceil(study.sites.quorum * sites - 1e-9))
+
+
+def study_bundle(study: Study) -> Arrays:
+    """The study as the sites get it: without its simulation part and without the coordinator's paths."""
+    rendered = study.model_copy(update={"simulation": None})
+    weights = rendered.model.weights
+    if weights is not None:
+        bare = rendered.model.model_copy(update={"weights": weights.model_copy(update={"path": ""})})
+        rendered = rendered.model_copy(update={"model": bare})
+    text = rendered.model_dump_json(by_alias=True, exclude={"simulation"})
+    return {"json": np.frombuffer(text.encode(), dtype=np.uint8)}
+
+
+def _within(points: NDArray[np.int64], bound: float) -> bool:
+    if not points.size:
+        return True
+    # Compared as Python integers: abs() of the least int64 would wrap.
+    return int(points.max()) <= bound and -int(points.min()) <= bound

@@ -1,0 +1,78 @@
+"""What the ServerApp does: the arms of a run one after the other, then the evaluation of all their models.
+
+Every step is a generator of queries that the engine drives against the run's transcript, so a run that was stopped
+anywhere goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.app import UserConfigValue
+from flwr.serverapp import Grid
+
+from equipoise.common import evaluation
+from equipoise.common.classifier import Classifier
+from equipoise.common.evaluation import BASE, Measured
+from equipoise.common.methods import resolve
+from equipoise.common.methods.method import Outcome
+from equipoise.common.study import Study
+from equipoise.server.engine import Engine, Watcher
+from equipoise.server.rounds import RoundLog
+from equipoise.server.rundir import EVALUATION, Arm, RunFolder, Task
+from equipoise.server.transport import Transport
+
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watchers: Sequence[Watcher]) -> Iterator[None]:
+    """Let `watchers` look on at the runs of this process (Flower hands a ServerApp nothing but configuration)."""
+    _watchers.extend(watchers)
+    try:
+        yield
+    finally:
+        for watcher in watchers:
+            _watchers.remove(watcher)
+
+
+def main(grid: Grid, run_config: Mapping[str, UserConfigValue]) -> None:
+    """Carry out the task in the run folder that `run_config["folder"]` names."""
+    folder = RunFolder(Path(str(run_config["folder"])))
+    task = folder.task()
+    transport = Transport(grid)
+    transport.connect(task.sites, task.study.sites.deadline_s)
+    engine = Engine(task.study, transport, [RoundLog(folder.path / "rounds.jsonl"), *_watchers])
+    for arm in task.arms:
+        folder.write_outcome(arm.name, run_arm(engine, folder, arm))
+    if task.evaluate:
+        measure(engine, folder, task)
+
+
+def run_arm(engine: Engine, folder: RunFolder, arm: Arm) -> Outcome:
+    """Train one arm, or replay it."""
+    base = folder.base(arm.study)
+    method = resolve(arm.study)
+    transcript = folder.transcript(arm.study, arm.name)
+    engine.under(arm.study)
+    return engine.drive(method.run(arm.study, base), method.plan(arm.study, base), transcript)
+
+
+def measure(engine: Engine, folder: RunFolder, task: Task) -> Measured:
+    """Measure the base and every model of the task, or replay that."""
+    base = folder.base(task.study)
+    models: dict[str, Classifier] = {BASE: base}
+    models.update({name: folder.result(name, base) for name in task.evaluate})
+    method = task.arms[0].name if task.arms else None
+    steps = evaluation.evaluate(task.study, models, method)
+    engine.under(task.study)
+    return engine.drive(
+        steps, evaluation.plan(task.study, list(models), method), folder.transcript(task.study, EVALUATION)
+    )
+
+
+def approved_studies(task: Task) -> list[Study]:
+    """The studies that a site has to approve for the task: its own and each arm's."""
+    return [task.study, *(arm.study for arm in task.arms)]

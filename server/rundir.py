@@ -1,0 +1,164 @@
+"""The folder of a run: what lies where.
+
+runs/<study>/
+  task.json              the study as run, its arms and its sites
+  base.safetensors       the vendor's weights
+  model.safetensors      the method's result
+  notes.json             what the method says of how it came about (the mask)
+  transcript/            the method's released sums
+  controls/<name>/       the same for every control
+  evaluation/            the released tables of the evaluation
+  rounds.jsonl           time and bytes of every release
+  report.json, report.html
+  seal.json              digests of all these files
+  sites/<name>/          simulation only: each site's own ledger and log
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save
+
+from equipoise.common.canonical import sha256
+from equipoise.common.classifier import Classifier
+from equipoise.common.errors import StudyError, TranscriptError
+from equipoise.common.files import write_whole
+from equipoise.common.methods.method import Outcome
+from equipoise.common.models import build
+from equipoise.common.study import Study
+from equipoise.server.transcript import Transcript
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method, or a control in its place, and the study that it runs under."""
+
+    name: str
+    study: Study
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is to do.
+
+    Attributes:
+        study: the study, checked, with its weights pinned.
+        arms: the method first, then the controls that the sites run.
+        sites: names of the sites, all of which are connected.
+        evaluate: models to measure beside the base: arms and results that lie in `controls/` already.
+        facts: what the simulation knows of its data, for the report.
+    """
+
+    study: Study
+    arms: tuple[Arm, ...]
+    sites: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def task_file(self) -> Path:
+        """Where the task is written; a run that has one can be resumed."""
+        return self.path / "task.json"
+
+    def write_task(self, task: Task) -> None:
+        """Begin a run."""
+        value = {
+            "study": task.study.model_dump(mode="json", by_alias=True),
+            "arms": {arm.name: arm.study.model_dump(mode="json", by_alias=True) for arm in task.arms},
+            "sites": list(task.sites),
+            "evaluate": list(task.evaluate),
+            "facts": task.facts,
+        }
+        write_whole(self.task_file, json.dumps(value, indent=1).encode())
+
+    def task(self) -> Task:
+        """The task of the run.
+
+        Raises:
+            StudyError: there is none here.
+            TranscriptError: it is not what was written.
+        """
+        try:
+            value = json.loads(self.task_file.read_text())
+            return Task(
+                study=Study.model_validate(value["study"]),
+                arms=tuple(Arm(name, Study.model_validate(study)) for name, study in value["arms"].items()),
+                sites=tuple(value["sites"]),
+                evaluate=tuple(value["evaluate"]),
+                facts=value["facts"],
+            )
+        except FileNotFoundError:
+            raise StudyError(f"{self.path}: no run here (task.json is missing); give the folder of a run") from None
+        except (ValueError, KeyError, TypeError):
+            raise TranscriptError(f"{self.task_file}: changed since the run began; restore the file") from None
+
+    def arm_folder(self, name: str) -> Path:
+        """Folder of an arm: the run's own for the method, `controls/<name>` for a control."""
+        task = self.task()
+        return self.path if task.arms and name == task.arms[0].name else self.path / "controls" / name
+
+    def transcript(self, study: Study, name: str) -> Transcript:
+        """The transcript of an arm, or of the evaluation."""
+        run = f"{self.path.name}/{name}"
+        if name == EVALUATION:
+            return Transcript(self.path / EVALUATION, study.hash, run)
+        return Transcript(self.arm_folder(name) / "transcript", study.hash, run)
+
+    def base(self, study: Study) -> Classifier:
+        """The vendor's classifier, from the copy in the run.
+
+        Raises:
+            TranscriptError: the copy is not the file that the study names.
+            ModelError: it does not fit the study's factory.
+        """
+        file = self.path / "base.safetensors"
+        data = file.read_bytes() if file.exists() else b""
+        weights = study.model.weights
+        if weights is None or sha256(data) != weights.sha256:
+            raise TranscriptError(f"{file}: missing or changed since the run began; restore the file")
+        spec = study.model.model_copy(
+            update={"weights": weights.model_copy(update={"path": str(file.resolve())}), "device": "cpu"}
+        )
+        return Classifier.of(data, build(spec), study.model.head)
+
+    def write_outcome(self, name: str, outcome: Outcome) -> None:
+        """Keep an arm's result."""
+        folder = self.arm_folder(name)
+        write_whole(folder / "notes.json", json.dumps(dict(outcome.notes), indent=1).encode())
+        write_whole(folder / "model.safetensors", model_bytes(outcome.classifier))
+
+    def result(self, name: str, base: Classifier) -> Classifier:
+        """An arm's classifier, from its file.
+
+        Raises:
+            TranscriptError: the file is missing or not a change of the base.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        file = self.arm_folder(name) / "model.safetensors"
+        try:
+            state = load(file.read_bytes())
+        except (OSError, SafetensorError):
+            raise TranscriptError(f"{file}: missing or changed; restore the file or resume the run") from None
+        if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in base.base.items()}:
+            raise TranscriptError(f"{file}: other tensors than the base model has; restore the file")
+        return base.with_values({name: state[name] for name in base.parameters})
+
+
+def model_bytes(classifier: Classifier) -> bytes:
+    """The classifier as a safetensors file."""
+    return bytes(save(dict(classifier.state)))

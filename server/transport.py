@@ -1,0 +1,314 @@
+"""Requests to sites and their replies, over any Flower grid: in-process, Ray or deployment.
+
+What Flower leaves to the application is done here: waiting for a quorum with a deadline, matching a reply to the site
+that was asked (a dead node's error comes from the SuperLink, not from the node), and reporting a late or lost site.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from flwr.app import DEFAULT_TTL, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from equipoise import __version__
+from equipoise.common.errors import QuorumError
+from equipoise.envelope import HELLO, INTERNAL, RELEASE, get_bytes, get_code, get_hello, put_bytes
+
+TIMEOUT = "timeout"
+"""Code of a site that did not answer in time, or was lost."""
+TOO_LARGE = "too_large"
+"""Code of a site whose reply is larger than the limit."""
+
+_LOST = frozenset({ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE})
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_GROWTH = 0.02, 0.5, 1.5
+# A remote grid brings every reply that has arrived at once; in batches, few payloads are in memory together.
+_PULLED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of the request to one site.
+
+    Attributes:
+        site: the site that was asked.
+        payload: the reply's bytes; None where there is a code instead.
+        code: why there is no payload: `timeout`, `too_large`, or the site's own generic code.
+        bytes_down: size of the request, without Flower's envelope.
+        bytes_up: size of the payload, without Flower's envelope.
+        seconds: from the request to its reply; on a local grid, the time that the site itself worked.
+    """
+
+    site: str
+    payload: bytes | None
+    code: str | None
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+@runtime_checkable
+class LocalGrid(Protocol):
+    """A grid whose sites all live in this process: none can join or be lost, and they work in turn, inside a pull.
+
+    There a deadline is for each site's own work, not for the waiting of the last site in the queue, so that a slow
+    machine changes no result.
+    """
+
+    def work_seconds(self, message_id: str) -> float:
+        """Seconds that the site worked on a message whose reply has been pulled."""
+        ...
+
+    def discard(self, message_ids: Iterable[str]) -> None:
+        """Drop messages that no site has begun to work on."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    node: int
+    message: Message
+    seconds: float
+
+
+class _Exchange:
+    """Messages of one type that are out, and the replies to them; each is given out at most once."""
+
+    def __init__(self, grid: Grid, message_type: str, deadline_s: float) -> None:
+        self._grid = grid
+        self._type = message_type
+        self._deadline_s = deadline_s
+        self._end = time.monotonic() + deadline_s
+        self._pause_s = _FIRST_PAUSE_S
+        self._pending: dict[str, tuple[int, float]] = {}  # message id -> node, time of sending
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self._grid, LocalGrid)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def is_late(self, seconds: float) -> bool:
+        # A remote reply that is there at the last look has come in time.
+        return self.local and seconds > self._deadline_s
+
+    def send(self, contents: Mapping[int, RecordDict]) -> set[int]:
+        """Push one message a node; returns the nodes that the grid would not take a message for."""
+        # A message outlives its deadline a little, so that it is this side which decides what is late.
+        ttl = min(float(DEFAULT_TTL), self._deadline_s + 60.0)
+        # A list: a remote grid walks over the messages twice.
+        messages = [Message(content, node, self._type, ttl=ttl) for node, content in contents.items()]
+        accepted = set(self._grid.push_messages(messages))
+        now = time.monotonic()
+        refused = set()
+        for message in messages:
+            # The grid has written the id into the message; the list of ids it returns may have gaps.
+            if message.metadata.message_id in accepted:
+                self._pending[message.metadata.message_id] = (message.metadata.dst_node_id, now)
+            else:
+                refused.add(message.metadata.dst_node_id)
+        return refused
+
+    def collect(self) -> Iterator[_Arrival]:
+        """One look for replies: those that are there now; a local grid works on at least one message."""
+        ids = list(self._pending)
+        step = len(ids) if self.local else _PULLED_AT_ONCE
+        for start in range(0, len(ids), max(step, 1)):
+            for message in self._grid.pull_messages(ids[start : start + step]):
+                answered = message.metadata.reply_to_message_id
+                if answered not in self._pending:
+                    continue
+                node, sent = self._pending.pop(answered)
+                self._pause_s = _FIRST_PAUSE_S
+                seconds = time.monotonic() - sent
+                if isinstance(self._grid, LocalGrid):
+                    seconds = self._grid.work_seconds(answered)
+                yield _Arrival(node, message, seconds)
+
+    def pause(self) -> None:
+        """Sleep a little, longer each time, but never past the deadline."""
+        time.sleep(max(0.0, min(self._pause_s, self._end - time.monotonic())))
+        self._pause_s = min(self._pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)
+
+    def abandon(self) -> None:
+        """Wait for nothing any more."""
+        if isinstance(self._grid, LocalGrid):
+            self._grid.discard(self._pending)
+        self._pending.clear()
+
+
+class Transport:
+    """The server's side of the line to the sites.
+
+    Attributes:
+        nodes: Flower's node id of each connected site.
+    """
+
+    def __init__(self, grid: Grid, *, max_reply_bytes: int = 2**30) -> None:
+        """A line over `grid`; a reply of more than `max_reply_bytes` is not handed on."""
+        self._grid = grid
+        self._max_reply_bytes = max_reply_bytes
+        self.nodes: dict[str, int] = {}
+
+    def connect(self, expected: int | Sequence[str], deadline_s: float) -> dict[str, int]:
+        """Wait for the sites of the study.
+
+        Args:
+            expected: names of the sites, all of which must come; or their least number, where any will do.
+            deadline_s: seconds to wait.
+
+        Returns:
+            Node id of each site, by name in sorted order. With names, those sites alone; with a number, every site
+            that was there.
+
+        Raises:
+            QuorumError: too few sites came in time, a site runs another version, or two nodes claim one site.
+        """
+        exchange = _Exchange(self._grid, HELLO, deadline_s)
+        found: dict[str, int] = {}
+        asked: set[int] = set()
+        complaint = ""
+        while True:
+            newcomers = [node for node in self._grid.get_node_ids() if node not in asked]
+            asked.update(newcomers)
+            # A node that could not answer may do so later: ask again at the next look.
+            asked -= exchange.send({node: RecordDict() for node in newcomers})
+            for arrival in exchange.collect():
+                try:
+                    site, version = _introduction(arrival.message)
+                except ValueError as error:
+                    complaint = f" (a node answered {error})"
+                    asked.discard(arrival.node)
+                    continue
+                _check_newcomer(site, version, arrival.node, found)
+                found[site] = arrival.node
+            if _complete(found, expected, exchange.waiting):
+                break
+            if exchange.expired or (exchange.local and not exchange.waiting):
+                if _complete(found, expected, waiting=False):
+                    break
+                raise QuorumError(_missing(found, expected, deadline_s) + complaint)
+            if not exchange.local:
+                exchange.pause()
+        exchange.abandon()
+        names = found if isinstance(expected, int) else expected
+        self.nodes = {site: found[site] for site in sorted(names)}
+        return dict(self.nodes)
+
+    def ask(self, requests: Mapping[str, bytes], deadline_s: float) -> Iterator[Reply]:
+        """Send each site its request; replies come as they arrive, one a site.
+
+        The requests leave at the call, the replies are waited for while they are taken. A request that is the same
+        object for several sites is held once.
+
+        Args:
+            requests: request of each site.
+            deadline_s: seconds that a site has.
+
+        Raises:
+            ValueError: a site is not connected.
+        """
+        strangers = sorted(set(requests) - set(self.nodes))
+        if strangers:
+            raise ValueError(f"site {strangers[0]} is not connected")
+        contents = {id(request): put_bytes("request", request) for request in requests.values()}
+        exchange = _Exchange(self._grid, RELEASE, deadline_s)
+        refused = exchange.send({self.nodes[site]: contents[id(request)] for site, request in requests.items()})
+        sizes = {site: len(request) for site, request in requests.items()}
+        return self._replies(exchange, sizes, refused)
+
+    def _replies(self, exchange: _Exchange, sizes: Mapping[str, int], refused: set[int]) -> Iterator[Reply]:
+        started = time.monotonic()
+        sites = {self.nodes[site]: site for site in sizes}
+        try:
+            for node in refused:
+                site = sites.pop(node)
+                yield Reply(site, None, TIMEOUT, sizes[site], 0, 0.0)
+            while exchange.waiting:
+                last_look = exchange.expired and not exchange.local
+                before = len(sites)
+                for arrival in exchange.collect():
+                    site = sites.pop(arrival.node)
+                    yield self._read(site, sizes[site], arrival, late=exchange.is_late(arrival.seconds))
+                if last_look:
+                    break
+                if len(sites) == before:
+                    if exchange.local:
+                        break  # no site works and nothing is queued: the grid has been closed
+                    exchange.pause()
+            for site in sites.values():
+                yield Reply(site, None, TIMEOUT, sizes[site], 0, time.monotonic() - started)
+        finally:
+            exchange.abandon()
+
+    def _read(self, site: str, bytes_down: int, arrival: _Arrival, late: bool) -> Reply:
+        payload: bytes | None = None
+        if late:
+            code: str | None = TIMEOUT
+        else:
+            payload, code = _payload_or_code(arrival)
+        bytes_up = 0 if payload is None else len(payload)
+        if bytes_up > self._max_reply_bytes:
+            payload, code = None, TOO_LARGE
+        return Reply(site, payload, code, bytes_down, bytes_up, arrival.seconds)
+
+
+def _payload_or_code(arrival: _Arrival) -> tuple[bytes | None, str | None]:
+    message = arrival.message
+    if message.has_error():
+        # The reason of an error is a remote exception's text: it is neither kept nor shown.
+        return None, TIMEOUT if message.error.code in _LOST else INTERNAL
+    code = get_code(message.content)
+    if code is not None:
+        return None, code
+    try:
+        return get_bytes("reply", message.content), None
+    except ValueError:
+        return None, INTERNAL
+
+
+def _introduction(message: Message) -> tuple[str, str]:
+    """Site and version in a reply to hello; ValueError with the code of a node that could not say."""
+    if message.has_error():
+        raise ValueError(TIMEOUT if message.error.code in _LOST else INTERNAL)
+    code = get_code(message.content)
+    if code is not None:
+        raise ValueError(code)
+    try:
+        return get_hello(message.content)
+    except ValueError:
+        raise ValueError(INTERNAL) from None
+
+
+def _check_newcomer(site: str, version: str, node: int, found: Mapping[str, int]) -> None:
+    if version != __version__:
+        raise QuorumError(
+            f"site {site} runs equipoise {version[:32]!r}, the server {__version__!r}; install the same version at both"
+        )
+    if found.get(site, node) != node:
+        raise QuorumError(f"site {site} is claimed by two nodes; give each SuperNode its own site in --node-config")
+
+
+def _complete(found: Mapping[str, int], expected: int | Sequence[str], waiting: bool) -> bool:
+    if isinstance(expected, int):
+        # Whoever has been asked may still answer; a cohort must not depend on who was quicker.
+        return len(found) >= expected and not waiting
+    return set(expected) <= set(found)
+
+
+def _missing(found: Mapping[str, int], expected: int | Sequence[str], deadline_s: float) -> str:
+    if isinstance(expected, int):
+        there = f": {', '.join(sorted(found))}" if found else ""
+        return f"{len(found)} of at least {expected} sites connected within {deadline_s:g} s{there}; start the others"
+    missing = sorted(set(expected) - set(found))
+    return f"{len(missing)} of {len(expected)} sites did not connect within {deadline_s:g} s: {', '.join(missing)}"

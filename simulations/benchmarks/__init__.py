@@ -1,0 +1,1 @@
+"""Benchmarks: each compares figures side by side in one run."""

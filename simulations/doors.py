@@ -1,0 +1,83 @@
+"""The doors of simulated hospitals: the real site agent, opened from the files that the simulation wrote.
+
+The same function opens a door in this process and in a Ray actor, which shares nothing with it but files.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from equipoise.client.agent import SiteAgent
+from equipoise.client.bundles import BundleStore
+from equipoise.client.cohort import Cohort, Split, SplitName
+from equipoise.client.cohort_store import CohortStore, Patients
+from equipoise.common.files import write_whole
+from equipoise.common.sitefile import load_site
+from equipoise.common.study import Study
+from equipoise.server.run import approved_studies
+from equipoise.server.rundir import RunFolder
+
+
+class PooledCohort:
+    """Several hospitals' patients as if they were one's (control `pooled`)."""
+
+    def __init__(self, cohorts: list[Patients]) -> None:
+        self._cohorts = cohorts
+
+    def split_patients(self, name: SplitName) -> int:
+        """Number of patients in a split."""
+        return sum(cohort.split_patients(name) for cohort in self._cohorts)
+
+    def split(self, name: SplitName) -> Split:
+        """The patients of all hospitals in a split, hospital after hospital."""
+        parts = [cohort.split(name) for cohort in self._cohorts]
+        starts = [sum(part.patients for part in parts[:index]) for index in range(len(parts))]
+        return Split(
+            inputs=torch.cat([part.inputs for part in parts]),
+            patient=torch.cat([part.patient + start for part, start in zip(parts, starts, strict=True)]),
+            label=torch.cat([part.label for part in parts]),
+            groups={name: torch.cat([part.groups[name] for part in parts]) for name in parts[0].groups},
+        )
+
+
+@cache
+def cohorts() -> CohortStore:
+    """This process's opened cohorts."""
+    return CohortStore(Cohort)
+
+
+@cache
+def bundles() -> BundleStore:
+    """This process's received inputs, shared by its simulated sites."""
+    return BundleStore()
+
+
+def write_hospitals_file(folder: Path, hospitals: dict[str, list[Path]]) -> None:
+    """Note which site files each simulated site of a run stands for (several for `pooled`)."""
+    value = {site: [str(file) for file in files] for site, files in hospitals.items()}
+    write_whole(folder / "hospitals.json", json.dumps(value, indent=1).encode())
+
+
+def open_hospital(study: Study, files: list[Path]) -> Patients:
+    """The patients behind one simulated site."""
+    opened = [cohorts()(study, load_site(file)) for file in files]
+    return opened[0] if len(opened) == 1 else PooledCohort(opened)
+
+
+def open_site(site: str, folder: str) -> SiteAgent:
+    """The agent of one simulated site of the run in `folder`."""
+    run = RunFolder(Path(folder))
+    files = [Path(file) for file in json.loads((run.path / "hospitals.json").read_text())[site]]
+    pooled = CohortStore(lambda study, _: open_hospital(study, files), most=1)
+    return SiteAgent(
+        load_site(files[0]).model_copy(update={"site": site}),
+        run.path / "sites" / site,
+        approved=frozenset(study.hash for study in approved_studies(run.task())),
+        bundles=bundles(),
+        open_cohort=pooled if len(files) > 1 else cohorts(),
+        scratch=True,
+    )

@@ -1,0 +1,115 @@
+"""The hospitals of a simulation, from whatever its study names: synthetic, public, or folders of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise.client.cohort import Cohort, Split
+from equipoise.common.errors import StudyError
+from equipoise.common.sitefile import load_site
+from equipoise.common.study import FolderHospitals, PublicHospitals, Study, SyntheticHospitals
+from equipoise.simulations import public, synthetic
+from equipoise.simulations.sitefolder import SITE_FILE, SitePaths, write_site
+
+
+@dataclass(frozen=True)
+class Hospitals:
+    """Hospitals on this machine.
+
+    Attributes:
+        sites: site name -> its site file.
+        vendor: writes the vendor's own data as a site folder and gives its site file; None where there is none.
+        facts: what the report should say of the data.
+    """
+
+    sites: dict[str, Path]
+    vendor: Callable[[], Path] | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def vendor_split(self, study: Study) -> Split:
+        """The vendor's training patients, decoded.
+
+        Raises:
+            StudyError: these hospitals come without a vendor.
+        """
+        if self.vendor is None:
+            raise StudyError(
+                "model.weights is missing and these hospitals come without a vendor's data to pretrain on; "
+                "name a safetensors file in model.weights.path"
+            )
+        return Cohort(study, load_site(self.vendor())).split("train")
+
+
+def build_hospitals(study: Study, folder: Path) -> Hospitals:
+    """Write (or find) the hospitals that `study.simulation` names, below `folder`.
+
+    Raises:
+        StudyError: the study has no simulation, or its data are not there.
+    """
+    if study.simulation is None:
+        raise StudyError(f"study {study.study}: `simulation` is missing; name the hospitals to simulate")
+    wanted = study.simulation.hospitals
+    if isinstance(wanted, SyntheticHospitals):
+        return _synthetic(study, wanted, folder)
+    if isinstance(wanted, PublicHospitals):
+        return _public(study, wanted, folder)
+    return _folders(wanted)
+
+
+def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospitals:
+    written = synthetic.write_hospitals(
+        folder,
+        study.seed,
+        hospitals=wanted.count,
+        patients=wanted.patients,
+        validation=wanted.validation,
+        test=wanted.test,
+    )
+
+    def vendor() -> Path:
+        drawn = synthetic.vendor_set(wanted.bench, study.seed)
+        names = [f"{number:05d}.png" for number in range(len(drawn.label))]
+        rows = [
+            (f"v-{number:05d}", name, synthetic.TONES[group], label, "train")
+            for number, (name, group, label) in enumerate(zip(names, drawn.group, drawn.label, strict=True))
+        ]
+        return write_site(
+            folder,
+            "vendor",
+            ("patient", "image", "tone", "malignant", "split"),
+            rows,
+            data={"images": "images.zip", "splits": {"column": "split"}, "synthetic": True},
+            files={"images.zip": synthetic.zip_images(names, np.asarray(drawn.images))},
+        ).site_file
+
+    facts = {"source": f"synthetic dermoscopy, bench {wanted.bench}", "note": "", "synthetic": True}
+    return Hospitals({paths.site: paths.site_file for paths in written}, vendor, facts)
+
+
+def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
+    write = {"heart": public.write_heart, "ham10000": public.write_ham10000}[wanted.kind]
+    written = write(folder, public.public_data_folder(), study.seed)
+    facts = {"source": wanted.kind, "note": written.note, "synthetic": False}
+    return Hospitals(_by_name(written.sites), lambda: written.vendor.site_file, facts)
+
+
+def _folders(wanted: FolderHospitals) -> Hospitals:
+    root = Path(wanted.path)
+    files = sorted(root.glob(f"*/{SITE_FILE}"))
+    if not files:
+        raise StudyError(
+            f"simulation.hospitals.path={wanted.path}: no folder with a {SITE_FILE} below it; give each hospital one"
+        )
+    sites = {load_site(file).site: file for file in files}
+    if len(sites) != len(files):
+        raise StudyError(f"simulation.hospitals.path={wanted.path}: two site files have the same `site`")
+    return Hospitals(sites, None, {"source": "hospitals' own folders", "note": "", "synthetic": False})
+
+
+def _by_name(paths: list[SitePaths]) -> dict[str, Path]:
+    return {one.site: one.site_file for one in paths}
