@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort_store import CohortStore, Patients
@@ -79,6 +80,8 @@ class SiteAgent:
 
     def _release(self, request: bytes) -> bytes:
         header, arrays = unpack(request)
+        if header.get("close"):
+            return self._close(header)
         self._bundles.add(split_bundles(arrays))
         study = self._study(header["study"])
         query = Query.from_public(header["query"], self._inputs(study, header["inputs"]))
@@ -97,6 +100,13 @@ class SiteAgent:
         )
         self.ledger.seal(run, number, reply)
         return reply
+
+    def _close(self, header: Mapping[str, Any]) -> bytes:
+        """Write down the last head of a run of an approved study; nothing is computed."""
+        if header["study"] not in self._approved:
+            raise RefusedError(f"study hash {header['study']} is not approved at {self.site.site}")
+        self.ledger.reserve(str(header["run"]), int(header["release"]), "", "close", "", str(header["head"]))
+        return self._code("ok")
 
     def _study(self, digest: str) -> Study:
         """The study in the bundle called `digest`, once it has passed the site's policy."""

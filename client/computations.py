@@ -101,7 +101,7 @@ def batch_squares(place: Workplace) -> Arrays:
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.randperm(len(split.patient), generator=place.generator("batches"))
-        for rows in order.split(parameters["batch"]):
+        for rows in torch.split(order, parameters["batch"]):
             owner = split.patient[rows]
             yield rows_of(study, model, split, rows), split.label[owner], cell[owner]
 

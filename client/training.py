@@ -57,7 +57,7 @@ def train_locally(
 
     for epoch in range(parameters["epochs"]):
         order = torch.randperm(split.patients, generator=generator)
-        for patients in order.split(parameters["batch"]):
+        for patients in torch.split(order, parameters["batch"]):
             rows = patients if rows_by_patient is None else torch.cat([rows_by_patient[i] for i in patients])
             owner = split.patient[rows]
             x = rows_of(study, model, split, rows)
@@ -105,4 +105,4 @@ def _rows_by_patient(split: Split) -> list[Tensor] | None:
     if len(split.patient) == split.patients:
         return None
     counts = torch.bincount(split.patient, minlength=split.patients)
-    return list(torch.arange(len(split.patient)).split(counts.tolist()))
+    return list(torch.split(torch.arange(len(split.patient)), counts.tolist()))

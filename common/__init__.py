@@ -1,1 +1,1 @@
-"""The mathematics and the contracts: studies, queries, losses, masks, fairness. No network, no patient data of its own."""
+"""The mathematics and the contracts: studies, queries, losses, masks, fairness. No network, no data of its own."""

@@ -68,7 +68,7 @@ def sensitivities(study: Study, layout: Layout, granularity: Granularity) -> Que
 def batch_sensitivities(
     study: Study, layout: Layout, granularity: Granularity, batch: int, loss: str, form: str
 ) -> Query:
-    """Published sensitivities: squares of mini-batch gradients. One patient changes a whole batch. Inputs: the model."""
+    """Published sensitivities: squares of mini-batch gradients, which one patient changes whole. Inputs: the model."""
     shape = (sum(units(layout, granularity).values()),)
     block = Block.real(shape, GRADIENT_BOUND, declared_total(study))
     return Query(
@@ -89,7 +89,7 @@ def batch_sensitivities(
 
 
 def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query:
-    """The gradient of the global loss, summed over patients, and sums of scores by cell. Inputs: the model, `weights`."""
+    """The gradient of the global loss over patients, and sums of scores by cell. Inputs: the model, `weights`."""
     return Query(
         name="gradient_sum",
         kind="patient_sum",

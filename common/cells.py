@@ -40,8 +40,8 @@ def task_weights(counts: Cells, balance: Balance, cap: float = np.inf) -> Cells:
     if balance == "none":
         return (n > 0).astype(np.float64)
     if balance == "classes":
-        weights = np.broadcast_to(_class_weights(n.sum(axis=0)), known.shape).copy()
-    elif balance == "cells":
+        return _mean_one(np.broadcast_to(_class_weights(n.sum(axis=0)), n.shape), n, cap)
+    if balance == "cells":
         weights = np.divide(1.0, known, out=np.zeros_like(known), where=known > 0)
     else:
         smallest = known[np.argmin(known.sum(axis=1))]
@@ -49,15 +49,18 @@ def task_weights(counts: Cells, balance: Balance, cap: float = np.inf) -> Cells:
         weights = weights * _class_weights((weights * known).sum(axis=0))
     of_label = known.sum(axis=0)
     unknown = np.divide((weights * known).sum(axis=0), of_label, out=np.zeros(2), where=of_label > 0)
-    every = np.where(n > 0, np.vstack([weights, unknown]), 0.0)
-    total = float((every * n).sum())
-    if total <= 0:
-        return every
-    return np.minimum(every * (n.sum() / total), cap)
+    return _mean_one(np.vstack([weights, unknown]), n, cap)
+
+
+def _mean_one(weights: Cells, n: Cells, cap: float) -> Cells:
+    """Weights of the cells that hold patients, scaled to mean 1 over the patients and capped."""
+    held: Cells = np.where(n > 0, weights, 0.0)
+    total = float((held * n).sum())
+    return np.minimum(held * (n.sum() / total), cap) if total > 0 else held
 
 
 def _class_weights(of_label: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of label 0 and 1: the share of the other label (spec/swift.md 1.2)."""
+    """Weights of label 0 and 1: the share of the other label (docs/methods.md, SWiFT 1.2)."""
     total = max(float(of_label.sum()), 1e-12)
     return np.array([of_label[1], of_label[0]]) / total
 

@@ -1,9 +1,9 @@
 """What is measured before and after: integer tables summed over sites, for every model in the same way.
 
-Each model is scored at three operating points: `rule`, the declared rule applied to the model itself; `base_rate`, where
-it calls as many patients positive as the base model does (a collapsed or shifted model has no advantage there); and
-`base_threshold`, the base model's own threshold. Thresholds are fixed before any test patient is counted, except where a
-study asks for the median of the test scores (the synthetic benchmark's convention).
+Each model is scored at three operating points: `rule`, the declared rule applied to the model itself; `base_rate`,
+where it calls as many patients positive as the base model does (a collapsed or shifted model has no advantage there);
+and `base_threshold`, the base model's own threshold. Thresholds are fixed before any test patient is counted, except
+where a study asks for the median of the test scores (the synthetic benchmark's convention).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def splits_needed(study: Study) -> list[str]:
 
 
 def comparisons(models: list[str], method: str | None) -> list[tuple[str, str]]:
-    """Pairs of models whose decisions are tabled together: each against the base, and the method against each control."""
+    """Models whose decisions are tabled together: the base with each, and each control with the method."""
     others = [model for model in models if model != BASE]
     against_base = [(BASE, model) for model in others]
     return against_base + [(control, method) for control in others if method is not None and control != method]

@@ -1,9 +1,9 @@
 """Losses as sums over patients, with one weight per cell.
 
-The loss of patient i in cell c is beta * task[c] * CE(z_i, y_i) + (1 - beta) * bias[c] * sigmoid(z_i), where the weights
-are public numbers (`equipoise.common.cells`). Its sum over any partition of the patients is the global loss, and it has
-a gradient per patient, which is what can be clipped. Several images of one patient count as one: their losses are
-averaged.
+The loss of patient i in cell c is beta * task[c] * CE(z_i, y_i) + (1 - beta) * bias[c] * sigmoid(z_i), where the
+weights are public numbers (`equipoise.common.cells`). Its sum over any partition of the patients is the global loss,
+and it has a gradient per patient, which is what can be clipped. Several images of one patient count as one: their
+losses are averaged.
 """
 
 from __future__ import annotations

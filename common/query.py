@@ -4,8 +4,8 @@ A query has a public part (name, split, parameters and the blocks that come back
 approves, and inputs: arrays made from earlier releases (the model, the mask, the weights), named by their digests. A
 method's `plan(study)` lists public parts; at run time the method adds the inputs and yields the query.
 
-Kinds (design, section 1): `patient_sum`, a sum over a site's patients of vectors of bounded norm; `site_update`, a site's
-weighted update after several local steps.
+Kinds: `patient_sum`, a sum over a site's patients of vectors of bounded norm; `site_update`, a site's weighted update
+after several local steps.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 From one pass: the gradient of each patient's logit gives the gradient of the score, sigma'(z) dz, and of the
 cross-entropy, (p - y) dz. Weighted by cell, squared, and summed over patients, these are the per-patient (Fisher)
 sensitivities of the bias and of the task. They add up over hospitals exactly, whoever lacks a group. The published
-definition, the mean over mini-batches of the squared gradient of the batch loss (spec/swift.md 1.4, step 3), depends on
-the batches; it is here for comparison with the papers.
+definition, the mean over mini-batches of the squared gradient of the batch loss (docs/methods.md, SWiFT 1.4, step 3),
+depends on the batches; it is here for comparison with the papers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from equipoise.common.cells import BiasLoss, Form, bias_weights, task_weights
+from equipoise.common.cells import BiasLoss, Form, bias_weights
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses
 from equipoise.common.mask import Granularity
@@ -135,7 +136,7 @@ def batch_sensitivities(
 
 
 def batch_weights(logits: Tensor, cell: Tensor, groups: int, loss: BiasLoss, form: Form) -> tuple[Tensor, Tensor]:
-    """Task and bias weights from one batch's own cells: class-balanced entropy and hard signs (spec/swift.md 1.2, 1.3)."""
+    """Task and bias weights from one batch's own cells: class-balanced entropy and hard signs (SWiFT's public code)."""
     counts = torch.bincount(cell, minlength=2 * groups).to(torch.float64).numpy().reshape(groups, 2)
     scores = torch.sigmoid(logits).to(torch.float64)
     sums = torch.zeros(2 * groups, dtype=torch.float64).index_add_(0, cell, scores).numpy().reshape(groups, 2)
@@ -156,7 +157,7 @@ def _patient_chunks(patient: Tensor, rows: int) -> Iterator[slice]:
         return
     starts = [0, *(torch.nonzero(torch.diff(patient)).flatten() + 1).tolist(), len(patient)]
     begin = 0
-    for last, end in zip(starts[:-1], starts[1:], strict=True):
+    for last, end in pairwise(starts):
         if end - begin > rows and last > begin:
             yield slice(begin, last)
             begin = last

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from equipoise.common.errors import TranscriptError
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
-from equipoise.server.release import Delivered, PlainRelease
+from equipoise.server.release import Delivered, PlainRelease, close_request
 from equipoise.server.transcript import Transcript
 from equipoise.server.transport import Transport
 
@@ -102,8 +102,19 @@ class Engine:
                     f"{transcript.folder}: holds {len(transcript.rows)} releases, the run asks for {number}; "
                     "the study or the code changed; start a new run"
                 ) from None
+            if self._transport is not None:
+                self._close(self._transport, number, transcript)
             result: ResultT = end.value
             return result
+
+    def _close(self, transport: Transport, number: int, transcript: Transcript) -> None:
+        """Tell the sites the transcript's last head, so that what they remember covers the last release too.
+
+        A site that does not answer has the heads before it; nothing of the result depends on this.
+        """
+        request = close_request(self._study, transcript.run, number, transcript.head)
+        for _ in transport.ask(dict.fromkeys(transport.nodes, request), self._study.sites.deadline_s):
+            pass
 
     def _ask(self, query: Query, number: int, planned: int, transcript: Transcript) -> Sum:
         if self._transport is None:
@@ -146,6 +157,6 @@ def _advance(plan: Sequence[Query], place: int, query: Query) -> int:
         if plan[index].public == query.public:
             return index + 1
     raise TranscriptError(
-        f"query {query.name!r} (phase {query.phase}) is not in what is left of the plan; a method may only ask what its "
-        "plan lists, in order"
+        f"query {query.name!r} (phase {query.phase}) is not in what is left of the plan; a method may only ask "
+        "what its plan lists, in order"
     )

@@ -18,7 +18,7 @@ from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import QuorumError
 from equipoise.common.query import Arrays, Query, Sum
 from equipoise.common.study import Study
-from equipoise.common.wire import PROTOCOL, pack_bundles, unpack
+from equipoise.common.wire import PROTOCOL, pack, pack_bundles, unpack
 
 NEED_INPUTS = "need_inputs"
 
@@ -165,6 +165,12 @@ class PlainRelease:
 def quorum(study: Study, sites: int) -> int:
     """Least number of sites that must answer."""
     return max(study.sites.minimum, math.ceil(study.sites.quorum * sites - 1e-9))
+
+
+def close_request(study: Study, run: str, number: int, head: str) -> bytes:
+    """The message that ends a run: it asks nothing and leaves the transcript's last head with the site."""
+    header = {"protocol": PROTOCOL, "run": run, "release": number, "head": head, "study": study.hash, "close": True}
+    return pack(header, {})
 
 
 def study_bundle(study: Study) -> Arrays:

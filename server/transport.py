@@ -223,17 +223,14 @@ class Transport:
             raise ValueError(f"site {strangers[0]} is not connected")
         contents = {id(request): put_bytes("request", request) for request in requests.values()}
         exchange = _Exchange(self._grid, RELEASE, deadline_s)
-        refused = exchange.send({self.nodes[site]: contents[id(request)] for site, request in requests.items()})
+        exchange.send({self.nodes[site]: contents[id(request)] for site, request in requests.items()})
         sizes = {site: len(request) for site, request in requests.items()}
-        return self._replies(exchange, sizes, refused)
+        return self._replies(exchange, sizes)
 
-    def _replies(self, exchange: _Exchange, sizes: Mapping[str, int], refused: set[int]) -> Iterator[Reply]:
+    def _replies(self, exchange: _Exchange, sizes: Mapping[str, int]) -> Iterator[Reply]:
         started = time.monotonic()
         sites = {self.nodes[site]: site for site in sizes}
         try:
-            for node in refused:
-                site = sites.pop(node)
-                yield Reply(site, None, TIMEOUT, sizes[site], 0, 0.0)
             while exchange.waiting:
                 last_look = exchange.expired and not exchange.local
                 before = len(sites)
@@ -246,7 +243,7 @@ class Transport:
                     if exchange.local:
                         break  # no site works and nothing is queued: the grid has been closed
                     exchange.pause()
-            for site in sites.values():
+            for site in sites.values():  # silent until now, or the grid took no message for them
                 yield Reply(site, None, TIMEOUT, sizes[site], 0, time.monotonic() - started)
         finally:
             exchange.abandon()

@@ -1,7 +1,7 @@
 """Control `auc_noise`: the base model's scores made worse by random noise until their AUC is the method's.
 
-A model whose scores carry less information treats the groups more alike, whatever it was trained for. A method that does
-no better than this has not reduced bias; it has levelled down. The runner owns every hospital's scores, so it can add
+A model whose scores carry less information treats the groups more alike, whatever it was trained for. A method that
+does no better than this has not reduced bias; it has levelled down. The runner owns every hospital's scores, so it can add
 the noise itself; no site is ever asked for this.
 """
 
@@ -27,10 +27,10 @@ from equipoise.common.files import write_whole
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 from equipoise.server.engine import Engine
+from equipoise.server.report.noise import FILE, NAME
 from equipoise.server.run import measure
 from equipoise.server.rundir import RunFolder
 
-NAME = "auc_noise"
 DRAWS = 51  # odd, so that a draw with the median gap exists
 STEPS = 30  # bisection steps of the noise's size
 LARGEST = 64.0  # logit
@@ -83,21 +83,7 @@ def write_auc_noise(run: RunFolder, hospitals: Mapping[str, Patients]) -> None:
         "histograms": {s: _lists(chosen.histograms[NAME, s]) for s in splits},
         "pairs": {"base": _lists(chosen.pairs[BASE, NAME]), "method": _lists(chosen.pairs[NAME, method])},
     }
-    write_whole(run.path / "controls" / NAME / "tables.json", json.dumps(value).encode())
-
-
-def add_auc_noise(run: RunFolder, measured: Measured, method: str) -> dict[str, object] | None:
-    """Add the kept tables to `measured`; gives the size of the noise and its draws, or None where there are none."""
-    file = run.path / "controls" / NAME / "tables.json"
-    if not file.exists():
-        return None
-    value = json.loads(file.read_text())
-    measured.thresholds[NAME] = np.array(value["thresholds"])
-    for split, tables in value["histograms"].items():
-        measured.histograms[NAME, split] = _arrays(tables)
-    measured.pairs[BASE, NAME] = _arrays(value["pairs"]["base"])
-    measured.pairs[NAME, method] = _arrays(value["pairs"]["method"])
-    return {key: value[key] for key in ("noise_sd_logit", "draws", "gap_by_draw")}
+    write_whole(run.path / "controls" / NAME / FILE, json.dumps(value).encode())
 
 
 def _scored(study: Study, hospitals: Mapping[str, Patients], models: Mapping[str, Classifier], name: str) -> Scored:
@@ -183,7 +169,3 @@ def _primary_gap(study: Study, table: Measured) -> float:
 
 def _lists(tables: Mapping[str, NDArray[np.int64]]) -> dict[str, object]:
     return {name: table.tolist() for name, table in tables.items()}
-
-
-def _arrays(tables: Mapping[str, object]) -> dict[str, NDArray[np.int64]]:
-    return {name: np.array(table, dtype=np.int64) for name, table in tables.items()}

@@ -6,7 +6,7 @@ alone, on the vendor's data, and add noise to the scores themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,13 @@ ENGINES = ("in-process", "flower")
 
 
 def simulate(
-    study: Study, folder: Path, *, engine: str = "in-process", resume: bool = False, watchers: Sequence[Watcher] = ()
+    study: Study,
+    folder: Path,
+    *,
+    engine: str = "in-process",
+    resume: bool = False,
+    watchers: Sequence[Watcher] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Run a study and write its folder; returns the path of the report.
 
@@ -44,6 +50,7 @@ def simulate(
         engine: `in-process`, or `flower` for Flower's simulation with Ray.
         resume: go on with a run that lies in `folder`.
         watchers: lookers-on.
+        say: told the steps that are no releases.
 
     Raises:
         StudyError: there is a run in `folder` already, or it is of another study.
@@ -53,13 +60,16 @@ def simulate(
     run = RunFolder(folder)
     if run.task_file.exists() and not resume:
         raise StudyError(f"{folder}: holds a run already; go on with --resume, or give another folder with --out")
+    say("writing the hospitals")
     hospitals = build_hospitals(study, folder / "hospitals")
+    say("preparing the vendor's model")
     study = _prepared(study, hospitals, folder)
     if run.task_file.exists() and run.task().study != study:
         raise StudyError(f"{folder}: the run there is of another study; start a new run with --out")
     with watching(watchers):
         _run_alone(study, run, hospitals, engine)
         _start(study, run, hospitals, _main_task(study, hospitals), engine)
+    say("measuring")
     if "auc_noise" in study.method.controls:
         write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in hospitals.sites.items()})
     return build_report(run)

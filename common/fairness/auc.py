@@ -60,11 +60,18 @@ class BinnedAUC:
         probability, so Wilson's interval of that many successes holds.
         """
         if self.variance == 0.0:
-            pairs = min(self.positives, self.negatives)
-            spread = z * z / (pairs + z * z)
+            spread = z * z / (min(self.positives, self.negatives) + z * z)
             return max(self.value - spread, 0.0), min(self.value + spread, 1.0)
         half = z * self.variance**0.5 / (self.value * (1 - self.value))
         return float(expit(logit(self.value) - half)), float(expit(logit(self.value) + half))
+
+    @property
+    def guarded_variance(self) -> float:
+        """`variance`, or where that is 0 the square of the standard error that `limits` implies at 95 %."""
+        if self.variance > 0.0:
+            return self.variance
+        z = normal_quantile(LEVEL)
+        return (z / (min(self.positives, self.negatives) + z * z)) ** 2
 
 
 def binned_auc(counts: Counts) -> BinnedAUC:

@@ -100,7 +100,7 @@ def rate_by_group(
     return tuple(_one(cell, metric, name, level, minimum) for cell, name in zip(counts, labels, strict=True))
 
 
-def overall_rate(counts: Counts, metric: str, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Estimate:
+def overall_rate(metric: str, counts: Counts, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Estimate:
     """A rate over all patients, those of unknown group included."""
     return _one(counts.sum(axis=0), metric, None, level, minimum)
 

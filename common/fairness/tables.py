@@ -16,6 +16,7 @@ array([0, 1, 2])
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from equipoise.common.errors import DataError
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
+T = TypeVar("T", bound=np.generic)
 
 DEFAULT_BINS = 1024
 LINEAR_RANGE = 20.0  # logit; a float32 sigmoid is 1 from about 17 on
@@ -113,15 +115,15 @@ def _count(indices: Sequence[NDArray[np.generic]], shape: tuple[int, ...]) -> Co
     return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.int64)
 
 
-def counts_before(pair: Counts) -> Counts:
+def counts_before(pair: NDArray[T]) -> NDArray[T]:
     """counts[..., g, y, decision] of the model before: the margin of pair[..., g, y, before, after]."""
-    total: Counts = pair.sum(axis=-1)
+    total: NDArray[T] = pair.sum(axis=-1)
     return total
 
 
-def counts_after(pair: Counts) -> Counts:
+def counts_after(pair: NDArray[T]) -> NDArray[T]:
     """counts[..., g, y, decision] of the model after."""
-    total: Counts = pair.sum(axis=-2)
+    total: NDArray[T] = pair.sum(axis=-2)
     return total
 
 

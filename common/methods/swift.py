@@ -128,7 +128,7 @@ def run(study: Study, model: Classifier) -> Steps:
 
 
 def reset_head(model: Classifier, mask: SoftMask) -> Classifier:
-    """Head entries whose mask is above their tensor's mean start again at 0 (spec/swift.md 1.4, step 9)."""
+    """Head entries whose mask is above their tensor's mean start again at 0 (docs/methods.md, SWiFT 1.4, step 9)."""
     state = model.state
     return model.with_values(
         {

@@ -123,8 +123,10 @@ def test_only_a_code_of_a_failure_leaves(error: Exception, code: str) -> None:
     ],
 )
 def test_a_malformed_request_never_reaches_the_door(content: RecordDict) -> None:
-    door.register_doors(lambda site: Broken(AssertionError("the door was asked")))
+    seen: list[Exception] = []
+    door.register_doors(lambda site: Echo(), on_failure=lambda site, error: seen.append(error))
     assert get_code(send(content, site="a").content) == "internal"
+    assert [type(error) for error in seen] == [ValueError]
 
 
 def test_a_door_that_answers_no_bytes_is_a_failure() -> None:

@@ -152,7 +152,7 @@ class TestSplitByShares:
         np.testing.assert_allclose(found, [0.5, 0.3, 0.2], atol=0.03)  # four standard deviations
 
     def test_a_known_answer(self) -> None:
-        # printf p1 | openssl dgst -sha256 -mac HMAC -macopt hexkey:00000000000000000000000000000000 begins with 9241cf75,
+        # printf p1 | openssl dgst -sha256 -mac HMAC -macopt hexkey:<32 zeros> begins with 9241cf75,
         # which is .571 of 2^32; p0 begins with 734faa4d, .450. A change would move every patient.
         shares = FractionSplits(train=0.5714, validation=0.1, test=0.3286)
         assert split_of("p1", bytes(16), shares) == "train"

@@ -258,6 +258,32 @@ def test_a_stub_that_raises_loses_only_its_site() -> None:
         assert outcomes(transport.ask({"a": b"1", "b": b"1"}, 5)) == {"a": b"3", "b": "internal"}
 
 
+@pytest.mark.parametrize("code", [SECRET, "Refused", "x" * 33, "", 7, b"refused", ["refused"]])
+def test_a_code_that_a_site_made_up_is_not_shown(code: str) -> None:
+    client = ClientApp()
+    client.query("hello")(stub._registered_funcs["query.hello"])
+
+    @client.query("release")
+    def release(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"equipoise": ConfigRecord({"code": code})}), reply_to=message)
+
+    with InProcessGrid(client, ["a"]) as grid:
+        transport = Transport(grid)
+        transport.connect(1, 5)
+        assert outcomes(transport.ask({"a": b"1"}, 5)) == {"a": "internal"}
+
+
+def test_a_quick_site_is_not_held_up_by_a_slow_one() -> None:
+    with InProcessGrid(stub, ["a", "b"], workers=2) as grid:
+        transport = Transport(grid)
+        transport.connect(2, 5)
+        started = time.monotonic()
+        replies = transport.ask({"a": b"sleep 0.3", "b": b"1"}, 5)
+        assert next(replies).site == "b"
+        assert time.monotonic() - started < 0.2
+        assert next(replies).payload == b"awake"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_slow_local_site_is_late_and_the_queue_behind_it_is_not(workers: int) -> None:
     with InProcessGrid(stub, ["a", "b", "c"], workers=workers) as grid:

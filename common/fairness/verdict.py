@@ -1,0 +1,269 @@
+"""The verdict on a method: four gates and the controls, each with its interval.
+
+A gap that fell is no evidence by itself: a model that calls everybody alike has none. A result counts only if
+
+    gap                    the primary gap fell at the frozen threshold,
+    gap_at_base_rate       and at the threshold where as many patients are positive as under the base model,
+    worst_group_auc        the worst group's AUC lost no more than declared,
+    balanced_accuracy      balanced accuracy is no lower than declared, and
+    not_collapsed          the model still tells patients apart;
+
+and if its gap is smaller than that of every required control at every operating point: `plain` (more training alone)
+and `auc_noise` (noise on the base model's scores until its AUC is the method's).
+
+Rule, for every gate alike: **pass** only if the whole interval lies on the right side of the bound, **fail** only if it
+lies wholly on the wrong side, else **undecided**. Point estimates decide nothing. The verdict fails where one part
+fails, passes where all pass, and is undecided otherwise, and so without the required controls ("controls missing").
+
+A verdict speaks of one attribute, one test set and declared bounds. It is not a certificate of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from equipoise.common.fairness.auc import worst_group_auc
+from equipoise.common.fairness.auc_change import auc_change_by_group, worst_group_auc_change
+from equipoise.common.fairness.change import Pair, gap_change, overall_rate_change, rate_change_by_group
+from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
+from equipoise.common.fairness.rates import overall_rate
+from equipoise.common.fairness.tables import Counts, Floats, counts_after
+from equipoise.common.study import Evaluation
+
+Outcome = Literal["pass", "fail", "undecided"]
+
+REQUIRED_CONTROLS = ("plain", "auc_noise")
+OPERATING_POINTS = ("the frozen threshold", "the base model's selection rate")  # of the first two tables of a pair
+COLLAPSED_BELOW = 0.55  # balanced accuracy; a constant decision has 0.5
+SIGNAL_LOST_BELOW = 0.65  # worst-group AUC of the base model; 0.55 where a private update could not repair it (bench B)
+NOT_REPAIRABLE = "not repairable by a small update"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a study declares before it runs.
+
+    Attributes:
+        primary: the gap that is judged.
+        worst_group_auc_loss: largest loss of the worst group's AUC.
+        balanced_accuracy: smallest balanced accuracy, or (`relative`) smallest change of it.
+        relative: whether `balanced_accuracy` is a change against the base model.
+    """
+
+    primary: str = "equalized_odds_difference"
+    worst_group_auc_loss: float = 0.01
+    balanced_accuracy: float = -0.02
+    relative: bool = True
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Bounds:
+        """The bounds in a study's `evaluation`; `balanced_accuracy: base-0.02` is relative, a number is a floor."""
+        gates = evaluation.gates
+        if isinstance(gates.balanced_accuracy, str):
+            margin = gates.balanced_accuracy.partition("-")[2]
+            return cls(evaluation.primary, gates.worst_group_auc_loss, -float(margin or 0.0), True)
+        return cls(evaluation.primary, gates.worst_group_auc_loss, gates.balanced_accuracy, False)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The released tables of one attribute that a verdict is made from.
+
+    Attributes:
+        names: the declared groups.
+        pair: (P, G + 1, 2, 2, 2), base model before and method after; the first two operating points are
+            `OPERATING_POINTS`, further ones are not judged.
+        hist_before, hist_after: (G + 1, 2, B) test histograms of base model and method.
+        placement_sums: (G + 1, 2, 5) of base model and method, or None (AUC changes are then unpaired).
+        controls: by name, (P, G + 1, 2, 2, 2) with the control before and the method after, or the expected counts of
+            `change.through_base`; those beyond `REQUIRED_CONTROLS` are shown and decide nothing.
+    """
+
+    names: tuple[str, ...]
+    pair: Counts
+    hist_before: Counts
+    hist_after: Counts
+    placement_sums: Floats | None
+    controls: Mapping[str, Pair]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One judged bound.
+
+    Attributes:
+        name: which gate.
+        outcome: pass, fail or undecided.
+        estimate: the figure judged.
+        bound: what it is compared with.
+        right: the side of the bound on which the figure should lie: strictly `below`, or `above` or on it.
+        text: one sentence with the figure and its interval.
+    """
+
+    name: str
+    outcome: Outcome
+    estimate: Estimate
+    bound: float
+    right: Literal["below", "above"]
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {**vars(self), "estimate": self.estimate.to_json()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of a method on one attribute.
+
+    Attributes:
+        outcome, reason: overall, and what decided it.
+        gates: the gates, in order.
+        comparisons: one for each control and operating point.
+        level_down: groups whose TPR or AUC became lower, its interval excluding 0.
+        base_signal: the base model's worst-group AUC.
+        warnings: sentences that belong beside the verdict.
+    """
+
+    outcome: Outcome
+    reason: str
+    gates: tuple[Gate, ...]
+    comparisons: tuple[Gate, ...]
+    level_down: tuple[Estimate, ...]
+    base_signal: Estimate
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "gates": [gate.to_json() for gate in self.gates],
+            "comparisons": [gate.to_json() for gate in self.comparisons],
+            "level_down": [estimate.to_json() for estimate in self.level_down],
+            "base_signal": self.base_signal.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+
+def judge(estimate: Estimate, bound: float, right: Literal["below", "above"]) -> Outcome:
+    """Pass if the whole interval lies on the right side of the bound, fail if it wholly lies on the other side.
+
+    `below` is strict: an interval that touches the bound from above fails.
+    """
+    if estimate.low is None or estimate.high is None:
+        return "undecided"
+    low, high = estimate.low, estimate.high
+    passes, fails = (high < bound, low >= bound) if right == "below" else (low >= bound, high < bound)
+    return "pass" if passes else "fail" if fails else "undecided"
+
+
+def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Verdict:
+    """Judge a method on one attribute; see the module's text for the rule.
+
+    Edge cases: what is not estimable is undecided; a model with constant scores or decisions fails whatever its gap.
+    """
+    names, pair = evidence.names, evidence.pair
+    histograms = evidence.hist_before, evidence.hist_after
+    sums = evidence.placement_sums
+    gates = []
+    for name, point, table in zip(("gap", "gap_at_base_rate"), OPERATING_POINTS, pair, strict=False):
+        change = gap_change(bounds.primary, table, names, level=level, minimum=minimum)
+        gates.append(_gate(name, change, 0.0, "below", f"the gap ({bounds.primary}) at {point}"))
+    worst = worst_group_auc_change(*histograms, names, sums=sums, level=level, minimum=minimum)
+    gates.append(_gate("worst_group_auc", worst, -bounds.worst_group_auc_loss, "above", "the worst group's AUC"))
+    accuracy = overall_rate("balanced_accuracy", counts_after(pair[0]), level=level, minimum=minimum)
+    judged = accuracy
+    if bounds.relative:
+        judged = overall_rate_change("balanced_accuracy", pair[0], level=level, minimum=minimum)
+    gates.append(_gate("balanced_accuracy", judged, bounds.balanced_accuracy, "above", "balanced accuracy"))
+    gates.append(_collapse(accuracy, counts_after(pair[0]), evidence.hist_after))
+
+    comparisons = tuple(
+        _gate(
+            f"beats_{control}",
+            gap_change(bounds.primary, table, names, level=level, minimum=minimum),
+            0.0,
+            "below",
+            f"the gap ({bounds.primary}) at {point}, compared with the control {control},",
+        )
+        for control, tables in evidence.controls.items()
+        for point, table in zip(OPERATING_POINTS, tables, strict=False)
+    )
+    lower = [
+        *rate_change_by_group("tpr", pair[0], names, level=level, minimum=minimum)[:-1],
+        *auc_change_by_group(*histograms, names, sums=sums, level=level, minimum=minimum)[:-1],
+    ]
+    level_down = tuple(estimate for estimate in lower if estimate.high is not None and estimate.high < 0)
+    base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum)
+    outcome, reason = _overall(gates, comparisons, evidence.controls)
+    warnings = [*_level_down_words(level_down), *_signal_words(base_signal), *_left_out_words(gates)]
+    return Verdict(outcome, reason, tuple(gates), comparisons, level_down, base_signal, tuple(warnings))
+
+
+def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Pair]) -> tuple[Outcome, str]:
+    required = tuple(f"beats_{name}" for name in REQUIRED_CONTROLS)
+    deciding = [*gates, *(gate for gate in comparisons if gate.name in required)]
+    for outcome, words in (("fail", "failed"), ("undecided", "undecided")):
+        found = list(dict.fromkeys(gate.name for gate in deciding if gate.outcome == outcome))
+        missing = [name for name in REQUIRED_CONTROLS if name not in controls] if outcome == "undecided" else []
+        reasons = [f"{words}: {', '.join(found)}"] if found else []
+        reasons += [f"controls missing: {', '.join(missing)}"] if missing else []
+        if reasons:
+            return ("fail" if outcome == "fail" else "undecided"), "; ".join(reasons)
+    return "pass", "the gap fell within the declared bounds and below the controls' gaps"
+
+
+def _gate(name: str, estimate: Estimate, bound: float, right: Literal["below", "above"], what: str) -> Gate:
+    outcome = judge(estimate, bound, right)
+    side = "below" if right == "below" else "no lower than"
+    text = f"{_words(what, estimate)}; declared: {side} {bound:g}; {outcome}"
+    return Gate(name, outcome, estimate, bound, right, text)
+
+
+def _words(what: str, estimate: Estimate) -> str:
+    """One clause: the figure, in words for its direction, and its interval."""
+    if estimate.value is None:
+        return f"{what} is not estimable ({estimate.reason})"
+    interval = f"interval {estimate.low:+.3f} to {estimate.high:+.3f}"
+    if not estimate.metric.endswith("_change"):
+        return f"{what} is {estimate.value:.3f}, interval {estimate.low:.3f} to {estimate.high:.3f}"
+    if abs(estimate.value) < 0.0005:
+        return f"{what} stayed, {interval}"
+    return f"{what} {'fell' if estimate.value < 0 else 'rose'} by {abs(estimate.value):.3f}, {interval}"
+
+
+def _collapse(accuracy: Estimate, counts: Counts, hist: Counts) -> Gate:
+    """The gate `not_collapsed`: fails for constant scores or decisions, or a balanced accuracy that is near 0.5."""
+    decisions, bins = counts.sum(axis=(0, 1)), hist.sum(axis=(0, 1))
+    if decisions.any() and (decisions.min() == 0 or (bins > 0).sum() == 1):
+        what = "all scores are alike" if (bins > 0).sum() == 1 else "all patients get the same decision"
+        text = f"{what}: the model has collapsed, and its gap says nothing; fail"
+        return Gate("not_collapsed", "fail", accuracy, 0.5, "above", text)
+    outcome: Outcome = "undecided"
+    if accuracy.low is not None and accuracy.high is not None:
+        outcome = "fail" if accuracy.high < COLLAPSED_BELOW else "pass" if accuracy.low > 0.5 else "undecided"
+    text = f"{_words('balanced accuracy', accuracy)}; a constant decision has 0.5; {outcome}"
+    return Gate("not_collapsed", outcome, accuracy, 0.5, "above", text)
+
+
+def _level_down_words(level_down: tuple[Estimate, ...]) -> list[str]:
+    metrics = [estimate.metric.removesuffix("_change").upper() for estimate in level_down]
+    return [
+        f"level-down: {_words(f'{metric} of {estimate.group}', estimate)}"
+        for metric, estimate in zip(metrics, level_down, strict=True)
+    ]
+
+
+def _signal_words(base: Estimate) -> list[str]:
+    if base.value is None or base.low is None:
+        return [f"whether the base model has the disease signal in every group is not estimable ({base.reason})"]
+    if base.value >= SIGNAL_LOST_BELOW and base.low > 0.5:
+        return []
+    return [f"{_words('the base model: its worst-group AUC', base)}: {NOT_REPAIRABLE}"]
+
+
+def _left_out_words(gates: list[Gate]) -> list[str]:
+    return list(dict.fromkeys(f"{g.name}: {g.estimate.reason}" for g in gates if g.estimate.reason))

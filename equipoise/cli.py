@@ -1,0 +1,208 @@
+"""The command line. Data go to stdout, progress and errors to stderr; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from equipoise import __version__
+from equipoise.common.errors import EquipoiseError, StorageError
+
+app = typer.Typer(
+    name="equipoise",
+    help="Hospitals measure and reduce the demographic bias of a classifier together, without pooling patient data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 ok, 2 study or option, 3 data, 4 model, 5 refused by a site, 6 too few sites, 7 transcript, "
+    "8 storage, 130 interrupted.",
+)
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class EngineName(StrEnum):
+    """How a simulation runs its sites."""
+
+    IN_PROCESS = "in-process"
+    FLOWER = "flower"
+
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study; see configs/ for some that run.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study, as in method.beta=0.7. Repeatable."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Print text, or JSON on stdout.")]
+
+
+@app.command()
+def simulate(
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<study> by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    engine: Annotated[EngineName, typer.Option(help="The in-process grid, or Flower's simulation with Ray.")] = (
+        EngineName.IN_PROCESS
+    ),
+    method: Annotated[str | None, typer.Option(help="Another method, with its own defaults.")] = None,
+    sets: Sets = None,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Debias a classifier over simulated hospitals and write the report."""
+    from equipoise.quiet import quiet_flower
+
+    quiet_flower()
+    from equipoise.common.study import load_study
+    from equipoise.progress import ProgressBars
+    from equipoise.server.rundir import RunFolder
+    from equipoise.server.verify import write_seal
+    from equipoise.simulations.runner import simulate as run_study
+
+    study = load_study(study_file, list(sets or []))
+    if method is not None:
+        study = study.with_method(method, controls=list(study.method.controls))
+    folder = out if out is not None else Path("runs") / study.study
+    with ProgressBars() as progress:
+        report = run_study(study, folder, engine=engine.value, resume=resume, watchers=[progress], say=progress.say)
+    write_seal(RunFolder(folder))
+    _print_report(report.with_suffix(".json"), output)
+    _print(f"report: {report}", output)
+
+
+@app.command()
+def pretrain(
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")] = Path("vendor.safetensors"),
+    sets: Sets = None,
+) -> None:
+    """Train the vendor's classifier on the vendor's data of a simulated study."""
+    from safetensors.torch import save
+
+    from equipoise.common.canonical import sha256
+    from equipoise.common.errors import StudyError
+    from equipoise.common.files import write_whole
+    from equipoise.common.study import load_study
+    from equipoise.simulations.hospitals import build_hospitals
+    from equipoise.simulations.pretrain import pretrain as train
+
+    study = load_study(study_file, list(sets or []))
+    if study.simulation is None:
+        raise StudyError(f"{study_file}: `simulation` is missing; it says which vendor's data to train on")
+    hospitals = build_hospitals(study, out.parent / f"{out.stem}-hospitals")
+    split = hospitals.vendor_split(study)
+    data = save(train(study.model, study.inputs, split, study.simulation.pretrain, study.seed))
+    write_whole(out, data)
+    typer.echo(f"{out}: trained on {split.patients} patients; sha256 {sha256(data)}")
+
+
+@app.command()
+def plan(study_file: StudyFile, sets: Sets = None, output: FormatOption = Format.TEXT) -> None:
+    """Show what a study would ask of every site, before anything is read."""
+    from equipoise.common.study import load_study
+    from equipoise.server.plan import describe_plan
+
+    rows = describe_plan(load_study(study_file, list(sets or [])))
+    if output is Format.JSON:
+        typer.echo(json.dumps(rows))
+        return
+    typer.echo(f"{'times':>5}  {'phase':<12} {'query':<20} {'split':<10} {'up, bytes':>12}  epsilon")
+    for row in rows:
+        typer.echo(
+            f"{row['times']:>5}  {row['phase']:<12} {row['query']:<20} {row['split']:<10} {row['bytes_up']:>12,}  "
+            f"{row['epsilon']}"
+        )
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")], output: FormatOption = Format.TEXT
+) -> None:
+    """Derive a run's models and report again from its released sums, and find any change."""
+    from equipoise.server.rundir import RunFolder
+    from equipoise.server.verify import verify as check
+
+    checked = check(RunFolder(folder))
+    if output is Format.JSON:
+        typer.echo(json.dumps([row.__dict__ for row in checked]))
+        return
+    for row in checked:
+        typer.echo(f"{row.what}: {row.detail}")
+    typer.echo(f"{folder}: all of it follows from its released sums")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")], output: FormatOption = Format.TEXT
+) -> None:
+    """Write the report of a finished run again, from its stored sums alone."""
+    from equipoise.server.report.build import build_report
+    from equipoise.server.rundir import RunFolder
+    from equipoise.server.verify import write_seal
+
+    run = RunFolder(folder)
+    path = build_report(run)
+    write_seal(run)
+    _print_report(path.with_suffix(".json"), output)
+    _print(f"report: {path}", output)
+
+
+@app.command()
+def methods(output: FormatOption = Format.TEXT) -> None:
+    """List the methods."""
+    from equipoise.common.methods import METHODS
+
+    rows = [{"name": m.name, "does": m.title, "paper": m.paper, "sends": m.travels} for m in METHODS.values()]
+    if output is Format.JSON:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}\n  {row['does']}\n  paper: {row['paper']}\n  sends: {row['sends']}")
+
+
+@app.command()
+def version(output: FormatOption = Format.TEXT) -> None:
+    """Print the version."""
+    typer.echo(json.dumps({"version": __version__}) if output is Format.JSON else f"equipoise {__version__}")
+
+
+def _print_report(file: Path, output: Format) -> None:
+    from equipoise.server.report.summary import summary_lines
+
+    value: dict[str, Any] = json.loads(file.read_text())
+    if output is Format.JSON:
+        typer.echo(json.dumps(value))
+        return
+    for line in summary_lines(value):
+        typer.echo(line)
+
+
+def _print(line: str, output: Format) -> None:
+    typer.echo(line, err=output is Format.JSON)
+
+
+def main() -> None:
+    """Run the command; an error that has a remedy is one line on stderr and a numbered exit code."""
+    try:
+        app()
+    except EquipoiseError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; go on with --resume", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"error: the disk is full ({error.filename}); free some space and --resume", err=True)
+        sys.exit(StorageError.exit_code)

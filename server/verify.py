@@ -1,0 +1,129 @@
+"""`equipoise verify`: whether a run is what its released sums make it.
+
+Four things are checked, each naming what is wrong: the digests of all files (a changed byte anywhere); the chains of
+the transcripts; the derivation (every arm is replayed from its sums and must end with the very bytes of its model, and
+the report with its numbers); and the heads that the sites remember, which a forged and re-chained transcript lacks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from equipoise.client.ledger import Ledger
+from equipoise.common.canonical import canonical_json, sha256
+from equipoise.common.errors import TranscriptError
+from equipoise.common.files import write_whole
+from equipoise.server.engine import Engine
+from equipoise.server.report.build import report_json
+from equipoise.server.run import run_arm
+from equipoise.server.rundir import EVALUATION, RunFolder, model_bytes
+from equipoise.server.transcript import missing_heads
+
+SEAL = "seal.json"
+# A site's own files change after the run ends, hospitals' data are not the run's, and Flower keeps its own state.
+_NOT_SEALED = ("sites", "hospitals", "flower", SEAL)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One thing that held, in words."""
+
+    what: str
+    detail: str
+
+
+def write_seal(run: RunFolder) -> None:
+    """Write the digests of the run's files."""
+    digests = {str(file.relative_to(run.path)): sha256(file.read_bytes()) for file in _files(run.path)}
+    write_whole(run.path / SEAL, json.dumps(digests, indent=1, sort_keys=True).encode())
+
+
+def verify(run: RunFolder) -> list[Checked]:
+    """Check a run; what held, in order.
+
+    Raises:
+        TranscriptError: the first thing that does not hold, with the file or the site that shows it.
+    """
+    task = run.task()
+    checked = [_check_seal(run)]
+    folders = [run, *(RunFolder(file.parent) for file in sorted(run.path.glob("controls/**/task.json")))]
+    for folder in folders:
+        for arm in folder.task().arms:
+            folder.transcript(arm.study, arm.name).check()
+            outcome = run_arm(Engine(arm.study, None), folder, arm)
+            file = folder.arm_folder(arm.name) / "model.safetensors"
+            if model_bytes(outcome.classifier) != file.read_bytes():
+                raise TranscriptError(f"{file}: is not what the released sums give; restore the run")
+            releases = len(folder.transcript(arm.study, arm.name).rows)
+            checked.append(Checked(f"model of {arm.name}", f"derived again from {releases} sums, bit for bit"))
+    if task.evaluate:
+        run.transcript(task.study, EVALUATION).check()
+        _check_report(run)
+        checked.append(Checked("report", "every number computed again from the released tables"))
+    for folder in folders:
+        checked.extend(_check_heads(folder))
+    return checked
+
+
+def _check_seal(run: RunFolder) -> Checked:
+    file = run.path / SEAL
+    try:
+        sealed = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise TranscriptError(f"{file}: missing or changed; the run did not end (resume it) or was altered") from None
+    present = {str(found.relative_to(run.path)): found for found in _files(run.path)}
+    for name in sorted(set(sealed) | set(present)):
+        if name not in present:
+            raise TranscriptError(f"{run.path / name}: missing; it was there when the run ended; restore it")
+        if name not in sealed:
+            raise TranscriptError(f"{run.path / name}: was not there when the run ended; remove it")
+        if sha256(present[name].read_bytes()) != sealed[name]:
+            raise TranscriptError(f"{run.path / name}: changed since the run ended; restore it")
+    return Checked("files", f"{len(sealed)} files as sealed")
+
+
+def _check_report(run: RunFolder) -> None:
+    file = run.path / "report.json"
+    written = json.loads(file.read_text())
+    again = json.loads(canonical_json(report_json(run)))
+    for part in sorted(set(written) | set(again)):
+        if written.get(part) != again.get(part):
+            raise TranscriptError(f"{file}: {part!r} is not what the released tables give; write the report again")
+
+
+def _check_heads(folder: RunFolder) -> Iterator[Checked]:
+    """Compare every transcript with the heads in the ledgers of simulated sites."""
+    task = folder.task()
+    transcripts = {
+        folder.transcript(study, name).run: folder.transcript(study, name)
+        for study, name in [*((arm.study, arm.name) for arm in task.arms), (task.study, EVALUATION)]
+    }
+    for ledger in sorted((folder.path / "sites").glob("*/ledger.sqlite")):
+        opened = Ledger(ledger, durable=False)
+        try:
+            broken, rows = opened.broken_row(), opened.rows()
+        finally:
+            opened.close()
+        if broken is not None:
+            raise TranscriptError(f"{ledger}: release {broken.number} of {broken.run} was changed in the ledger")
+        for name, transcript in transcripts.items():
+            heads = [row.head for row in rows if row.run == name]
+            if missing_heads(transcript, heads):
+                raise TranscriptError(
+                    f"{transcript.folder}: site {ledger.parent.name} remembers another chain of this run; the "
+                    "transcript was forged, or is not this run's"
+                )
+        yield Checked(f"site {ledger.parent.name}", f"{len(rows)} heads remembered, all in the transcripts")
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for path in sorted(root.iterdir()):
+        if path.name in _NOT_SEALED or path.suffix == ".part":
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
