@@ -90,8 +90,10 @@ class SiteAgent:
         sealed = self.ledger.recall(run, number, query.digest)
         if sealed is not None:
             return sealed
-        self.ledger.reserve(run, number, query.digest, query.name, query.split, str(header["head"]))
         cohort = self._open_cohort(study, self.site)
+        if not self._scratch and cohort.patients < self.site.caps.cohort_minimum:
+            raise RefusedError(f"{cohort.patients} patients, fewer than caps.cohort_minimum of {self.site.site}")
+        self.ledger.reserve(run, number, query.digest, query.name, query.split, str(header["head"]))
         place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, number)
         points = query.encode(COMPUTATIONS[query.name](place))
         reply = pack(

@@ -16,6 +16,10 @@ from equipoise.common.study import Study
 class Patients(Protocol):
     """What a computation needs of a cohort."""
 
+    @property
+    def patients(self) -> int:
+        """Number of patients, all splits together."""
+
     def split(self, name: SplitName) -> Split:
         """The decoded patients of a split."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,9 +80,7 @@ def decode_image(content: bytes, size: int, where: str) -> NDArray[np.uint8]:
         DataError: not a PNG or JPEG, damaged, too large, or with more than 8 bits per channel.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > PIXELS_MAX:
             raise DataError(f"{where} has {image.width} x {image.height} pixels, at most {PIXELS_MAX} are read")
         if image.mode not in MODES:
@@ -91,7 +88,7 @@ def decode_image(content: bytes, size: int, where: str) -> NDArray[np.uint8]:
         image = image.convert("RGB")
     except UnidentifiedImageError:
         raise DataError(f"{where} is not a PNG or JPEG file; convert it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where} cannot be decoded ({' '.join(str(error).split())}); replace it") from None
     if image.size != (size, size):
         side = min(image.size)

@@ -14,6 +14,7 @@ from equipoise.client.cohort import Split
 from equipoise.client.workbench import cells_of, rows_of
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
+from equipoise.common.sensitivities import batch_weights
 from equipoise.common.study import ImageInputs, Study
 
 
@@ -34,7 +35,8 @@ def train_locally(
 
     Args:
         layout: tensors that are trained; all others stay as they are.
-        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips.
+        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; losses: `global`, by `weights`, or `batch`,
+            by each batch's own cells (the published code, for comparison), which needs bias_loss and form.
         weights: `task` and `bias`, (G + 1, 2) float64, by cell.
         mask: factor of each trained tensor's update, or None for 1.
         generator: public stream of shuffles and flips.
@@ -64,6 +66,9 @@ def train_locally(
             if parameters["flips"] and isinstance(study.inputs, ImageInputs):
                 x = flipped(x, generator)
             logits = model(x)
+            if parameters["losses"] == "batch":
+                kind = parameters["bias_loss"], parameters["form"]
+                task, bias = batch_weights(logits.detach(), cell[owner], len(scores) // 2, *kind)
             losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])
             loss = (losses * share[rows].to(losses.dtype)).sum() / len(patients)
             optimiser.zero_grad()

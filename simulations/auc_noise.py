@@ -1,8 +1,8 @@
 """Control `auc_noise`: the base model's scores made worse by random noise until their AUC is the method's.
 
 A model whose scores carry less information treats the groups more alike, whatever it was trained for. A method that
-does no better than this has not reduced bias; it has levelled down. The runner owns every hospital's scores, so it can add
-the noise itself; no site is ever asked for this.
+does no better than this has not reduced bias; it has levelled down. The runner owns every hospital's scores, so it can
+add the noise itself; no site is ever asked for this.
 """
 
 from __future__ import annotations

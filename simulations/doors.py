@@ -28,6 +28,11 @@ class PooledCohort:
     def __init__(self, cohorts: list[Patients]) -> None:
         self._cohorts = cohorts
 
+    @property
+    def patients(self) -> int:
+        """Number of patients, all splits together."""
+        return sum(cohort.patients for cohort in self._cohorts)
+
     def split_patients(self, name: SplitName) -> int:
         """Number of patients in a split."""
         return sum(cohort.split_patients(name) for cohort in self._cohorts)

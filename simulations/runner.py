@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from equipoise.client.app import app as client_app
+from equipoise.client.cohort import SPLITS
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
@@ -88,10 +89,13 @@ def _prepared(study: Study, hospitals: Hospitals, folder: Path) -> Study:
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
     study = pin_weights(study, folder)
+    declared = {}
+    for site, file in hospitals.sites.items():
+        cohort = open_hospital(study, [file])
+        for split in SPLITS:
+            cohort.split(split)  # decoded now: an unreadable image is an error here, not a site that drops out later
+        declared[site] = cohort.split_patients("train")
     if not study.sites.declared_patients:
-        declared = {
-            site: open_hospital(study, [file]).split_patients("train") for site, file in hospitals.sites.items()
-        }
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))

@@ -104,9 +104,10 @@ def mover(share: Floats, low: Floats, high: Floats, contrasts: Floats, correlati
         (C,) lower and upper limits.
     """
     value = contrasts @ share
-    # Going down, a part with a positive coefficient moves to its lower limit and one with a negative to its upper.
-    down = np.where(contrasts > 0, contrasts * (share - low), contrasts * (share - high))
-    up = np.where(contrasts > 0, contrasts * (high - share), contrasts * (low - share))
+    # Going down, a part with a positive coefficient moves to its lower limit and one with a negative to its upper. The
+    # distances keep their coefficients' signs, as standard errors would: correlated parts cancel in a difference.
+    down = contrasts * np.where(contrasts > 0, share - low, high - share)
+    up = contrasts * np.where(contrasts > 0, high - share, share - low)
     return value - _length(down, correlation), value + _length(up, correlation)
 
 

@@ -55,9 +55,10 @@ def parse_rule(text: str) -> Rule:
     Raises:
         StudyError: unknown rule, or a number outside (0, 1).
     """
-    if text in _PLAIN:
-        return Rule(text)
-    match = _WITH_NUMBER.fullmatch(text.replace(" ", ""))
+    plain = text.replace(" ", "")
+    if plain in _PLAIN:
+        return Rule(plain)
+    match = _WITH_NUMBER.fullmatch(plain)
     if match:
         try:
             value = Fraction(match[2])

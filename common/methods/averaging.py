@@ -13,6 +13,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
+from equipoise.common.errors import DataError
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.query import Arrays, Query, Sum
@@ -42,8 +43,10 @@ class Weighting:
         return {"task": self.task, "bias": self.bias}
 
 
-def training_query(study: Study, layout: Layout, phase: str, steps: LocalSteps, beta: float, round_: int) -> Query:
-    """One round of local epochs, planned."""
+def training_query(
+    study: Study, layout: Layout, phase: str, steps: LocalSteps, beta: float, round_: int, **losses: str
+) -> Query:
+    """One round of local epochs, planned; `losses` says whose weights they take (`global` where it is empty)."""
     return catalogue.local_training(
         study,
         layout,
@@ -57,6 +60,7 @@ def training_query(study: Study, layout: Layout, phase: str, steps: LocalSteps, 
             "batch": steps.batch,
             "flips": steps.flips,
             "round": round_,
+            **(losses or {"losses": "global"}),
         },
     )
 
@@ -82,6 +86,21 @@ def gradient_round(
     """The gradient of the global loss summed over all patients, (layout.size,), and their sums of scores."""
     total = yield query.with_inputs(**model.inputs(), weights=weighting.arrays())
     return total.value("gradient"), total.value("scores")
+
+
+def check_labels(study: Study, counts: Cells) -> None:
+    """Refuse to train where one of the labels has no patient anywhere.
+
+    Raises:
+        DataError: no positive or no negative training patient in the study.
+    """
+    of_label = counts.sum(axis=0)
+    if of_label.min() <= 0:
+        lacking = "positive" if of_label[1] <= 0 else "negative"
+        raise DataError(
+            f"no {lacking} patient in the train split of any site (label column {study.label.column!r}, positive = "
+            f"{study.label.positive}); check label.positive against the manifests"
+        )
 
 
 def attendance(study: Study, cohort: tuple[str, ...]) -> float:

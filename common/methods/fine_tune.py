@@ -22,6 +22,7 @@ from equipoise.common.methods.averaging import (
     Momentum,
     Weighting,
     averaged_round,
+    check_labels,
     gradient_round,
     training_query,
 )
@@ -57,6 +58,7 @@ def run(study: Study, model: Classifier) -> Steps:
     p = parameters_of(study)
     cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
     counts = cells.value("patients")
+    check_labels(study, counts)
     balance: Any = "none" if p.loss == "plain" else p.loss
     weighting = Weighting(task_weights(counts, balance, p.weight_cap), np.zeros_like(counts))
     layout = model.layout(p.part)

@@ -31,6 +31,7 @@ from equipoise.common.methods.averaging import (
     Momentum,
     Weighting,
     averaged_round,
+    check_labels,
     gradient_round,
     training_query,
 )
@@ -54,6 +55,7 @@ class Swift(LocalSteps):
     form: Form = "absolute"
     beta: float = Field(default=0.5, ge=0, le=1)  # share of the task loss in the extractor's phase
     smoothing: float = Field(default=0.08, ge=0)
+    losses: Literal["global", "batch"] = "global"  # batch: each mini-batch weighs its own cells, as published
     balance: Balance = "cells"
     weight_cap: float = Field(default=4.0, gt=0)
     levels: Literal["all", "extremes"] = "all"
@@ -96,6 +98,7 @@ def run(study: Study, model: Classifier) -> Steps:
     p = parameters_of(study)
     cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
     counts, scores = cells.value("patients"), cells.value("scores")
+    check_labels(study, counts)
     if p.levels == "extremes":
         counts = yield from _extreme_groups(study, model, counts)
     task = task_weights(counts, p.balance, p.weight_cap)
@@ -180,6 +183,8 @@ def _round_query(study: Study, layout: Layout, p: Swift, phase: str, round_: int
     beta = p.beta if phase == "extractor" else 1 - p.beta
     if p.step == "full_gradient":
         return catalogue.gradient_sum(study, layout, phase, beta)
+    if p.losses == "batch":
+        return training_query(study, layout, phase, p, beta, round_, losses="batch", bias_loss=p.bias_loss, form=p.form)
     return training_query(study, layout, phase, p, beta, round_)
 
 

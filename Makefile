@@ -1,0 +1,64 @@
+# The commands of this project; `make help` lists them. Nothing here needs more than make and Python 3.11 or newer.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+PINS := pyproject.toml constraints.txt
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint e2e bench clean
+
+help: ## List the commands.
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: $(RUN) ## Install into .venv, debias a classifier over six simulated hospitals, write runs/demo/report.html.
+	rm -rf $(DEMO)
+	$(BIN)/equipoise simulate configs/demo.yaml --out $(DEMO)
+	@echo "Open $(DEMO)/report.html in a browser."
+
+test: lint ## Lint, type check and the core tests (minutes; nothing is downloaded but packages).
+	$(BIN)/pytest
+
+lint: $(DEV) ## ruff and mypy alone.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
+	$(BIN)/pytest -m slow
+	$(MAKE) demo
+	$(BIN)/equipoise verify $(DEMO)
+	$(BIN)/equipoise report $(DEMO)
+	$(BIN)/equipoise verify $(DEMO)
+
+bench: $(RUN) ## Every study of configs/ into runs/bench-*; public data from the folder that EQUIPOISE_DATA names.
+	@for study in configs/*.yaml; do \
+	  name=$$(basename $$study .yaml); \
+	  if grep -Eq 'kind: (heart|ham10000)' $$study && [ -z "$${EQUIPOISE_DATA:-}" ]; then \
+	    echo "$$study: left out, EQUIPOISE_DATA is not set (docs/quickstart.md, Public data)"; continue; \
+	  fi; \
+	  rm -rf runs/bench-$$name; \
+	  $(BIN)/equipoise simulate $$study --out runs/bench-$$name || exit 1; \
+	done
+
+clean: ## Remove the environment and what tools left; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+# A stamp is newer than the pins as long as what they ask for is installed.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): $(PINS) | $(BIN)/pip
+	@echo "Installing into $(VENV); the first time takes minutes."
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e "."
+	@touch $@
+
+$(DEV): $(PINS) | $(BIN)/pip
+	@echo "Installing into $(VENV), with the tools of the tests; the first time takes minutes."
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	@touch $(RUN) $@

@@ -1,0 +1,238 @@
+"""The report of a finished run: report.json and report.html, from the stored sums alone.
+
+The evaluation is replayed from the run's transcript, so no hospital is asked for anything. The same run folder gives
+the same bytes; all of report.json but its `run_time` is a function of the released sums.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import equipoise
+from equipoise.common.errors import StudyError
+from equipoise.common.evaluation import BASE, POINTS, Measured
+from equipoise.common.fairness.verdict import Bounds, Evidence, verdict
+from equipoise.common.files import write_whole
+from equipoise.common.methods import METHODS
+from equipoise.common.study import Study, Threshold
+from equipoise.server.engine import Engine
+from equipoise.server.report import tables
+from equipoise.server.report.limits import limits
+from equipoise.server.report.noise import add_auc_noise
+from equipoise.server.report.page import render
+from equipoise.server.report.runtime import run_time
+from equipoise.server.report.summary import summary, summary_lines
+from equipoise.server.rounds import read_rounds
+from equipoise.server.run import measure
+from equipoise.server.rundir import EVALUATION, RunFolder, Task
+from equipoise.server.transcript import Row
+
+__all__ = ["SCHEMA", "build_report", "compose", "report_json", "summary_lines"]
+
+SCHEMA = "equipoise-report/1"
+TRAINING = ("local_training", "gradient_sum")  # queries that are rounds
+
+Json = dict[str, Any]
+
+
+def build_report(run: RunFolder) -> Path:
+    """Write report.json and report.html; returns the path of the page.
+
+    Raises:
+        StudyError: the run has no method or no evaluation.
+        TranscriptError: the transcript does not lead to these figures.
+        StorageError: a file could not be written.
+    """
+    report = report_json(run)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(run.path / "report.json", text.encode() + b"\n")
+    page = run.path / "report.html"
+    write_whole(page, render(report).encode())
+    return page
+
+
+def report_json(run: RunFolder) -> Json:
+    """The content of report.json, computed anew from the run folder; writes nothing.
+
+    Raises:
+        StudyError: the run has no method or no evaluation.
+        TranscriptError: the transcript does not lead to these figures.
+    """
+    task = run.task()
+    if not task.arms or task.arms[0].name not in task.evaluate:
+        raise StudyError(f"{run.path}: nothing was evaluated in this run, so there is nothing to report")
+    measured = measure(Engine(task.study, None), run, task)
+    noise = add_auc_noise(run, measured, task.arms[0].name)
+    notes = json.loads((run.path / "notes.json").read_text())
+    rows = {arm.name: run.transcript(arm.study, arm.name).rows for arm in task.arms}
+    rows[EVALUATION] = run.transcript(task.study, EVALUATION).rows
+    report = compose(task, measured, rows, notes, noise)
+    report["run_time"] = run_time(read_rounds(run.path / "rounds.jsonl"))
+    return report
+
+
+def compose(task: Task, measured: Measured, rows: dict[str, list[Row]], notes: Json, noise: Json | None) -> Json:
+    """All of the report but `run_time`.
+
+    Args:
+        task: what the run was to do.
+        measured: the evaluation's tables, those of `auc_noise` added where there are any.
+        rows: the transcripts' rows by arm, `evaluation` last.
+        notes: what the method says of how it came about.
+        noise: size of the noise of `auc_noise` and its draws, or None.
+    """
+    study, method = task.study, task.arms[0].name
+    report: Json = {
+        "schema": SCHEMA,
+        "software": {"equipoise": equipoise.__version__},
+        "study": _study(study),
+        "data": {key: task.facts.get(key, default) for key, default in _FACTS.items()},
+        "sites": _sites(task, rows),
+        "operating_points": _operating_points(study),
+        "attributes": tables.coverage(study, measured),
+        "roles": {model: _role(model, method) for model in tables.models_in(measured)},
+        "thresholds": tables.thresholds(measured),
+        "models": tables.models(study, measured),
+        "changes": tables.changes(study, measured),
+        "roc": tables.roc_curves(study, measured, (BASE, method)),
+    }
+    report["averages"] = tables.averages(study, report["models"])
+    report["verdict"] = verdict(_evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
+    report["level_down"] = _level_down(report, method)
+    report["training"] = _training(notes, rows[method])
+    if noise is not None:
+        report["auc_noise"] = noise
+    report["privacy"] = _privacy(study)
+    report["limits"] = limits(report)
+    report["summary"] = summary(report)
+    return report
+
+
+_FACTS: Json = {"source": "hospitals' own patients", "note": "", "synthetic": False}
+
+
+def _study(study: Study) -> Json:
+    """The study as it was declared before the run."""
+    rendered = study.model_dump(mode="json", by_alias=True)
+    entry = METHODS[study.method.name]
+    return {
+        "name": study.study,
+        "hash": study.hash,
+        "seed": study.seed,
+        "label": rendered["label"],
+        "primary": study.primary.name,
+        "attributes": rendered["attributes"],
+        "method": {
+            "name": study.method.name,
+            "title": entry.title,
+            "paper": entry.paper,
+            "travels": entry.travels,
+            "parameters": entry.parameters.model_validate(study.method.parameters).model_dump(mode="json"),
+            "controls": study.method.controls,
+        },
+        "model": {
+            "factory": study.model.factory,
+            "sha256": None if study.model.weights is None else study.model.weights.sha256,
+        },
+        "privacy": rendered["privacy"],
+        "evaluation": rendered["evaluation"],
+        "sites": rendered["sites"],
+    }
+
+
+def _role(model: str, method: str) -> str:
+    return "base" if model == BASE else "method" if model == method else "control"
+
+
+def _operating_points(study: Study) -> list[Json]:
+    """The three operating points in words; `from` is the split that a threshold was chosen on, or None."""
+    own, match = study.evaluation.threshold, study.evaluation.rate_match
+    matched = {
+        "base_rate": "as many patients positive as under the base model",
+        "median": "half of the patients positive under every model",
+    }.get(match.rule, f"rule {match.rule} for every model")
+    words = {
+        "rule": f"declared rule {own.rule}, applied to each model",
+        "base_rate": f"equal selection rate: {matched}",
+        "base_threshold": "the base model's own threshold for every model",
+    }
+    sources = {"rule": own, "base_rate": match, "base_threshold": own}
+    return [{"point": point, "text": words[point], "from": _source(sources[point])} for point in POINTS]
+
+
+def _source(threshold: Threshold) -> str | None:
+    return None if threshold.rule.startswith(("fixed:", "given:")) else threshold.source
+
+
+def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:
+    """Who was asked and who answered, by arm."""
+    arms = []
+    for arm, own in rows.items():
+        answered = Counter(site for row in own for site in row.cohort)
+        incomplete = [
+            {"release": row.number, "query": row.name, "absent": sorted(set(task.sites) - set(row.cohort))}
+            for row in own
+            if set(task.sites) - set(row.cohort)
+        ]
+        arms.append(
+            {
+                "arm": arm,
+                "releases": len(own),
+                "answered": {site: answered[site] for site in sorted(task.sites)},
+                "incomplete": incomplete,
+            }
+        )
+    return {"connected": sorted(task.sites), "declared_patients": task.study.sites.declared_patients, "arms": arms}
+
+
+def _evidence(study: Study, measured: Measured, method: str) -> Evidence:
+    name = study.primary.name
+    return Evidence(
+        names=study.primary.groups,
+        pair=measured.pairs[BASE, method][name],
+        hist_before=measured.histograms[BASE, "test"][name],
+        hist_after=measured.histograms[method, "test"][name],
+        placement_sums=measured.placements.get(method, {}).get(name),
+        controls={
+            before: table[name]
+            for (before, after), table in measured.pairs.items()
+            if after == method and before != BASE and not before.startswith(tables.LOCAL)
+        },
+    )
+
+
+def _level_down(report: Json, method: str) -> list[Json]:
+    """Groups, of every attribute, whose TPR at the declared rule or whose AUC became lower, its interval excluding 0."""
+    change = next(c for c in report["changes"] if c["before"] == BASE and c["after"] == method)
+    found = []
+    for name, figures in change["attributes"].items():
+        lower: Sequence[Json] = [*figures["points"]["rule"]["by_group"]["tpr"], *figures["auc_by_group"]]
+        found += [{"attribute": name, **e} for e in lower if e["high"] is not None and e["high"] < 0]
+    return found
+
+
+def _training(notes: Json, rows: Sequence[Row]) -> Json:
+    """The mask by tensor and the bias loss by round, where the method has them."""
+    training: Json = {}
+    if "mask" in notes:
+        training["mask"] = {"tensors": notes["mask"], "mean": notes["mask_mean"]}
+    if "bias_loss_by_round" in notes:
+        phases = [row.phase for row in rows if row.name in TRAINING]
+        losses = notes["bias_loss_by_round"]
+        training["bias_loss"] = [
+            {"round": number, "phase": phase, "value": value}
+            for number, (phase, value) in enumerate(zip(["before", *phases], losses, strict=True))
+        ]
+    return training
+
+
+def _privacy(study: Study) -> Json:
+    words = {
+        "none": "Privacy mode none: releases were not private. Every sum that left a hospital was exact, without noise, "
+        "and no privacy budget was kept."
+    }
+    return {"mode": study.privacy.mode, "text": words[study.privacy.mode]}

@@ -1,0 +1,114 @@
+"""What the report cannot say: one sentence per limit, from the study and the status of the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equipoise.common.fairness.estimate import LARGEST_HALF_WIDTH, MINIMUM_PATIENTS
+from equipoise.server.report.tables import GAPS, LOCAL
+
+Json = dict[str, Any]
+
+
+def limits(report: Json) -> list[str]:
+    """The limits of a report (all its other keys filled in), the gravest first."""
+    return [
+        *_of_the_data(report),
+        *_of_the_groups(report),
+        *_of_the_figures(report),
+        *_of_the_design(report),
+    ]
+
+
+def _of_the_data(report: Json) -> list[str]:
+    lines = []
+    if report["data"]["synthetic"]:
+        lines.append("The patients are synthetic. Nothing here says how the method does on real patients.")
+    if report["data"]["note"]:
+        lines.append(f"About the data: {report['data']['note']}")
+    if report["privacy"]["mode"] == "none":
+        lines.append(
+            "Privacy mode none: the released sums are exact and no noise protects a patient. Counts in this report are "
+            "exact too; treat it as confidentially as the tables that it is made from."
+        )
+    absent = [arm for arm in report["sites"]["arms"] if arm["incomplete"]]
+    lines += [
+        f"Not every hospital answered every release of {arm['arm']}: "
+        + "; ".join(f"release {entry['release']} without {', '.join(entry['absent'])}" for entry in arm["incomplete"])
+        + "."
+        for arm in absent
+    ]
+    return lines
+
+
+def _of_the_groups(report: Json) -> list[str]:
+    lines = []
+    for attribute in report["attributes"]:
+        name = attribute["attribute"]
+        for group in attribute["groups"]:
+            n, positives = group["n"], group["positives"]
+            if not group["declared"]:
+                if n:
+                    lines.append(
+                        f"{name}: the group of {n} of {attribute['n']} test patients is unknown; they count in "
+                        "figures over all patients and in no gap."
+                    )
+            elif n == 0:
+                lines.append(f"{name}: no test patient of group {group['group']}; the report cannot speak for it.")
+            elif min(positives, n - positives) < MINIMUM_PATIENTS:
+                lines.append(
+                    f"{name}: group {group['group']} has {positives} positives and {n - positives} negatives in the "
+                    f"test split; with fewer than {MINIMUM_PATIENTS}, what needs them is not estimable."
+                )
+    return lines
+
+
+def _of_the_figures(report: Json) -> list[str]:
+    lines = []
+    method, primary = report["study"]["method"]["name"], report["study"]["primary"]
+    by_attribute = report["models"][method]["attributes"]
+    for name, figures in by_attribute.items():
+        point = figures["points"]["rule"]
+        cells = [*figures["auc_by_group"], *(e for rate in point["by_group"].values() for e in rate)]
+        coarse = sorted({e["group"] for e in cells if e["status"] == "imprecise"})
+        if coarse:
+            lines.append(
+                f"{name}: some figures of {', '.join(coarse)} are imprecise (interval wider than "
+                f"±{LARGEST_HALF_WIDTH:.2f}); no gap shown there is not the same as no gap."
+            )
+        partial = [metric for metric in GAPS if point["gaps"][metric]["reason"]]
+        if partial:
+            reason = point["gaps"][partial[0]]["reason"]
+            lines.append(f"{name}: {', '.join(partial)} cannot compare all groups ({reason}).")
+    others = len(report["attributes"]) * len(GAPS) * 3 - 2
+    lines.append(
+        f"One figure was declared in advance: {report['study']['evaluation']['primary']} of {primary}, at two "
+        f"operating points. The other {others} gaps of the method are shown to explore, without correction for their "
+        "number; intervals are simultaneous within an attribute and a gap only."
+    )
+    return lines
+
+
+def _of_the_design(report: Json) -> list[str]:
+    lines = [
+        f"One run with seed {report['study']['seed']}. Intervals speak of the choice of test patients; they do not "
+        "contain what another seed, another draw of training patients or another set of hospitals would have changed.",
+        "Gaps are pooled over hospitals. How much of a gap lies within hospitals, and how much comes from groups being "
+        "treated at different hospitals, was not measured.",
+        "Hospitals are trusted to report honestly; a patient known to two hospitals counts twice.",
+    ]
+    if any(point["from"] == "test" for point in report["operating_points"]):
+        named = ", ".join(point["point"] for point in report["operating_points"] if point["from"] == "test")
+        lines.append(
+            f"The threshold at {named} was chosen on the test patients themselves, as this study declares; its figures "
+            "are somewhat optimistic for every model alike."
+        )
+    if "auc_noise" in report["models"]:
+        lines.append(
+            "The control auc_noise is one draw of noise out of many, the one with the median gap; its noise was fitted "
+            "on the test patients."
+        )
+    if any(name.startswith(LOCAL) for name in report["models"]):
+        lines.append("Models of local_only are each measured on the test patients of all hospitals.")
+    lines.append("A passed gate is a statement about these bounds on these patients. It certifies nothing.")
+    return lines

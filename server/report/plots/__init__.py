@@ -1,0 +1,1 @@
+"""Plots of the report as inline SVG, one file per family; every figure in them also stands in a table beside them."""

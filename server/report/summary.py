@@ -1,0 +1,197 @@
+"""The summary: one honest sentence, then plain words.
+
+The first sentence states the verdict before anything else: whether the gap fell, whether the declared gates passed and
+whether the controls were beaten. A fall of the gap that a gate or a control takes back never stands alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
+from equipoise.server.report.words import (
+    POINT_LABELS,
+    estimate_text,
+    listed,
+    number,
+    of_hundred,
+)
+
+Json = dict[str, Any]
+
+LEAD = {
+    "pass": "The declared test is passed",
+    "fail": "The declared test is failed",
+    "undecided": "The declared test is undecided",
+}
+
+
+def summary(report: Json) -> Json:
+    """`headline`, the first sentence; `plain`, the rates in words; `worse`, who got worse; `warnings`."""
+    return {
+        "headline": headline(report),
+        "plain": _plain_words(report),
+        "worse": _who_got_worse(report),
+        "warnings": [_sentence(warning) for warning in report["verdict"]["warnings"]],
+    }
+
+
+def headline(report: Json) -> str:
+    """Verdict, change of the gap, gates, controls: one sentence."""
+    outcome = report["verdict"]["outcome"]
+    return f"{LEAD[outcome]}: {_gap_clause(report)}; {_gates_clause(report)}; {_controls_clause(report)}."
+
+
+def primary_change(report: Json, point: str = "rule") -> Json:
+    """Change of the primary gap from the base to the method."""
+    change = change_between(report, "base", report["study"]["method"]["name"])
+    gaps: Json = change["attributes"][report["study"]["primary"]]["points"][point]["gaps"]
+    found: Json = gaps[report["study"]["evaluation"]["primary"]]
+    return found
+
+
+def change_between(report: Json, before: str, after: str) -> Json:
+    """The paired change between two models.
+
+    Raises:
+        KeyError: they were not compared.
+    """
+    for change in report["changes"]:
+        if (change["before"], change["after"]) == (before, after):
+            found: Json = change
+            return found
+    raise KeyError((before, after))
+
+
+def primary_gap(report: Json, model: str, point: str = "rule") -> Json:
+    """The primary gap of a model."""
+    gaps = report["models"][model]["attributes"][report["study"]["primary"]]["points"][point]["gaps"]
+    found: Json = gaps[report["study"]["evaluation"]["primary"]]
+    return found
+
+
+def _gap_clause(report: Json) -> str:
+    metric, attribute = report["study"]["evaluation"]["primary"], report["study"]["primary"]
+    method = report["study"]["method"]["name"]
+    what = f"with {method}, the {metric} between the groups of {attribute}"
+    change = primary_change(report)
+    if change["value"] is None:
+        return f"{what} cannot be compared ({change['reason']})"
+    ends = [primary_gap(report, model)["value"] for model in ("base", method)]
+    span = f"from {number(ends[0])} to {number(ends[1])}" if None not in ends else ""
+    low, high, level = change["low"], change["high"], f"{100 * change['level']:.0f} %"
+    if high < 0:
+        return f"{what} fell by {number(-change['value'])} ({level} interval {number(-high)} to {number(-low)}), {span}"
+    if low > 0:
+        return f"{what} rose by {number(change['value'])} ({level} interval {number(low)} to {number(high)}), {span}"
+    return f"{what} shows no clear change ({span}; {level} interval of the change {number(low)} to {number(high)})"
+
+
+def _gates_clause(report: Json) -> str:
+    gates = report["verdict"]["gates"]
+    failed = [gate["name"] for gate in gates if gate["outcome"] == "fail"]
+    open_ = [gate["name"] for gate in gates if gate["outcome"] == "undecided"]
+    if not failed and not open_:
+        return f"it passed all {len(gates)} gates"
+    parts = [f"it failed {len(failed)} of {len(gates)} gates ({listed(failed)})"] if failed else []
+    if open_:
+        parts.append(f"{len(open_)} of {len(gates)} gates stayed undecided ({listed(open_)})")
+    return ", and ".join(parts)
+
+
+def control_outcomes(report: Json) -> dict[str, str]:
+    """control -> pass, fail or undecided over all operating points, for the controls that were compared."""
+    outcomes: dict[str, list[str]] = {}
+    for gate in report["verdict"]["comparisons"]:
+        outcomes.setdefault(gate["name"].removeprefix("beats_"), []).append(gate["outcome"])
+    return {
+        control: "fail" if "fail" in found else "undecided" if "undecided" in found else "pass"
+        for control, found in outcomes.items()
+    }
+
+
+def _controls_clause(report: Json) -> str:
+    outcomes = control_outcomes(report)
+    by_outcome = {
+        outcome: [name for name in REQUIRED_CONTROLS if outcomes.get(name) == outcome]
+        for outcome in ("fail", "undecided", "pass")
+    }
+    missing = [name for name in REQUIRED_CONTROLS if name not in outcomes]
+    parts = []
+    if by_outcome["fail"]:
+        parts.append(f"it did not beat the {_controls(by_outcome['fail'])}")
+    if by_outcome["undecided"]:
+        parts.append(f"whether it beats the {_controls(by_outcome['undecided'])} is undecided")
+    if by_outcome["pass"]:
+        parts.append(f"it beat the {_controls(by_outcome['pass'])}")
+    if missing:
+        parts.append(f"{'controls' if len(missing) > 1 else 'control'} missing: {listed(missing)}")
+    return ", ".join(parts)
+
+
+def _controls(names: list[str]) -> str:
+    return f"control{'s' if len(names) > 1 else ''} {listed(names)}"
+
+
+def _plain_words(report: Json) -> list[str]:
+    """The primary attribute's rates at the declared rule, before and after, as patients of a hundred."""
+    attribute, label = report["study"]["primary"], report["study"]["label"]["column"]
+    method = report["study"]["method"]["name"]
+    groups = [row for row in report["attributes"] if row["attribute"] == attribute][0]["groups"]
+    names = [row["group"] for row in groups if row["declared"]]
+    lines = []
+    for rate, who, verb in (
+        ("tpr", f"with the disease ({label})", "finds"),
+        ("fpr", f"without it", "wrongly flags"),
+    ):
+        for model, subject in (("base", "the model as delivered"), (method, f"the model after {method}")):
+            point = report["models"][model]["attributes"][attribute]["points"]["rule"]
+            cells = dict(zip(names, point["by_group"][rate], strict=False))
+            first, *others = names
+            text = f"Of 100 patients of group {first} ({attribute}) {who}, {subject} {verb} {of_hundred(cells[first])}"
+            text += "".join(f"; of 100 of group {name}, {of_hundred(cells[name])}" for name in others)
+            lines.append(text + ".")
+    return lines
+
+
+def _who_got_worse(report: Json) -> list[str]:
+    """One sentence per group that lost, or one that none did."""
+    if not report["level_down"]:
+        return [
+            "No group's true positive rate or AUC became lower with an interval that excludes 0 (that is no proof that "
+            "none did)."
+        ]
+    names = {"tpr_change": f"true positive rate at the {POINT_LABELS['rule']}", "auc_change": "AUC"}
+    return [
+        f"Worse for {row['group']} ({row['attribute']}): {names[row['metric']]} {estimate_text(row, change=True)}."
+        for row in report["level_down"]
+    ]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def summary_lines(report: Json) -> list[str]:
+    """The report for a terminal, without control characters: the headline, the primary figures, gates, controls."""
+    study = report["study"]
+    method, primary, metric = study["method"]["name"], study["primary"], study["evaluation"]["primary"]
+    lines = [report["summary"]["headline"], ""]
+    for point in ("rule", "base_rate"):
+        before, after = (primary_gap(report, model, point) for model in ("base", method))
+        expected = after["expected_if_equal"]
+        lines.append(
+            f"{metric} by {primary}, {POINT_LABELS[point]} (0 = equal): before {estimate_text(before)}, after "
+            f"{estimate_text(after)}, expected if equal {number(expected)}"
+        )
+    for key, label in (("worst_group_auc", "worst-group AUC"), ("auc_gap", "AUC gap")):
+        texts = [estimate_text(report["models"][m]["attributes"][primary][key]) for m in ("base", method)]
+        lines.append(f"{label} by {primary}: before {texts[0]}, after {texts[1]}")
+    lines.append("")
+    lines += [f"gate {gate['outcome']:<9} {gate['text']}" for gate in report["verdict"]["gates"]]
+    lines += [f"control {outcome:<9} beats {name}" for name, outcome in control_outcomes(report).items()]
+    lines.append("")
+    lines += [*report["summary"]["worse"], *report["summary"]["warnings"], report["privacy"]["text"]]
+    if report["data"]["synthetic"]:
+        lines.append("Synthetic data.")
+    return lines

@@ -1,0 +1,72 @@
+"""Figures as text: one way to write a number, an interval, a change, a count and the absence of a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Json = dict[str, Any]
+
+NOT_ESTIMABLE = "not estimable"
+MINUS = "\N{MINUS SIGN}"
+
+LABELS = {
+    "tpr": "true positive rate",
+    "fpr": "false positive rate",
+    "selection_rate": "selection rate",
+    "balanced_accuracy": "balanced accuracy",
+}
+POINT_LABELS = {
+    "rule": "declared rule",
+    "base_rate": "equal selection rate",
+    "base_threshold": "base model's threshold",
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A change, with its sign."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def interval(estimate: Json, digits: int = 3) -> str:
+    """`low to high`, or nothing where there is no number."""
+    if estimate["value"] is None:
+        return ""
+    return f"{number(estimate['low'], digits)} to {number(estimate['high'], digits)}"
+
+
+def estimate_text(estimate: Json, *, change: bool = False, digits: int = 3) -> str:
+    """A figure, its interval and its status: `0.071 [0.012, 0.140]`, or `not estimable`."""
+    if estimate["value"] is None:
+        return NOT_ESTIMABLE
+    write = signed if change else number
+    value, low, high = (write(estimate[key], digits) for key in ("value", "low", "high"))
+    mark = " (imprecise)" if estimate["status"] == "imprecise" else ""
+    return f"{value} [{low}, {high}]{mark}"
+
+
+def of_hundred(estimate: Json) -> str:
+    """A rate as patients of a hundred: `64 (54 to 73)`."""
+    if estimate["value"] is None:
+        return f"cannot be said ({estimate['reason']})"
+    value, low, high = (f"{100 * estimate[key]:.0f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def listed(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return ", ".join(items[:-1]) + (" and " if len(items) > 1 else "") + items[-1] if items else ""
+
+
+def size(count: float) -> str:
+    """Bytes with a unit, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
