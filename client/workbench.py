@@ -50,7 +50,8 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ModelError(f"weights do not fit {spec.factory}: {str(error).splitlines()[-1].strip()}") from None
-    return model.eval()
+    # A training that broke off may have left tensors frozen.
+    return model.requires_grad_(True).eval()
 
 
 def precision(model: nn.Module) -> torch.dtype:
@@ -89,8 +90,13 @@ def patient_scores(study: Study, model: nn.Module, split: Split) -> NDArray[np.f
         return logits.numpy()
     p = torch.sigmoid(logits)
     sums = torch.zeros(split.patients, dtype=torch.float64).index_add_(0, split.patient, p)
-    mean = sums / torch.bincount(split.patient, minlength=split.patients)
-    return torch.logit(mean, eps=1e-12).numpy()
+    count = torch.bincount(split.patient, minlength=split.patients)
+    scores = torch.logit(sums / count, eps=1e-12)
+    # The way through probabilities costs digits. A patient's score must not depend on whether some other patient of
+    # the site has several rows, so one with a single row keeps its logit.
+    single = count[split.patient] == 1
+    scores[split.patient[single]] = logits[single]
+    return scores.numpy()
 
 
 class ScoreCache:
@@ -98,13 +104,14 @@ class ScoreCache:
 
     def __init__(self, size: int = 32) -> None:
         self._size = size
-        self._scores: OrderedDict[tuple[str, str], NDArray[np.float64]] = OrderedDict()
+        self._scores: OrderedDict[tuple[str, str, str], NDArray[np.float64]] = OrderedDict()
 
     def scores(
         self, study: Study, state: Mapping[str, NDArray[np.generic]], split: Split, split_name: str
     ) -> NDArray[np.float64]:
         """`patient_scores` of the model with this state, computed once."""
-        key = (digest_arrays(state), split_name)
+        # The study says how rows are read and by which network, so scores of two studies are never mixed.
+        key = (study.hash, digest_arrays(state), split_name)
         if key not in self._scores:
             self._scores[key] = patient_scores(study, network(study, state), split)
             if len(self._scores) > self._size:

@@ -17,6 +17,7 @@ from equipoise.common.study import Study
 # Largest L2 norm of one patient's weighted gradient, and largest change of a weight in one local training. Without
 # privacy they bound the lattice and catch a site whose numbers run away; nothing is clipped.
 GRADIENT_BOUND = 2.0**12
+SQUARE_BOUND = 2.0**8  # of the squared gradient of one mini-batch's mean loss
 UPDATE_BOUND = 2.0**8
 
 
@@ -70,7 +71,9 @@ def batch_sensitivities(
 ) -> Query:
     """Published sensitivities: squares of mini-batch gradients, which one patient changes whole. Inputs: the model."""
     shape = (sum(units(layout, granularity).values()),)
-    block = Block.real(shape, GRADIENT_BOUND, declared_total(study))
+    # Contributors are batches: the fewer they are, the finer the lattice, on which the small squares count too.
+    batches = -(-declared_total(study) // batch) + len(study.sites.declared_patients)
+    block = Block.real(shape, SQUARE_BOUND, batches)
     return Query(
         name="batch_sensitivities",
         kind="site_update",

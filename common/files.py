@@ -27,6 +27,23 @@ def write_whole(path: Path, data: bytes) -> None:
         raise StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); nothing was lost") from None
 
 
+def drop_unfinished_line(path: Path) -> None:
+    """Cut off a last line that a crash left without its end; whoever was writing it never went on from it.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open("rb+") as file:
+            data = file.read()
+            if not data.endswith(b"\n"):
+                file.truncate(data.rfind(b"\n") + 1)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); nothing was lost") from None
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Append one line to `path`; a line that does not fit is taken back.
 

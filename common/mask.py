@@ -107,6 +107,12 @@ class SoftMask:
         layout = Layout({name: value.shape for name, value in self.values.items()})
         return SoftMask(layout.split(flat))
 
+    def above_mean(self, name: str) -> NDArray[np.bool_]:
+        """Entries of a tensor above its mean. Equal entries never are, though their mean may round below them."""
+        value = self.values[name]
+        above: NDArray[np.bool_] = value > value.mean() * (1 + 1e-12)
+        return above
+
     @property
     def mean(self) -> float:
         """Mean over all parameters."""

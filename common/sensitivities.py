@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from equipoise.common.cells import BiasLoss, Form, bias_weights
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses
 from equipoise.common.mask import Granularity
+from equipoise.common.row_gradients import RowGradients
 
 CHUNK_BYTES = 256 * 2**20  # per-row gradients held at once
 Prepared = Callable[[slice], Tensor]  # rows -> the model's float input
@@ -59,47 +59,49 @@ def patient_sensitivities(
     Returns:
         (bias, task), each float64, flat in the order of `equipoise.common.mask.units`.
     """
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    chosen = {name: state[name] for name in layout.shapes}
-
-    def logit(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
-        output: Tensor = functional_call(model, {**state, **parameters}, (row.unsqueeze(0),))
-        return output.squeeze()
-
-    gradients = vmap(grad(logit), in_dims=(None, 0))
-    bias: list[Tensor] = []
-    task: list[Tensor] = []
+    gradients = RowGradients(model, list(layout.shapes))
+    totals = {name: torch.zeros(2, 0, dtype=torch.float64) for name in layout.shapes}
     for part in _patient_chunks(patient, _rows_at_once(layout)):
         x = rows(part)
-        owner = patient[part] - patient[part][0]
-        owners = int(owner[-1]) + 1
-        share = (1.0 / torch.bincount(owner, minlength=owners).to(x.dtype))[owner]
-        with torch.no_grad():
-            p = torch.sigmoid(model(x))
         mine = patient[part]
+        owner = mine - mine[0]
+        owners = int(owner[-1]) + 1
+        logits, gradients_of_rows = gradients(x)
+        p = torch.sigmoid(logits)
+        share = (1.0 / torch.bincount(owner, minlength=owners).to(x.dtype))[owner]
         scale_bias = share * bias_weight.to(x.dtype)[cell[mine]] * p * (1 - p)
         scale_task = share * task_weight.to(x.dtype)[cell[mine]] * (p - label[mine].to(x.dtype))
-        dz = gradients(chosen, x)
-        energies = [(_energies(dz, layout, s, owner, owners, granularity)) for s in (scale_bias, scale_task)]
-        bias.append(energies[0])
-        task.append(energies[1])
-    zero = torch.zeros(0, dtype=torch.float64)
-    total_bias = torch.stack(bias).sum(dim=0) if bias else zero
-    total_task = torch.stack(task).sum(dim=0) if task else zero
-    return total_bias.numpy(), total_task.numpy()
+        scales = torch.stack([scale_bias, scale_task])
+        for name, dz in gradients_of_rows:
+            energies = _energies(dz, scales, owner, owners, granularity)
+            totals[name] = totals[name] + energies if totals[name].numel() else energies
+    together = torch.cat([totals[name] for name in layout.shapes], dim=1)
+    return together[0].numpy(), together[1].numpy()
 
 
-def _energies(
-    dz: dict[str, Tensor], layout: Layout, scale: Tensor, owner: Tensor, owners: int, granularity: Granularity
-) -> Tensor:
-    """Pooled squares of each patient's gradient (its rows summed with `scale`), summed over the chunk; float64."""
-    parts = []
-    for name in layout.shapes:
-        rows = dz[name] * scale.reshape((-1,) + (1,) * (dz[name].ndim - 1))
-        if owners < len(rows):
-            rows = torch.zeros((owners, *rows.shape[1:]), dtype=rows.dtype).index_add_(0, owner, rows)
-        parts.append(pooled(rows.square().sum(dim=0), granularity))
-    return torch.cat(parts).to(torch.float64)
+def _energies(dz: Tensor, scales: Tensor, owner: Tensor, owners: int, granularity: Granularity) -> Tensor:
+    """Pooled squares of each patient's gradients, summed over the patients: float64, one row a scale.
+
+    Args:
+        dz: (m, *shape), gradients of the rows' logits.
+        scales: (k, m), factors of each row's gradient.
+        owner: (m,), the patient of each row, in 0..owners-1.
+    """
+    if owners == len(dz):
+        # One row a patient: the factor can leave the square, which is then taken once for all scales.
+        if granularity == "tensor":
+            squares = torch.linalg.vector_norm(dz, dim=tuple(range(1, dz.ndim))).square().unsqueeze(1)
+        elif granularity == "channel" and dz.ndim > 2:
+            squares = dz.square().flatten(2).sum(dim=2)
+        else:
+            squares = dz.square().flatten(1)
+        return (scales.square() @ squares).to(torch.float64)
+    energies = []
+    for scale in scales:
+        rows = dz * scale.reshape((-1,) + (1,) * (dz.ndim - 1))
+        summed = torch.zeros((owners, *dz.shape[1:]), dtype=dz.dtype, device=dz.device).index_add_(0, owner, rows)
+        energies.append(pooled(summed.square().sum(dim=0), granularity))
+    return torch.stack(energies).to(torch.float64)
 
 
 def batch_sensitivities(
@@ -148,7 +150,7 @@ def batch_weights(logits: Tensor, cell: Tensor, groups: int, loss: BiasLoss, for
 
 
 def _rows_at_once(layout: Layout) -> int:
-    return max(1, min(64, CHUNK_BYTES // max(1, 4 * layout.size)))
+    return max(1, min(32, CHUNK_BYTES // max(1, 4 * layout.size)))
 
 
 def _patient_chunks(patient: Tensor, rows: int) -> Iterator[slice]:

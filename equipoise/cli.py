@@ -131,8 +131,9 @@ def verify(
     """Derive a run's models and report again from its released sums, and find any change."""
     from equipoise.server.rundir import RunFolder
     from equipoise.server.verify import verify as check
+    from equipoise.simulations.doors import remembered_heads
 
-    checked = check(RunFolder(folder))
+    checked = check(RunFolder(folder), remembered_heads)
     if output is Format.JSON:
         typer.echo(json.dumps([row.__dict__ for row in checked]))
         return

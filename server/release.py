@@ -157,8 +157,12 @@ class PlainRelease:
                 return "malformed"
             if not _within(points[name], block.site_bound / block.step):
                 return "out_of_range"
-        for name, array in points.items():
-            self._points[name] += array
+        # The bound has room for the patients of all sites, so their sum has to keep it too. Each of the two addends is
+        # below 2^62 or equal to it: what would wrap around int64 lands outside the bound and is found here.
+        sums = {name: self._points[name] + array for name, array in points.items()}
+        if not all(_within(sums[name], block.site_bound / block.step) for name, block in self.query.blocks.items()):
+            return "out_of_range"
+        self._points = sums
         return None
 
 

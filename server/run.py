@@ -42,6 +42,7 @@ def main(grid: Grid, run_config: Mapping[str, UserConfigValue]) -> None:
     """Carry out the task in the run folder that `run_config["folder"]` names."""
     folder = RunFolder(Path(str(run_config["folder"])))
     task = folder.task()
+    folder.mend()
     transport = Transport(grid)
     transport.connect(task.sites, task.study.sites.deadline_s)
     engine = Engine(task.study, transport, [RoundLog(folder.path / "rounds.jsonl"), *_watchers])

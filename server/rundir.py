@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from equipoise.common.canonical import sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import StudyError, TranscriptError
-from equipoise.common.files import write_whole
+from equipoise.common.files import drop_unfinished_line, write_whole
 from equipoise.common.methods.method import Outcome
 from equipoise.common.models import build
 from equipoise.common.study import Study
@@ -73,9 +73,15 @@ class RunFolder:
         """Where the task is written; a run that has one can be resumed."""
         return self.path / "task.json"
 
+    @property
+    def name(self) -> str:
+        """The run's name towards the sites: that of its folder when it began, wherever the folder lies now."""
+        return str(self._task_value()["run"])
+
     def write_task(self, task: Task) -> None:
         """Begin a run."""
         value = {
+            "run": self.path.resolve().name,
             "study": task.study.model_dump(mode="json", by_alias=True),
             "arms": {arm.name: arm.study.model_dump(mode="json", by_alias=True) for arm in task.arms},
             "sites": list(task.sites),
@@ -91,8 +97,8 @@ class RunFolder:
             StudyError: there is none here.
             TranscriptError: it is not what was written.
         """
+        value = self._task_value()
         try:
-            value = json.loads(self.task_file.read_text())
             return Task(
                 study=Study.model_validate(value["study"]),
                 arms=tuple(Arm(name, Study.model_validate(study)) for name, study in value["arms"].items()),
@@ -100,10 +106,25 @@ class RunFolder:
                 evaluate=tuple(value["evaluate"]),
                 facts=value["facts"],
             )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TranscriptError(f"{self.task_file}: changed since the run began; restore the file") from None
+
+    def _task_value(self) -> dict[str, Any]:
+        """The content of task.json."""
+        try:
+            value = json.loads(self.task_file.read_text(encoding="utf-8"))
+            return {"run": value["run"], **value}
         except FileNotFoundError:
             raise StudyError(f"{self.path}: no run here (task.json is missing); give the folder of a run") from None
         except (ValueError, KeyError, TypeError):
             raise TranscriptError(f"{self.task_file}: changed since the run began; restore the file") from None
+
+    def mend(self) -> None:
+        """Cut off the lines that a crash left unfinished, so that the run can go on."""
+        task = self.task()
+        for place in (self.path / EVALUATION, *(self.arm_folder(arm.name) / "transcript" for arm in task.arms)):
+            drop_unfinished_line(place / "chain.jsonl")
+        drop_unfinished_line(self.path / "rounds.jsonl")
 
     def arm_folder(self, name: str) -> Path:
         """Folder of an arm: the run's own for the method, `controls/<name>` for a control."""
@@ -112,7 +133,7 @@ class RunFolder:
 
     def transcript(self, study: Study, name: str) -> Transcript:
         """The transcript of an arm, or of the evaluation."""
-        run = f"{self.path.name}/{name}"
+        run = f"{self.name}/{name}"
         if name == EVALUATION:
             return Transcript(self.path / EVALUATION, study.hash, run)
         return Transcript(self.arm_folder(name) / "transcript", study.hash, run)

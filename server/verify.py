@@ -8,11 +8,10 @@ the report with its numbers); and the heads that the sites remember, which a for
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from equipoise.client.ledger import Ledger
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
@@ -41,8 +40,16 @@ def write_seal(run: RunFolder) -> None:
     write_whole(run.path / SEAL, json.dumps(digests, indent=1, sort_keys=True).encode())
 
 
-def verify(run: RunFolder) -> list[Checked]:
+Witnesses = Callable[[Path], Mapping[str, Sequence[tuple[str, str]]]]
+
+
+def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]:
     """Check a run; what held, in order.
+
+    Args:
+        run: the run's folder.
+        witnesses: for a run folder, what its sites remember: site -> (run, head) of every request. A coordinator has
+            none; a simulation reads its sites' ledgers (`equipoise.simulations.doors.remembered_heads`).
 
     Raises:
         TranscriptError: the first thing that does not hold, with the file or the site that shows it.
@@ -64,7 +71,7 @@ def verify(run: RunFolder) -> list[Checked]:
         _check_report(run)
         checked.append(Checked("report", "every number computed again from the released tables"))
     for folder in folders:
-        checked.extend(_check_heads(folder))
+        checked.extend(_check_heads(folder, witnesses(folder.path)))
     return checked
 
 
@@ -94,29 +101,19 @@ def _check_report(run: RunFolder) -> None:
             raise TranscriptError(f"{file}: {part!r} is not what the released tables give; write the report again")
 
 
-def _check_heads(folder: RunFolder) -> Iterator[Checked]:
-    """Compare every transcript with the heads in the ledgers of simulated sites."""
+def _check_heads(folder: RunFolder, remembered: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[Checked]:
+    """Compare every transcript with the heads that the sites remember."""
     task = folder.task()
-    transcripts = {
-        folder.transcript(study, name).run: folder.transcript(study, name)
-        for study, name in [*((arm.study, arm.name) for arm in task.arms), (task.study, EVALUATION)]
-    }
-    for ledger in sorted((folder.path / "sites").glob("*/ledger.sqlite")):
-        opened = Ledger(ledger, durable=False)
-        try:
-            broken, rows = opened.broken_row(), opened.rows()
-        finally:
-            opened.close()
-        if broken is not None:
-            raise TranscriptError(f"{ledger}: release {broken.number} of {broken.run} was changed in the ledger")
-        for name, transcript in transcripts.items():
-            heads = [row.head for row in rows if row.run == name]
-            if missing_heads(transcript, heads):
+    asked = [*((arm.study, arm.name) for arm in task.arms), (task.study, EVALUATION)]
+    transcripts = [folder.transcript(study, name) for study, name in asked]
+    for site, heads in remembered.items():
+        for transcript in transcripts:
+            if missing_heads(transcript, [head for run, head in heads if run == transcript.run]):
                 raise TranscriptError(
-                    f"{transcript.folder}: site {ledger.parent.name} remembers another chain of this run; the "
-                    "transcript was forged, or is not this run's"
+                    f"{transcript.folder}: site {site} remembers another chain of this run; the transcript was forged, "
+                    "or is not this run's"
                 )
-        yield Checked(f"site {ledger.parent.name}", f"{len(rows)} heads remembered, all in the transcripts")
+        yield Checked(f"site {site}", f"{len(heads)} heads remembered, all in the transcripts")
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -15,6 +15,8 @@ from equipoise.client.agent import SiteAgent
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort import Cohort, Split, SplitName
 from equipoise.client.cohort_store import CohortStore, Patients
+from equipoise.client.ledger import Ledger
+from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
@@ -65,6 +67,25 @@ def write_hospitals_file(folder: Path, hospitals: dict[str, list[Path]]) -> None
     """Note which site files each simulated site of a run stands for (several for `pooled`)."""
     value = {site: [str(file) for file in files] for site, files in hospitals.items()}
     write_whole(folder / "hospitals.json", json.dumps(value, indent=1).encode())
+
+
+def remembered_heads(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """What the simulated sites of the run in `folder` remember: site -> (run, transcript head) of every request.
+
+    Raises:
+        TranscriptError: a row of a ledger was changed.
+    """
+    remembered = {}
+    for file in sorted((folder / "sites").glob("*/ledger.sqlite")):
+        ledger = Ledger(file, durable=False)
+        try:
+            broken, rows = ledger.broken_row(), ledger.rows()
+        finally:
+            ledger.close()
+        if broken is not None:
+            raise TranscriptError(f"{file}: release {broken.number} of {broken.run} was changed in the ledger")
+        remembered[file.parent.name] = [(row.run, row.head) for row in rows]
+    return remembered
 
 
 def open_hospital(study: Study, files: list[Path]) -> Patients:

@@ -13,7 +13,6 @@ from equipoise.client.cohort import Cohort, Split
 from equipoise.common.errors import StudyError
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import FolderHospitals, PublicHospitals, Study, SyntheticHospitals
-from equipoise.simulations import public, synthetic
 from equipoise.simulations.sitefolder import SITE_FILE, SitePaths, write_site
 
 
@@ -62,6 +61,8 @@ def build_hospitals(study: Study, folder: Path) -> Hospitals:
 
 
 def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospitals:
+    from equipoise.simulations import synthetic
+
     written = synthetic.write_hospitals(
         folder,
         study.seed,
@@ -92,6 +93,8 @@ def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospit
 
 
 def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
+    from equipoise.simulations import public
+
     write = {"heart": public.write_heart, "ham10000": public.write_ham10000}[wanted.kind]
     written = write(folder, public.public_data_folder(), study.seed)
     facts = {"source": wanted.kind, "note": written.note, "synthetic": False}

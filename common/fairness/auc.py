@@ -20,12 +20,12 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy.special import expit, logit
 
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
@@ -63,7 +63,8 @@ class BinnedAUC:
             spread = z * z / (min(self.positives, self.negatives) + z * z)
             return max(self.value - spread, 0.0), min(self.value + spread, 1.0)
         half = z * self.variance**0.5 / (self.value * (1 - self.value))
-        return float(expit(logit(self.value) - half)), float(expit(logit(self.value) + half))
+        middle = math.log(self.value / (1 - self.value))
+        return _sigmoid(middle - half), _sigmoid(middle + half)
 
     @property
     def guarded_variance(self) -> float:
@@ -258,3 +259,8 @@ def auc_covariance(hist: Counts, sums: Floats) -> Floats:
         scatter = np.array([[v_bb - v_b * v_b / n, v_ba - v_b * v_a / n], [v_ba - v_b * v_a / n, v_aa - v_a * v_a / n]])
         covariance += scatter / (n * (n - 1))
     return covariance
+
+
+def _sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)) without overflow."""
+    return 0.5 * (1.0 + math.tanh(0.5 * x))

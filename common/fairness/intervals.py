@@ -13,10 +13,10 @@ References:
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from equipoise.common.fairness.estimate import LEVEL
 from equipoise.common.fairness.tables import Floats
@@ -26,7 +26,7 @@ def normal_quantile(level: float, comparisons: int = 1) -> float:
     """Two-sided normal quantile at `level`, shared by `comparisons` intervals (Bonferroni)."""
     if not 0 < level < 1 or comparisons < 1:
         raise ValueError(f"level={level}, comparisons={comparisons}: expected 0 < level < 1 and comparisons >= 1")
-    return float(norm.isf((1 - level) / (2 * comparisons)))
+    return -NormalDist().inv_cdf((1 - level) / (2 * comparisons))
 
 
 def wilson_limits(share: Floats, trials: Floats, z: float) -> tuple[Floats, Floats]:

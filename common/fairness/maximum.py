@@ -2,61 +2,90 @@
 
 Gaps and worst groups are maxima, and a maximum of estimates is biased upwards where its parts are close: after a
 successful debiasing all differences are near 0 and the measured gap stays well above. A percentile bootstrap inherits
-that bias twice. Write x for the values after, y for those before, h for their errors; then
+that bias twice. Write x for the values after, y for those before, h for their errors, i for the true leader of x and j
+for that of y. Two bounds hold whatever the true values are, each with its mirror image:
 
-    error of the change <= max_i h_i(x) - h_j(y)   with j the true leader of y,
-    error of the change >= h_i(x) - max_j h_j(y)   with i the true leader of x,
+    A  error of the change <= max_k h_k(x) - h_j(y)
+    B  change              <= x_i - y_i
 
-whatever the true values are. The interval takes the quantiles of these two bounds over bootstrap draws of the errors,
-with the maximum running over the values that could be the true leader: those within 2.5 standard errors of the observed
-one. Where one value leads clearly this is the usual interval; where several tie it is the least favourable case.
+A takes the upper quantile over draws of the errors, with the maximum running over the contenders: the values within 2.5
+standard errors of the observed leader. B takes the largest upper limit of x_k - y_k over the contenders of x; no
+correction for several k is needed, as the true leader is one of them. A is sharp where one value leads clearly before
+and after, or where a clear leader is caught up; B where several tie before and after, since it uses the pairing of each
+contrast with itself. The interval is the intersection.
 
-Coverage of the nominal 95 % interval for changes of gaps, 300 samples in each of 40 settings (2 to 6 groups, 20 to 1000
-patients a cell, gaps that fall, rise, stay, vanish or flip; correlation of decisions .7 and .95): this interval .93 to
-1.00; percentile bootstrap down to .80 for two groups and .65 for six; simultaneous Bonferroni intervals over all pairs
-of contrasts 1.00 at twice the width.
+Measured for the nominal 95 % interval of changes of equalized odds (both forms), 300 samples in each of 40 settings (2
+to 6 groups, 20 to 1000 patients a cell; gaps that fall, rise, stay, vanish or flip): coverage .93 to 1.00, and where
+there was no change a fall is claimed in at most 2 % of samples. A percentile bootstrap covers down to .81 for two
+groups and .27 for six; simultaneous Newcombe intervals of all differences of contrasts cover .99 to 1.00 with less
+power (a fall from .3 to .1 among four groups is found in 6 % of samples, here in 59 %).
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.tables import Floats
 
 CONTENTION = 2.5  # standard errors of the difference to the leader
 DRAWS = 4000
 
+Blocks = tuple[list[Floats], list[Floats]]
 
-def change_limits(
-    before: tuple[list[Floats], list[Floats]], after: tuple[list[Floats], list[Floats]], level: float
-) -> tuple[float, float, float]:
+
+def change_limits(before: Blocks, after: Blocks, level: float) -> tuple[float, float, float]:
     """Change of the mean over blocks of each block's maximum, and its interval.
 
     Args:
         before, after: a pair (values, errors): for each block k, the values (C_k,) and draws of their errors
-            (draws, C_k), jointly drawn in `before` and `after`. One block gives the change of one maximum.
+            (draws, C_k). Errors of `before` and `after` are drawn jointly; different blocks are independent. One block
+            gives the change of one maximum.
         level: confidence level.
 
     Returns:
         change, low, high.
     """
-    top_before, lead_before, most_before = _leaders(*before)
-    top_after, lead_after, most_after = _leaders(*after)
-    change = top_after - top_before
+    contenders_before, contenders_after = _contenders(before), _contenders(after)
+    change = float(np.mean([y.max() - x.max() for x, y in zip(before[0], after[0], strict=True)]))
     upper = 1 - (1 - level) / 2
-    down = float(np.quantile(most_after - lead_before, upper))
-    up = float(np.quantile(most_before - lead_after, upper))
-    return change, change - max(down, 0.0), change + max(up, 0.0)
+    down = float(np.quantile(_most(after, contenders_after) - _lead(before), upper))
+    up = float(np.quantile(_most(before, contenders_before) - _lead(after), upper))
+    z = normal_quantile(level)
+    low = max(change - down, -_paired_limit(after, before, contenders_before, z))
+    high = min(change + up, _paired_limit(before, after, contenders_after, z))
+    return change, min(low, change), max(high, change)
 
 
-def _leaders(values: list[Floats], errors: list[Floats]) -> tuple[float, Floats, Floats]:
-    """The mean of the maxima, the error of the observed leaders and the largest error of any contender, by draw."""
-    top, lead, most = [], [], []
-    for value, error in zip(values, errors, strict=True):
+def _contenders(model: Blocks) -> list[NDArray[np.bool_]]:
+    """By block, which values could be the true maximum."""
+    found = []
+    for value, error in zip(*model, strict=True):
         leader = int(value.argmax())
-        behind = value[leader] - value
-        contenders = behind <= CONTENTION * (error - error[:, [leader]]).std(axis=0) + 1e-12
-        top.append(float(value[leader]))
-        lead.append(error[:, leader])
-        most.append(error[:, contenders].max(axis=1))
-    return float(np.mean(top)), np.mean(lead, axis=0), np.mean(most, axis=0)
+        spread = (error - error[:, [leader]]).std(axis=0)
+        found.append(value[leader] - value <= CONTENTION * spread + 1e-12)
+    return found
+
+
+def _lead(model: Blocks) -> Floats:
+    """Error of the observed leaders, by draw."""
+    leading = [error[:, int(value.argmax())] for value, error in zip(*model, strict=True)]
+    lead: Floats = np.stack(leading).mean(axis=0)
+    return lead
+
+
+def _most(model: Blocks, contenders: list[NDArray[np.bool_]]) -> Floats:
+    """Largest error of any contender, by draw."""
+    largest = [error[:, mask].max(axis=1) for error, mask in zip(model[1], contenders, strict=True)]
+    most: Floats = np.stack(largest).mean(axis=0)
+    return most
+
+
+def _paired_limit(first: Blocks, second: Blocks, contenders: list[NDArray[np.bool_]], z: float) -> float:
+    """Largest upper limit of second - first, contrast by contrast, over all combinations of the blocks' contenders."""
+    total, variance = np.zeros(1), np.zeros(1)
+    for x, y, h_x, h_y, mask in zip(second[0], first[0], second[1], first[1], contenders, strict=True):
+        total = np.add.outer(total, (x - y)[mask]).ravel()
+        variance = np.add.outer(variance, (h_x - h_y)[:, mask].var(axis=0)).ravel()
+    return float((total + z * np.sqrt(variance)).max()) / len(contenders)

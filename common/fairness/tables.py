@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit
 
 from equipoise.common.errors import DataError
 
@@ -53,7 +52,7 @@ def hybrid_edges(reference_logits: Floats | None, bins: int = DEFAULT_BINS) -> F
     linear = np.linspace(-LINEAR_RANGE, LINEAR_RANGE, (count // 2) | 1)  # an odd number, so that 0 is an edge
     shares = np.arange(1, count - linear.size + 1) / (count - linear.size + 1)
     if reference_logits is None:
-        quantiles = logit(shares)
+        quantiles = np.log(shares / (1 - shares))
     else:
         reference = np.asarray(reference_logits, dtype=np.float64).ravel()
         if reference.size == 0 or not np.isfinite(reference).all():

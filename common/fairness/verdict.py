@@ -122,7 +122,8 @@ class Verdict:
         outcome, reason: overall, and what decided it.
         gates: the gates, in order.
         comparisons: one for each control and operating point.
-        level_down: groups whose TPR or AUC became lower, its interval excluding 0.
+        level_down: groups whose TPR or AUC became lower, its interval excluding 0 (and, for the AUC, what binning alone
+            could have done).
         base_signal: the base model's worst-group AUC.
         warnings: sentences that belong beside the verdict.
     """
@@ -196,7 +197,7 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
         *rate_change_by_group("tpr", pair[0], names, level=level, minimum=minimum)[:-1],
         *auc_change_by_group(*histograms, names, sums=sums, level=level, minimum=minimum)[:-1],
     ]
-    level_down = tuple(estimate for estimate in lower if estimate.high is not None and estimate.high < 0)
+    level_down = tuple(e for e in lower if e.high is not None and e.high < -(e.binning_bound or 0.0))
     base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum)
     outcome, reason = _overall(gates, comparisons, evidence.controls)
     warnings = [*_level_down_words(level_down), *_signal_words(base_signal), *_left_out_words(gates)]

@@ -134,10 +134,7 @@ def reset_head(model: Classifier, mask: SoftMask) -> Classifier:
     """Head entries whose mask is above their tensor's mean start again at 0 (docs/methods.md, SWiFT 1.4, step 9)."""
     state = model.state
     return model.with_values(
-        {
-            name: np.where(mask.values[name] > mask.values[name].mean(), 0.0, state[name])
-            for name in model.layout("head").shapes
-        }
+        {name: np.where(mask.above_mean(name), 0.0, state[name]) for name in model.layout("head").shapes}
     )
 
 
@@ -145,10 +142,17 @@ def _soft_mask(study: Study, model: Classifier, p: Swift, weighting: Weighting) 
     query = _mask_query(study, model, p)
     if p.importance == "per_patient":
         total = yield query.with_inputs(**model.inputs(), weights=weighting.arrays())
+        units = 1
     else:
         total = yield query.with_inputs(**model.inputs())
+        units = int(total.count("batches")[0])  # the published importance is a mean, and its epsilons are absolute
     mask = SoftMask.from_sensitivities(
-        model.layout("whole"), total.value("bias"), total.value("task"), p.granularity, p.scaling, p.floor
+        model.layout("whole"),
+        total.value("bias") / units,
+        total.value("task") / units,
+        p.granularity,
+        p.scaling,
+        p.floor,
     )
     if p.mask == "constant":
         return mask.constant()

@@ -86,11 +86,12 @@ def compose(task: Task, measured: Measured, rows: dict[str, list[Row]], notes: J
         noise: size of the noise of `auc_noise` and its draws, or None.
     """
     study, method = task.study, task.arms[0].name
+    simulated = study.simulation is not None
     report: Json = {
         "schema": SCHEMA,
         "software": {"equipoise": equipoise.__version__},
         "study": _study(study),
-        "data": {key: task.facts.get(key, default) for key, default in _FACTS.items()},
+        "data": {**{key: task.facts.get(key, default) for key, default in _FACTS.items()}, "simulated": simulated},
         "sites": _sites(task, rows),
         "operating_points": _operating_points(study),
         "attributes": tables.coverage(study, measured),
@@ -152,13 +153,13 @@ def _operating_points(study: Study) -> list[Json]:
     """The three operating points in words; `from` is the split that a threshold was chosen on, or None."""
     own, match = study.evaluation.threshold, study.evaluation.rate_match
     matched = {
-        "base_rate": "as many patients positive as under the base model",
-        "median": "half of the patients positive under every model",
-    }.get(match.rule, f"rule {match.rule} for every model")
+        "base_rate": "as many patients are flagged as under the model as delivered",
+        "median": "half of the patients are flagged under every model",
+    }.get(match.rule, f"{match.rule} for every model")
     words = {
-        "rule": f"declared rule {own.rule}, applied to each model",
-        "base_rate": f"equal selection rate: {matched}",
-        "base_threshold": "the base model's own threshold for every model",
+        "rule": f"{own.rule}, applied to each model",
+        "base_rate": matched,
+        "base_threshold": "the threshold of the model as delivered, for every model",
     }
     sources = {"rule": own, "base_rate": match, "base_threshold": own}
     return [{"point": point, "text": words[point], "from": _source(sources[point])} for point in POINTS]
@@ -206,7 +207,7 @@ def _evidence(study: Study, measured: Measured, method: str) -> Evidence:
 
 
 def _level_down(report: Json, method: str) -> list[Json]:
-    """Groups, of every attribute, whose TPR at the declared rule or whose AUC became lower, its interval excluding 0."""
+    """Groups of any attribute whose TPR at the declared rule, or whose AUC, became lower, the interval excluding 0."""
     change = next(c for c in report["changes"] if c["before"] == BASE and c["after"] == method)
     found = []
     for name, figures in change["attributes"].items():
@@ -232,7 +233,7 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
 
 def _privacy(study: Study) -> Json:
     words = {
-        "none": "Privacy mode none: releases were not private. Every sum that left a hospital was exact, without noise, "
-        "and no privacy budget was kept."
+        "none": "Privacy mode none: releases were not private. Every sum that left a hospital was exact, without "
+        "noise, and no privacy budget was kept."
     }
     return {"mode": study.privacy.mode, "text": words[study.privacy.mode]}

@@ -6,6 +6,7 @@ from typing import Any
 
 from equipoise.common.fairness.estimate import LARGEST_HALF_WIDTH, MINIMUM_PATIENTS
 from equipoise.server.report.tables import GAPS, LOCAL
+from equipoise.server.report.words import POINT_LABELS, listed
 
 Json = dict[str, Any]
 
@@ -98,15 +99,15 @@ def _of_the_design(report: Json) -> list[str]:
         "Hospitals are trusted to report honestly; a patient known to two hospitals counts twice.",
     ]
     if any(point["from"] == "test" for point in report["operating_points"]):
-        named = ", ".join(point["point"] for point in report["operating_points"] if point["from"] == "test")
+        named = listed([POINT_LABELS[row["point"]] for row in report["operating_points"] if row["from"] == "test"])
         lines.append(
-            f"The threshold at {named} was chosen on the test patients themselves, as this study declares; its figures "
-            "are somewhat optimistic for every model alike."
+            f"The threshold at the operating point {named} was chosen on the test patients themselves, as this study "
+            "declares; its figures are somewhat optimistic for every model alike."
         )
     if "auc_noise" in report["models"]:
         lines.append(
-            "The control auc_noise is one draw of noise out of many, the one with the median gap; its noise was fitted "
-            "on the test patients."
+            "The control auc_noise is one draw of noise out of many, the one with the median gap; the size of its "
+            "noise was fitted on the test patients."
         )
     if any(name.startswith(LOCAL) for name in report["models"]):
         lines.append("Models of local_only are each measured on the test patients of all hospitals.")

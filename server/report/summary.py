@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
 from equipoise.server.report.words import (
+    LEVEL_TEXT,
     POINT_LABELS,
     estimate_text,
     listed,
@@ -32,19 +34,29 @@ def summary(report: Json) -> Json:
         "headline": headline(report),
         "plain": _plain_words(report),
         "worse": _who_got_worse(report),
-        "warnings": [_sentence(warning) for warning in report["verdict"]["warnings"]],
+        "others": [*_other_controls(report), *_noise_words(report)],
+        "warnings": _warnings(report),
     }
 
 
 def headline(report: Json) -> str:
     """Verdict, change of the gap, gates, controls: one sentence."""
-    outcome = report["verdict"]["outcome"]
-    return f"{LEAD[outcome]}: {_gap_clause(report)}; {_gates_clause(report)}; {_controls_clause(report)}."
+    lead = LEAD[report["verdict"]["outcome"]]
+    if report["level_down"]:
+        losers = list(dict.fromkeys(f"{row['group']} ({row['attribute']})" for row in report["level_down"]))
+        lead += f", and the model got worse for {listed(losers)}"
+    return f"{lead}: {_gap_clause(report)}; {_gates_clause(report)}; {_controls_clause(report)}."
+
+
+def method_name(report: Json) -> str:
+    """The name of the study's method."""
+    name: str = report["study"]["method"]["name"]
+    return name
 
 
 def primary_change(report: Json, point: str = "rule") -> Json:
     """Change of the primary gap from the base to the method."""
-    change = change_between(report, "base", report["study"]["method"]["name"])
+    change = change_between(report, BASE, method_name(report))
     gaps: Json = change["attributes"][report["study"]["primary"]]["points"][point]["gaps"]
     found: Json = gaps[report["study"]["evaluation"]["primary"]]
     return found
@@ -72,19 +84,21 @@ def primary_gap(report: Json, model: str, point: str = "rule") -> Json:
 
 def _gap_clause(report: Json) -> str:
     metric, attribute = report["study"]["evaluation"]["primary"], report["study"]["primary"]
-    method = report["study"]["method"]["name"]
+    method = method_name(report)
     what = f"with {method}, the {metric} between the groups of {attribute}"
     change = primary_change(report)
     if change["value"] is None:
         return f"{what} cannot be compared ({change['reason']})"
-    ends = [primary_gap(report, model)["value"] for model in ("base", method)]
+    ends = [primary_gap(report, model)["value"] for model in (BASE, method)]
     span = f"from {number(ends[0])} to {number(ends[1])}" if None not in ends else ""
-    low, high, level = change["low"], change["high"], f"{100 * change['level']:.0f} %"
+    low, high = change["low"], change["high"]
     if high < 0:
-        return f"{what} fell by {number(-change['value'])} ({level} interval {number(-high)} to {number(-low)}), {span}"
+        fall = f"{LEVEL_TEXT} interval {number(-high)} to {number(-low)}"
+        return f"{what} fell by {number(-change['value'])} ({fall}), {span}"
     if low > 0:
-        return f"{what} rose by {number(change['value'])} ({level} interval {number(low)} to {number(high)}), {span}"
-    return f"{what} shows no clear change ({span}; {level} interval of the change {number(low)} to {number(high)})"
+        rise = f"{LEVEL_TEXT} interval {number(low)} to {number(high)}"
+        return f"{what} rose by {number(change['value'])} ({rise}), {span}"
+    return f"{what} shows no clear change ({span}; {LEVEL_TEXT} interval of the change {number(low)} to {number(high)})"
 
 
 def _gates_clause(report: Json) -> str:
@@ -119,14 +133,40 @@ def _controls_clause(report: Json) -> str:
     missing = [name for name in REQUIRED_CONTROLS if name not in outcomes]
     parts = []
     if by_outcome["fail"]:
-        parts.append(f"it did not beat the {_controls(by_outcome['fail'])}")
+        parts.append(f"its gap is larger than that of the {_controls(by_outcome['fail'])}")
     if by_outcome["undecided"]:
         parts.append(f"whether it beats the {_controls(by_outcome['undecided'])} is undecided")
     if by_outcome["pass"]:
         parts.append(f"it beat the {_controls(by_outcome['pass'])}")
     if missing:
-        parts.append(f"{'controls' if len(missing) > 1 else 'control'} missing: {listed(missing)}")
-    return ", ".join(parts)
+        parts.append(f"the {_controls(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+    return ", and ".join(parts)
+
+
+def _other_controls(report: Json) -> list[str]:
+    """What the controls that decide nothing show, such as whether the mask matters; empty where there are none."""
+    words = {
+        "fail": "larger than that of",
+        "undecided": "not clearly different from that of",
+        "pass": "smaller than that of",
+    }
+    outcomes = {name: found for name, found in control_outcomes(report).items() if name not in REQUIRED_CONTROLS}
+    parts = [
+        f"{text} {listed([name for name, found in outcomes.items() if found == outcome])}"
+        for outcome, text in words.items()
+        if outcome in outcomes.values()
+    ]
+    return [f"Beside the controls that decide nothing, its gap is {'; '.join(parts)}."] if parts else []
+
+
+def _noise_words(report: Json) -> list[str]:
+    """A control that is the base model itself must not pass for a hurdle."""
+    if "auc_noise" not in report or report["auc_noise"]["noise_sd_logit"] > 0:
+        return []
+    return [
+        "The method's AUC is not below the delivered model's, so the control auc_noise adds no noise and is the "
+        "delivered model itself: to beat it says no more than that the gap fell."
+    ]
 
 
 def _controls(names: list[str]) -> str:
@@ -136,15 +176,15 @@ def _controls(names: list[str]) -> str:
 def _plain_words(report: Json) -> list[str]:
     """The primary attribute's rates at the declared rule, before and after, as patients of a hundred."""
     attribute, label = report["study"]["primary"], report["study"]["label"]["column"]
-    method = report["study"]["method"]["name"]
-    groups = [row for row in report["attributes"] if row["attribute"] == attribute][0]["groups"]
+    method = method_name(report)
+    groups = next(row for row in report["attributes"] if row["attribute"] == attribute)["groups"]
     names = [row["group"] for row in groups if row["declared"]]
     lines = []
     for rate, who, verb in (
         ("tpr", f"with the disease ({label})", "finds"),
-        ("fpr", f"without it", "wrongly flags"),
+        ("fpr", "without it", "wrongly flags"),
     ):
-        for model, subject in (("base", "the model as delivered"), (method, f"the model after {method}")):
+        for model, subject in ((BASE, "the model as delivered"), (method, f"the model after {method}")):
             point = report["models"][model]["attributes"][attribute]["points"]["rule"]
             cells = dict(zip(names, point["by_group"][rate], strict=False))
             first, *others = names
@@ -168,6 +208,18 @@ def _who_got_worse(report: Json) -> list[str]:
     ]
 
 
+def _warnings(report: Json) -> list[str]:
+    """The verdict's warnings; those that `worse` says already are left out, and those of several gates are joined."""
+    gates: dict[str, list[str]] = {}
+    for gate in report["verdict"]["gates"]:
+        if gate["estimate"]["reason"]:
+            gates.setdefault(gate["estimate"]["reason"], []).append(gate["name"])
+    said = {f"{name}: {reason}" for reason, names in gates.items() for name in names}
+    others = [text for text in report["verdict"]["warnings"] if text not in said and not text.startswith("level-down")]
+    joined = [f"not every group is judged by {listed(names)} ({reason})" for reason, names in gates.items()]
+    return [_sentence(text) for text in (*others, *joined)]
+
+
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
@@ -178,20 +230,26 @@ def summary_lines(report: Json) -> list[str]:
     method, primary, metric = study["method"]["name"], study["primary"], study["evaluation"]["primary"]
     lines = [report["summary"]["headline"], ""]
     for point in ("rule", "base_rate"):
-        before, after = (primary_gap(report, model, point) for model in ("base", method))
+        before, after = (primary_gap(report, model, point) for model in (BASE, method))
         expected = after["expected_if_equal"]
         lines.append(
             f"{metric} by {primary}, {POINT_LABELS[point]} (0 = equal): before {estimate_text(before)}, after "
             f"{estimate_text(after)}, expected if equal {number(expected)}"
         )
     for key, label in (("worst_group_auc", "worst-group AUC"), ("auc_gap", "AUC gap")):
-        texts = [estimate_text(report["models"][m]["attributes"][primary][key]) for m in ("base", method)]
+        texts = [estimate_text(report["models"][m]["attributes"][primary][key]) for m in (BASE, method)]
         lines.append(f"{label} by {primary}: before {texts[0]}, after {texts[1]}")
     lines.append("")
-    lines += [f"gate {gate['outcome']:<9} {gate['text']}" for gate in report["verdict"]["gates"]]
-    lines += [f"control {outcome:<9} beats {name}" for name, outcome in control_outcomes(report).items()]
+    lines += [f"gate {gate['name']}: {gate['text']}" for gate in report["verdict"]["gates"]]
+    lines += [
+        f"control {name}: smaller gap than the control's: {outcome}"
+        for name, outcome in control_outcomes(report).items()
+    ]
     lines.append("")
-    lines += [*report["summary"]["worse"], *report["summary"]["warnings"], report["privacy"]["text"]]
+    lines += [
+        *(line for key in ("others", "worse", "warnings") for line in report["summary"][key]),
+        report["privacy"]["text"],
+    ]
     if report["data"]["synthetic"]:
         lines.append("Synthetic data.")
     return lines

@@ -7,11 +7,11 @@ patients (paired); `averages` sums up controls that exist once per site.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
@@ -73,7 +73,7 @@ def thresholds(measured: Measured) -> Json:
     """model -> operating point -> the threshold as a logit and as a probability."""
     return {
         model: {
-            point: {"logit": float(logit), "probability": float(expit(logit))}
+            point: {"logit": float(logit), "probability": 0.5 * (1 + math.tanh(0.5 * float(logit)))}
             for point, logit in zip(POINTS, measured.thresholds[model], strict=True)
         }
         for model in models_in(measured)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from equipoise.common.fairness.estimate import LEVEL
+
 Json = dict[str, Any]
 
+LEVEL_TEXT = f"{100 * LEVEL:.0f} %"
 NOT_ESTIMABLE = "not estimable"
 MINUS = "\N{MINUS SIGN}"
 

@@ -75,9 +75,7 @@ def test_matched_selection_rates_are_equal_up_to_one_bin_whatever_the_scores_bec
     assert selection_rate_at(hists[0], EDGES, same) == selection_rate_at(hists[0], EDGES, float(EDGES[130]))
 
 
-@pytest.mark.parametrize(
-    "rule", ["sens>0.9", "f1", "fixed:0", "spec>=1", "fixed:high", "given:1/0", "sens>=nan"]
-)
+@pytest.mark.parametrize("rule", ["sens>0.9", "f1", "fixed:0", "spec>=1", "fixed:high", "given:1/0", "sens>=nan"])
 def test_an_unknown_rule_is_one_line_that_lists_the_rules(rule: str) -> None:
     with pytest.raises(StudyError, match=r"threshold.rule=.*write one of fixed:0.5") as caught:
         parse_rule(rule)

@@ -57,8 +57,6 @@ def bars(
     drawing.text(LEFT, bottom + 32, axis, "axis-label")
     for number, row in enumerate(rows):
         y = TOP + extent * number
-        drawing.text(LEFT, y + 11, shortened(row.label, 46 - len(row.note)), "row-label small halo")
-        drawing.text(WIDTH - RIGHT, y + 11, row.note, "note halo", "end")
         for lane, value in enumerate(row.values):
             place = (LEFT, y + LABEL + BAR * lane, scale(value) - LEFT, BAR - 1.5)
             if lane == 1:
@@ -67,4 +65,8 @@ def bars(
                 drawing.rect(*place, "bar")
     if line is not None:
         drawing.line(scale(line), TOP, scale(line), bottom, "expected")
+    for number, row in enumerate(rows):
+        y = TOP + extent * number
+        drawing.text(LEFT, y + 11, shortened(row.label, 46 - len(row.note)), "row-label small halo")
+        drawing.text(WIDTH - RIGHT, y + 11, row.note, "note halo", "end")
     return drawing.markup()

@@ -72,10 +72,13 @@ def _row(drawing: Drawing, scale: Scale, row: Row, top: float) -> None:
     lanes = [top + LABEL + LANE * (i + 0.5) for i in range(len(row.marks))]
     if row.tick is not None:
         x = scale(row.tick)
-        drawing.line(x, lanes[0] - 8, x, lanes[-1] + 8, "expected")
+        drawing.line(x, lanes[0] - 6, x, lanes[-1] + 6, "expected")
     ends = [(scale(e["value"]), y) for (_, e), y in zip(row.marks, lanes, strict=True) if e["value"] is not None]
     if len(ends) == 2:
         drawing.path(ends, "link")
+    if not ends:
+        drawing.text(LEFT, sum(lanes) / len(lanes) + 4, NOT_ESTIMABLE, "missing halo")
+        return
     for (shape, estimate), y in zip(row.marks, lanes, strict=True):
         if estimate["value"] is None:
             drawing.text(LEFT, y + 4, NOT_ESTIMABLE, "missing halo")

@@ -38,7 +38,9 @@ def roc(
         drawing.text(LEFT - 6, up(value) + 4, tick_text(value), "tick", "end")
     drawing.line(LEFT, TOP + side, LEFT + side, TOP, "chance")
     drawing.path([(LEFT, TOP), (LEFT, TOP + side), (LEFT + side, TOP + side)], "axis")
-    drawing.text(LEFT + side / 2, TOP + side + 35, "false positive rate (share of those without it)", "axis-label", "middle")
+    drawing.text(
+        LEFT + side / 2, TOP + side + 35, "false positive rate (share of those without it)", "axis-label", "middle"
+    )
     drawing.text(13, TOP + side / 2, "true positive rate (share of those with it)", "axis-label", "middle", turn=True)
     for shape, curve in curves.items():
         drawing.path([(across(x), up(y)) for x, y in curve], f"curve {shape}")

@@ -97,7 +97,9 @@ class Drawing:
             )
         )
 
-    def text(self, x: float, y: float, text: str, kind: str = "label", anchor: str = "start", turn: bool = False) -> None:
+    def text(
+        self, x: float, y: float, text: str, kind: str = "label", anchor: str = "start", turn: bool = False
+    ) -> None:
         """Text, its baseline at y; `turn` sets it upright along a vertical axis."""
         turned = Markup(' transform="rotate(-90 {} {})"').format(_at(x), _at(y)) if turn else ""
         self.parts.append(
@@ -148,9 +150,19 @@ class Drawing:
         return head + Markup("").join(self.parts) + Markup("</svg>")
 
 
-def identifier(*parts: str) -> str:
-    """An identifier of an element: letters, digits and dashes."""
-    return "-".join("".join(c if c.isascii() and c.isalnum() else "_" for c in part) for part in parts)
+def identifier(*parts: str | int) -> str:
+    """An identifier of an element, from names of this package and numbers (never from names in a study)."""
+    return "-".join(str(part) for part in parts)
+
+
+def stepped_up(value: float) -> float:
+    """The next tenth at or above `value`, no more than 1: an end of an axis of shares."""
+    return min(math.ceil(value * 10 - 1e-9) / 10, 1.0)
+
+
+def stepped_down(value: float) -> float:
+    """The next tenth at or below `value`, no less than 0."""
+    return max(math.floor(value * 10 + 1e-9) / 10, 0.0)
 
 
 def shortened(text: str, longest: int) -> str:
@@ -164,6 +176,3 @@ def shortened(text: str, longest: int) -> str:
 def _at(value: float) -> str:
     text = f"{value:.1f}"
     return text.removesuffix(".0") if text != "-0.0" else "0"
-
-
-__all__ = ["WIDTH", "Drawing", "Scale", "identifier", "rounded_up", "shortened", "tick_text"]

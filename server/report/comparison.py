@@ -1,0 +1,163 @@
+"""The sections that set models side by side: key figures, controls, and who got worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equipoise.common.evaluation import BASE
+from equipoise.server.report.blocks import Figure, Panel, Section, Table
+from equipoise.server.report.plots.intervals import Row, interval_rows
+from equipoise.server.report.plots.svg import identifier, stepped_down, stepped_up
+from equipoise.server.report.results import EXPECTED, kept
+from equipoise.server.report.summary import change_between, method_name, primary_gap
+from equipoise.server.report.tables import LOCAL
+from equipoise.server.report.words import LEVEL_TEXT, NOT_ESTIMABLE, POINT_LABELS, estimate_text, number
+
+Json = dict[str, Any]
+JUDGED = ("rule", "base_rate")  # operating points of the verdict
+_SHAPES = {"base": "before", "method": "after", "control": "control"}
+
+
+def comparison_sections(report: Json) -> list[Section]:
+    """In the order of the page."""
+    return [_controls(report), _worse(report)]
+
+
+def key_figures(report: Json) -> Table:
+    """The few figures of the verdict, before, after and as a paired change."""
+    primary, metric = report["study"]["primary"], report["study"]["evaluation"]["primary"]
+    method = method_name(report)
+    change = change_between(report, BASE, method)
+    own = change["attributes"][primary]
+    before, after = (report["models"][model] for model in (BASE, method))
+    rows = [
+        (
+            f"{metric}, {POINT_LABELS[p]}",
+            *(primary_gap(report, m, p) for m in (BASE, method)),
+            own["points"][p]["gaps"][metric],
+        )
+        for p in JUDGED
+    ]
+    worst = [figures["attributes"][primary]["worst_group_auc"] for figures in (before, after, change)]
+    overall = [figures["points"]["rule"]["balanced_accuracy"] for figures in (before, after, change)]
+    rows += [
+        ("worst-group AUC", *worst),
+        ("AUC, all patients", before["auc"], after["auc"], change["auc"]),
+        ("balanced accuracy, declared rule", *overall),
+    ]
+    cells = [[name, estimate_text(a), estimate_text(b), estimate_text(c, change=True)] for name, a, b, c in rows]
+    caption = f"Key figures by {primary}, with {LEVEL_TEXT} intervals"
+    return Table(caption, ("figure", "before", "after", "paired change"), cells)
+
+
+def _controls(report: Json) -> Section:
+    text = (
+        "A control is the same study with one thing taken away. A method that does no better than plain (more training "
+        "without a fairness term) or auc_noise (random noise on the delivered model's scores, until its AUC is the "
+        "method's) has shown no effect of its own.",
+        *_noise_words(report),
+    )
+    return Section("controls", "Controls", text, (_controls_figure(report),))
+
+
+def _controls_figure(report: Json) -> Figure:
+    names = [model for model in report["models"] if not model.startswith(LOCAL)]
+    primary, metric = report["study"]["primary"], report["study"]["evaluation"]["primary"]
+    shapes = {model: _SHAPES[report["roles"][model]] for model in names}
+    gaps = {point: {model: primary_gap(report, model, point) for model in names} for point in JUDGED}
+    worst = {model: report["models"][model]["attributes"][primary]["worst_group_auc"] for model in names}
+    highs = [e["high"] for by_model in gaps.values() for e in by_model.values() if e["high"] is not None]
+    panels = []
+    for point, by_model in gaps.items():
+        drawn = [Row(model, ((shapes[model], e),), e["expected_if_equal"]) for model, e in by_model.items()]
+        title = f"{metric} of every model at the {POINT_LABELS[point]}"
+        drawing = interval_rows(
+            identifier("controls", point), title, "gap (0: equal)", drawn, high=stepped_up(max([0.1, *highs]))
+        )
+        panels.append(Panel(f"{metric}, {POINT_LABELS[point]}", drawing))
+    low = stepped_down(min([0.5, *(e["low"] for e in worst.values() if e["low"] is not None)]))
+    drawn = [Row(model, ((shapes[model], e),)) for model, e in worst.items()]
+    axis = f"AUC of the worst group (axis from {low:.1f} to 1)"
+    panels.append(
+        Panel("worst-group AUC", interval_rows("controls-auc", "worst-group AUC of every model", axis, drawn, low=low))
+    )
+    rows = [
+        [
+            _label(report, model),
+            *(estimate_text(gaps[point][model]) for point in JUDGED),
+            estimate_text(worst[model]),
+            estimate_text(report["models"][model]["auc"]),
+            estimate_text(report["models"][model]["points"]["rule"]["balanced_accuracy"]),
+        ]
+        for model in names
+    ]
+    columns = (
+        "model",
+        f"{metric}, {POINT_LABELS['rule']}",
+        f"the same, {POINT_LABELS['base_rate']}",
+        "worst-group AUC",
+        "AUC",
+        "balanced accuracy",
+    )
+    table = Table(
+        f"Every model on the same test patients, with {LEVEL_TEXT} intervals",
+        columns,
+        [*rows, *_average_rows(report)],
+    )
+    caption = f"Gap between the groups of {primary}, and worst-group AUC, of every model, with {LEVEL_TEXT} intervals."
+    legend = [("before", "the model as delivered"), ("after", method_name(report)), ("control", "control"), EXPECTED]
+    return Figure(caption, panels, table, [row for row in legend if row[0] in (*shapes.values(), "expected")])
+
+
+def _label(report: Json, model: str) -> str:
+    return {"base": f"{model} (as delivered)", "method": f"{model} (method)"}.get(report["roles"][model], model)
+
+
+def _average_rows(report: Json) -> list[list[str]]:
+    primary, metric = report["study"]["primary"], report["study"]["evaluation"]["primary"]
+    rows = []
+    for name, figures in report["averages"].items():
+        own = figures["attributes"][primary]
+        cells = [*(own["points"][point][metric] for point in JUDGED), own["worst_group_auc"], figures["auc"]]
+        rows.append([f"{name} (mean; least to largest of sites)", *map(_range, cells), number(None)])
+    return rows
+
+
+def _range(cell: Json) -> str:
+    if not cell["models"]:
+        return NOT_ESTIMABLE
+    return f"{number(cell['mean'])} ({number(cell['lowest'])} to {number(cell['highest'])})"
+
+
+def _noise_words(report: Json) -> list[str]:
+    if "auc_noise" not in report:
+        return []
+    noise = report["auc_noise"]
+    if noise["noise_sd_logit"] == 0:
+        return []  # the summary says what that means
+    gaps = noise["gap_by_draw"]
+    return [
+        f"auc_noise adds noise with a standard deviation of {noise['noise_sd_logit']:.2f} on the logit. Over its "
+        f"{noise['draws']} draws the primary gap runs from {number(min(gaps))} to {number(max(gaps))}; the draw with "
+        "the median gap is shown."
+    ]
+
+
+def _worse(report: Json) -> Section:
+    change = change_between(report, BASE, method_name(report))
+    short = {"tpr_change": "TPR lower", "auc_change": "AUC lower"}
+    rows = []
+    for attribute in report["attributes"]:
+        name = attribute["attribute"]
+        figures = change["attributes"][name]
+        point = figures["points"]["rule"]["by_group"]
+        for cells in kept(report, name, point["tpr"], point["fpr"], point["selection_rate"], figures["auc_by_group"]):
+            group = cells[0]["group"]
+            flags = [short[r["metric"]] for r in report["level_down"] if (r["attribute"], r["group"]) == (name, group)]
+            rows.append(
+                [name, group, *(estimate_text(e, change=True) for e in cells), ", ".join(flags) or "none shown"]
+            )
+    columns = ("attribute", "group", "change of TPR", "of FPR", "of selection rate", "of AUC", "loss flagged")
+    caption = f"After less before, on the same patients, at the declared rule, with paired {LEVEL_TEXT} intervals"
+    table = Table(caption, columns, rows, frozenset({0, 1, 6}))
+    return Section("worse", "Who got worse", report["summary"]["worse"], (table,))

@@ -1,0 +1,226 @@
+"""The sections on results: who was measured, gates, rates, gaps and ROC curves by group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from equipoise.common.evaluation import BASE, POINTS
+from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
+from equipoise.server.report.blocks import Figure, Panel, Section, Table
+from equipoise.server.report.plots.intervals import Row, interval_rows
+from equipoise.server.report.plots.roc import roc
+from equipoise.server.report.plots.svg import identifier, stepped_up
+from equipoise.server.report.summary import change_between, method_name
+from equipoise.server.report.tables import GAPS
+from equipoise.server.report.words import LABELS, LEVEL_TEXT, POINT_LABELS, estimate_text, number
+
+Json = dict[str, Any]
+SHOWN_RATES = ("tpr", "fpr", "selection_rate")
+EXPECTED = ("expected", "expected if equal: what chance alone would show if the groups had the same rates")
+_RATE_AXES = {
+    "tpr": "share of patients with the disease who are flagged",
+    "fpr": "share of patients without it who are flagged",
+    "selection_rate": "share of all patients who are flagged",
+}
+
+
+def result_sections(report: Json) -> list[Section]:
+    """In the order of the page."""
+    return [_patients(report), _gates(report), _rates(report), _gaps(report), _curves(report)]
+
+
+def kept(report: Json, attribute: str, *columns: Sequence[Json]) -> list[tuple[Json, ...]]:
+    """The rows of the declared groups, and that of `unknown` where it has patients."""
+    groups = next(row for row in report["attributes"] if row["attribute"] == attribute)["groups"]
+    rows = zip(groups, zip(*columns, strict=True), strict=True)
+    return [cells for group, cells in rows if group["declared"] or group["n"]]
+
+
+def pair_legend(report: Json) -> list[tuple[str, str]]:
+    """What the two markers of a comparison stand for."""
+    return [("before", "before: the model as delivered"), ("after", f"after: {method_name(report)}")]
+
+
+def _patients(report: Json) -> Section:
+    rows = [
+        [
+            attribute["attribute"],
+            group["group"],
+            str(group["n"]),
+            str(group["positives"]),
+            number(group["positives"] / group["n"]) if group["n"] else "no patients",
+        ]
+        for attribute in report["attributes"]
+        for group in attribute["groups"]
+        if group["declared"] or group["n"]
+    ]
+    label = report["study"]["label"]
+    text = (
+        f"The {report['attributes'][0]['n']} test patients of all hospitals together. With the disease means "
+        f"{label['column']} = {' or '.join(label['positive'])}. Selection rates depend on the prevalence."
+    )
+    columns = ("attribute", "group", "patients", "with the disease", "prevalence")
+    return Section("patients", "Who was measured", (text,), (Table("Test patients", columns, rows, frozenset({0, 1})),))
+
+
+def _gates(report: Json) -> Section:
+    evaluation, verdict = report["study"]["evaluation"], report["verdict"]
+    text = (
+        f"Declared in the study before it ran. Primary figure: {evaluation['primary']} between the groups of "
+        f"{report['study']['primary']}. A gate passes only if the whole interval lies on the declared side of its "
+        "bound, fails if it lies wholly on the other, and is undecided otherwise. The controls "
+        f"{' and '.join(REQUIRED_CONTROLS)} decide too; other controls are only shown.",
+        f"Overall: {verdict['outcome']} ({verdict['reason']}).",
+    )
+    last = (f"value and {LEVEL_TEXT} interval", "declared", "outcome")
+    words = frozenset({0, 1, 3, 4})
+    rows = [[gate["name"], *_judged(gate)] for gate in verdict["gates"]]
+    blocks = [Table("Gates", ("gate", "figure", *last), rows, words, 4)]
+    compared = [[_control(gate), point, *_judged(gate)[1:]] for gate, point in _comparisons(report)]
+    if compared:
+        caption = f"The gap of {method_name(report)} less the gap of each control (below 0: smaller than the control's)"
+        blocks.append(Table(caption, ("control", "operating point", *last), compared, words, 4))
+    return Section("gates", "Gates", text, blocks)
+
+
+def _judged(gate: Json) -> list[str]:
+    """Metric, figure, bound and outcome."""
+    estimate = gate["estimate"]
+    metric, change = estimate["metric"].removesuffix("_change"), estimate["metric"].endswith("_change")
+    side = "below" if gate["right"] == "below" else "at least"
+    return [
+        f"change of {metric}" if change else metric,
+        estimate_text(estimate, change=change),
+        f"{side} {number(gate['bound'], 2)}",
+        gate["outcome"],
+    ]
+
+
+def _control(gate: Json) -> str:
+    name: str = gate["name"].removeprefix("beats_")
+    return name if name in REQUIRED_CONTROLS else f"{name} (not deciding)"
+
+
+def _comparisons(report: Json) -> Iterator[tuple[Json, str]]:
+    """Each comparison with its operating point; those of one control come in the order of the points."""
+    seen: dict[str, int] = {}
+    for gate in report["verdict"]["comparisons"]:
+        place = seen.setdefault(gate["name"], 0)
+        seen[gate["name"]] += 1
+        yield gate, POINT_LABELS[POINTS[place]]
+
+
+def _by_group(report: Json, attribute: str, rate: str) -> list[tuple[Json, ...]]:
+    """(before, after) by group at the declared rule."""
+    models = (report["models"][model]["attributes"][attribute] for model in (BASE, method_name(report)))
+    return kept(report, attribute, *(model["points"]["rule"]["by_group"][rate] for model in models))
+
+
+def _rates(report: Json) -> Section:
+    figures = []
+    for index, attribute in enumerate(report["attributes"]):
+        name = attribute["attribute"]
+        panels = []
+        for rate in SHOWN_RATES:
+            drawn = [
+                Row(first["group"], (("before", first), ("after", second)), note=f"n = {first['n']}")
+                for first, second in _by_group(report, name, rate)
+            ]
+            title = f"{LABELS[rate]} by {name}, before and after"
+            panels.append(
+                Panel(LABELS[rate], interval_rows(identifier("rate", index, rate), title, _RATE_AXES[rate], drawn))
+            )
+        rows = [
+            [LABELS[rate], first["group"], str(first["n"]), estimate_text(first), estimate_text(second)]
+            for rate in (*SHOWN_RATES, "balanced_accuracy")
+            for first, second in _by_group(report, name, rate)
+        ]
+        caption = f"Rates by {name} at the declared rule, with {LEVEL_TEXT} intervals"
+        table = Table(caption, ("rate", "group", "n", "before", "after"), rows, frozenset({0, 1}))
+        figures.append(
+            Figure(f"{caption}. n: patients in the denominator. Dashed: imprecise.", panels, table, pair_legend(report))
+        )
+    return Section("rates", "Rates by group", (), figures)
+
+
+def _gaps(report: Json) -> Section:
+    text = (
+        "equalized_odds_difference is the larger of the gaps in true and false positive rate, equalized_odds_mean is "
+        "their mean; equal_opportunity_difference is the gap in true positive rate, demographic_parity_difference that "
+        "in selection rate. They are shown at three operating points, whose thresholds stand under Thresholds.",
+    )
+    figures = [_gap_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"])]
+    return Section("gaps", "Gaps between groups", text, figures)
+
+
+def _gap_figure(report: Json, index: int, attribute: str) -> Figure:
+    models = [report["models"][model]["attributes"][attribute] for model in (BASE, method_name(report))]
+    change = change_between(report, BASE, method_name(report))["attributes"][attribute]
+    highs = [model["points"][point]["gaps"][metric]["high"] for model in models for point in POINTS for metric in GAPS]
+    end = stepped_up(max([0.1, *(high for high in highs if high is not None)]))
+    panels, rows = [], []
+    for point in POINTS:
+        before, after = (model["points"][point]["gaps"] for model in models)
+        drawn = [Row(m, (("before", before[m]), ("after", after[m])), after[m]["expected_if_equal"]) for m in GAPS]
+        title = f"gaps between the groups of {attribute} at the {POINT_LABELS[point]}"
+        drawing = interval_rows(identifier("gap", index, point), title, "gap (0: equal)", drawn, high=end)
+        panels.append(Panel(POINT_LABELS[point], drawing))
+        rows += [
+            [
+                metric,
+                POINT_LABELS[point],
+                estimate_text(before[metric]),
+                estimate_text(after[metric]),
+                number(after[metric]["expected_if_equal"]),
+                estimate_text(change["points"][point]["gaps"][metric], change=True),
+            ]
+            for metric in GAPS
+        ]
+    auc = [estimate_text(model["auc_gap"]) for model in models]
+    rows.append(["auc_gap", "all", *auc, number(None), estimate_text(change["auc_gap"], change=True)])
+    columns = ("gap", "operating point", "before", "after", "expected if equal", "paired change")
+    table = Table(
+        f"Gaps between the groups of {attribute}, with {LEVEL_TEXT} intervals", columns, rows, frozenset({0, 1})
+    )
+    caption = (
+        f"Gaps between the groups of {attribute}, largest less smallest, with simultaneous {LEVEL_TEXT} intervals. A "
+        "measured gap is never below 0, so even equal groups show one; the upright bar marks how large on average. "
+        "Dashed: imprecise."
+    )
+    return Figure(caption, panels, table, (*pair_legend(report), EXPECTED))
+
+
+def _curves(report: Json) -> Section:
+    blocks = [_roc_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"])]
+    return Section("roc", "ROC by group", (), blocks)
+
+
+def _roc_figure(report: Json, index: int, attribute: str) -> Figure | Table:
+    models = {"before": BASE, "after": method_name(report)}
+    before, after = (report["models"][model]["attributes"][attribute] for model in models.values())
+    rates = {rate: {row[0]["group"]: row for row in _by_group(report, attribute, rate)} for rate in ("fpr", "tpr")}
+    panels = []
+    for place, (group, curves) in enumerate(report["roc"][attribute].items()):
+        points = {shape: (rates["fpr"][group][i], rates["tpr"][group][i]) for i, shape in enumerate(models)}
+        drawn = {shape: curves[model] for shape, model in models.items() if model in curves}
+        drawing = roc(identifier("roc", index, place), f"ROC curve of {attribute}: {group}", drawn, points)
+        panels.append(Panel(f"{attribute}: {group}", drawing))
+    change = change_between(report, BASE, method_name(report))["attributes"][attribute]
+    aucs = kept(report, attribute, *(figures["auc_by_group"] for figures in (before, after, change)))
+    named = [(row[0]["group"], row) for row in aucs]
+    for key, label in (("worst_group_auc", "worst group"), ("auc_gap", "gap between groups")):
+        named.append((label, (before[key], after[key], change[key])))
+    rows = [
+        [label, str(a["n"]), estimate_text(a), estimate_text(b), estimate_text(c, change=True)]
+        for label, (a, b, c) in named
+    ]
+    caption = f"AUC by {attribute}, with {LEVEL_TEXT} intervals"
+    table = Table(caption, ("group", "n", "before", "after", "paired change"), rows)
+    if not panels:
+        return table
+    caption = (
+        f"ROC curves by {attribute} on the test patients. The marker is the operating point at the declared rule, its "
+        f"cross the {LEVEL_TEXT} intervals of both rates; the dotted diagonal is chance. The table has the AUC."
+    )
+    return Figure(caption, panels, table, pair_legend(report))

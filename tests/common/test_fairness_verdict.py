@@ -1,0 +1,207 @@
+"""The verdict: whole intervals decide, a collapsed model fails, controls are needed, levelling down is said aloud."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from equipoise.common.fairness.auc import placement_sums, placements_of_bins
+from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.tables import bin_scores, decide, histogram, hybrid_edges, pair_table
+from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate
+from equipoise.common.fairness.verdict import NOT_REPAIRABLE, Bounds, Evidence, Verdict, judge, verdict
+from equipoise.common.study import Evaluation
+
+EDGES = hybrid_edges(None, 1024)
+NAMES = ("men", "women")
+
+
+class Patients:
+    """Scores of a base model that misses diseased women, and what can become of them."""
+
+    def __init__(self, n: int = 6000, signal: float = 2.6, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.rng = rng
+        self.label, self.group = rng.integers(0, 2, n), rng.integers(0, 2, n)
+        self.severity = rng.normal(signal * (self.label - 0.5), 1)
+        self.scores = {"base": self.severity - 1.2 * self.group * self.label}
+        self.add("repaired", self.severity)
+        self.add("noisy", self.scores["base"] + rng.normal(0, 0.7, n))
+        self.add("plain", self.scores["base"] + 0.1 * self.group * self.label)
+
+    def add(self, name: str, scores: np.ndarray) -> None:
+        """A model's scores, with a little noise of its own."""
+        self.scores[name] = scores + self.rng.normal(0, 0.05, len(scores))
+
+    def hist(self, model: str) -> np.ndarray:
+        return histogram(bin_scores(self.scores[model], EDGES), self.label, self.group, 3, len(EDGES) + 1)
+
+    def pair(self, before: str, after: str) -> np.ndarray:
+        base = self.hist("base")
+        points = []
+        for matched in (False, True):
+            decisions = []
+            for model in (before, after):
+                t = choose_threshold("fixed:0.5", base, EDGES)
+                if matched:
+                    t = match_selection_rate(self.hist(model), EDGES, base, t)
+                decisions.append(decide(self.scores[model], t))
+            points.append(pair_table(decisions[0], decisions[1], self.label, self.group, 3))
+        return np.stack(points)
+
+    def evidence(self, method: str, controls: dict[str, str] | None = None) -> Evidence:
+        placed = [
+            placements_of_bins(self.hist(m))[self.group, self.label, bin_scores(self.scores[m], EDGES)]
+            for m in ("base", method)
+        ]
+        return Evidence(
+            names=NAMES,
+            pair=self.pair("base", method),
+            hist_before=self.hist("base"),
+            hist_after=self.hist(method),
+            placement_sums=placement_sums(placed[0], placed[1], self.label, self.group, 3),
+            controls={name: self.pair(model, method) for name, model in (controls or {}).items()},
+        )
+
+
+@pytest.fixture(scope="module")
+def patients() -> Patients:
+    return Patients()
+
+
+CONTROLS = {"plain": "plain", "auc_noise": "noisy"}
+
+
+def outcomes(result: Verdict) -> dict[str, str]:
+    return {gate.name: gate.outcome for gate in result.gates}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "right", "expected"),
+    [
+        (-0.2, -0.01, "below", "pass"),
+        (-0.2, 0.0, "below", "undecided"),
+        (0.0, 0.1, "below", "fail"),
+        (-0.01, 0.1, "above", "fail"),
+        (0.02, 0.1, "above", "pass"),
+        (-0.1, 0.1, "above", "undecided"),
+    ],
+)
+def test_only_whole_intervals_decide(low: float, high: float, right: str, expected: str) -> None:
+    bound = 0.0 if right == "below" else 0.02 if low >= 0 else 0.0
+    if (low, high) == (-0.01, 0.1):
+        bound = 0.2
+    estimate = Estimate.of("x_change", (low + high) / 2, low, high, n=10, method="")
+    assert judge(estimate, bound, right) == expected  # type: ignore[arg-type]
+    assert judge(Estimate.missing("x_change", "none", n=0), bound, right) == "undecided"  # type: ignore[arg-type]
+
+
+def test_a_repair_that_beats_its_controls_passes(patients: Patients) -> None:
+    result = verdict(patients.evidence("repaired", CONTROLS), Bounds())
+    assert result.outcome == "pass", result.to_json()
+    assert set(outcomes(result).values()) == {"pass"}
+    assert {gate.name for gate in result.comparisons} == {"beats_plain", "beats_auc_noise"}
+    assert len(result.comparisons) == 4
+    assert result.level_down == ()
+    assert result.warnings == ()
+    text = result.gates[0].text
+    assert text.startswith("the gap (equalized_odds_difference) at the frozen threshold fell by 0.")
+    assert ", interval -0." in text
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_without_controls_nothing_passes(patients: Patients) -> None:
+    result = verdict(patients.evidence("repaired"), Bounds())
+    assert (result.outcome, result.reason) == ("undecided", "controls missing: plain, auc_noise")
+    one = verdict(patients.evidence("repaired", {"plain": "plain", "no_mask": "noisy"}), Bounds())
+    assert (one.outcome, one.reason) == ("undecided", "controls missing: auc_noise")
+
+
+def test_a_method_that_equals_its_control_does_not_pass(patients: Patients) -> None:
+    controls = {"plain": "repaired", "auc_noise": "noisy"}
+    result = verdict(patients.evidence("repaired", controls), Bounds())
+    assert (result.outcome, result.reason) == ("undecided", "undecided: beats_plain")
+    shown = verdict(patients.evidence("repaired", CONTROLS | {"no_mask": "repaired"}), Bounds())
+    assert shown.outcome == "pass"  # a control that is not required is shown and decides nothing
+    assert shown.comparisons[-1].outcome == "undecided"
+
+
+def test_noise_fails_by_its_worst_group_and_is_called_levelling_down(patients: Patients) -> None:
+    result = verdict(patients.evidence("noisy", CONTROLS), Bounds())
+    assert result.outcome == "fail"
+    assert outcomes(result)["worst_group_auc"] == "fail"
+    assert "AUC of women" in " ".join(result.warnings)
+    assert all(estimate.high is not None and estimate.high < 0 for estimate in result.level_down)
+    assert {e.group for e in result.level_down if e.metric == "auc_change"} == set(NAMES)
+
+
+@pytest.mark.parametrize("kind", ["constant", "one decision", "no signal"])
+def test_a_collapsed_model_fails_though_its_gap_is_gone(kind: str) -> None:
+    patients = Patients(n=4000)
+    collapsed = {
+        "constant": np.zeros(4000),
+        "one decision": 0.01 * patients.severity - 5,
+        "no signal": patients.rng.normal(0, 1, 4000),
+    }[kind]
+    patients.scores["collapsed"] = collapsed
+    result = verdict(patients.evidence("collapsed", CONTROLS), Bounds())
+    assert outcomes(result)["gap"] == "pass"
+    assert outcomes(result)["not_collapsed"] == "fail"
+    assert result.outcome == "fail"
+    assert "not_collapsed" in result.reason
+
+
+def test_a_collapse_fails_even_where_the_declared_floor_would_let_it_pass() -> None:
+    patients = Patients(n=4000)
+    patients.scores["collapsed"] = np.full(4000, -3.0)
+    result = verdict(patients.evidence("collapsed", CONTROLS), Bounds(balanced_accuracy=0.4, relative=False))
+    assert outcomes(result)["balanced_accuracy"] == "pass"
+    assert result.outcome == "fail"
+
+
+def test_a_base_model_without_the_signal_is_flagged() -> None:
+    patients = Patients(n=3000)
+    blind = patients.severity * (1 - patients.group) + patients.rng.normal(0, 1, 3000) * patients.group
+    patients.scores["base"] = blind
+    result = verdict(patients.evidence("repaired", CONTROLS), Bounds())
+    assert result.base_signal.value is not None
+    assert result.base_signal.value < 0.65
+    assert any(NOT_REPAIRABLE in warning for warning in result.warnings)
+
+
+def test_few_patients_leave_it_undecided() -> None:
+    small = Patients(n=90, seed=3)
+    result = verdict(small.evidence("repaired", CONTROLS), Bounds())
+    assert result.outcome == "undecided"
+    assert "fail" not in outcomes(result).values()
+
+
+def test_a_group_without_positives_is_undecided_not_zero() -> None:
+    patients = Patients(n=2000)
+    patients.label[patients.group == 1] = 0
+    result = verdict(patients.evidence("repaired", CONTROLS), Bounds())
+    assert result.outcome != "pass"
+    gate = result.gates[0]
+    assert (gate.outcome, gate.estimate.value) == ("undecided", None)
+    assert "is not estimable" in gate.text
+    assert "women: 0 positives" in gate.text
+
+
+def test_bounds_come_from_the_study() -> None:
+    default = Bounds.of(Evaluation())
+    assert default == Bounds()
+    floor = Evaluation.model_validate(
+        {"primary": "equalized_odds_mean", "gates": {"balanced_accuracy": 0.7, "worst_group_auc_loss": 0.03}}
+    )
+    assert Bounds.of(floor) == Bounds("equalized_odds_mean", 0.03, 0.7, relative=False)
+    same = Evaluation.model_validate({"gates": {"balanced_accuracy": "base"}})
+    assert Bounds.of(same) == replace(Bounds(), balanced_accuracy=0.0)
+
+
+def test_the_word_of_a_verdict_is_never_fair(patients: Patients) -> None:
+    text = json.dumps(verdict(patients.evidence("repaired", CONTROLS), Bounds()).to_json()).lower()
+    for word in ("unbiased", "is fair", "debiased", "compliant", "certified"):
+        assert word not in text

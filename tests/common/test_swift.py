@@ -1,0 +1,440 @@
+"""SWiFT against an independent transcription of its published steps, on one site and with the published choices on.
+
+The transcription below is written from spec/swift.md 1.2 to 1.4 in plain torch loops and shares nothing with the
+project but the public streams that fix the mini-batches. Where the published code has an error that this project
+cures (an absent cell counts as mean 0; the head's gradients pile up over batches), the tests show that we differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from equipoise.common import catalogue
+from equipoise.common.cells import task_weights
+from equipoise.common.classifier import Classifier
+from equipoise.common.mask import SoftMask
+from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
+from equipoise.common.methods.swift import reset_head
+from equipoise.common.query import Sum
+from equipoise.common.streams import torch_stream
+from equipoise.common.study import Study
+from equipoise.common.wire import split_bundles, unpack
+from equipoise.server.engine import Engine
+from equipoise.server.transcript import Transcript
+from tests.tiny import (
+    Memory,
+    People,
+    Post,
+    classifier_of,
+    contribution,
+    declare,
+    draw_people,
+    make_agent,
+    make_study,
+    network,
+    weights_file,
+)
+
+N, BATCH, LR, BETA = 60, 15, 0.05, 0.1
+SEED = 34  # no mini-batch of these tests lacks a cell
+PUBLISHED: dict[str, Any] = {
+    "name": "swift",
+    "bias_loss": "equalized_odds",
+    "form": "signed",
+    "losses": "batch",
+    "smoothing": 0.0,
+    "beta": BETA,
+    "importance": "mini_batch",
+    "scaling": "minmax",
+    "granularity": "parameter",
+    "floor": 1e-10,
+    "head_reset": "above_mean",
+    "lr": LR,
+    "momentum": 0.9,
+    "batch": BATCH,
+    "rounds": {"extractor": 1, "head": 1},
+}
+METRICS = {"equalized_odds": "eodds", "equal_opportunity": "eopp", "demographic_parity": "spd"}
+
+
+# --- the transcription --------------------------------------------------------------------------------------------
+
+
+def published_task_loss(z: Tensor, y: Tensor) -> Tensor:
+    """1.2: class-balanced cross-entropy with the batch's own weights."""
+    n, positives = len(y), int(y.sum())
+    negatives = n - positives
+    total = torch.zeros((), dtype=z.dtype)
+    for i in range(n):
+        if y[i] == 1:
+            total = total + (negatives / n) * torch.log(1 + torch.exp(-z[i]))
+        else:
+            total = total + (positives / n) * torch.log(1 + torch.exp(z[i]))
+    return total / n
+
+
+def cell_mean(p: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of p over the chosen rows; 0 where there are none, as published."""
+    return p[chosen].mean() if bool(chosen.any()) else torch.zeros((), dtype=p.dtype)
+
+
+def published_bias_loss(p: Tensor, y: Tensor, a: Tensor, metric: str) -> Tensor:
+    """1.3: the public predecessor of the undisclosed function, of probabilities."""
+    if metric == "spd":
+        return (cell_mean(p, a == 0) - cell_mean(p, a == 1)).abs()
+    positive = cell_mean(p, (a == 0) & (y == 1)) - cell_mean(p, (a == 1) & (y == 1))
+    if metric == "eopp":
+        return positive.abs()
+    negative = cell_mean(p, (a == 0) & (y == 0)) - cell_mean(p, (a == 1) & (y == 0))
+    return 0.5 * (negative + positive).abs()
+
+
+def published_mix(z: Tensor, y: Tensor, a: Tensor, beta: float, metric: str = "eodds") -> Tensor:
+    """1.4, step 8: L1 = beta * L_task + (1 - beta) * L_bias."""
+    return beta * published_task_loss(z, y) + (1 - beta) * published_bias_loss(torch.sigmoid(z), y, a, metric)
+
+
+def published_importances(model: nn.Module, batches: Sequence[tuple[Tensor, ...]], which: str) -> dict[str, Tensor]:
+    """1.4, step 3: mean over mini-batches of the squared gradient of the batch's loss, all gradients zeroed."""
+    importance = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, y, a in batches:
+        model.zero_grad()
+        z = model(x)
+        loss = published_task_loss(z, y) if which == "task" else published_bias_loss(torch.sigmoid(z), y, a, "eodds")
+        loss.backward()
+        for name, p in model.named_parameters():
+            importance[name] += p.grad * p.grad
+    return {name: value / len(batches) for name, value in importance.items()}
+
+
+def published_mask(bias: dict[str, Tensor], task: dict[str, Tensor]) -> dict[str, Tensor]:
+    """1.4, steps 4 to 6: min-max of each tensor, ratio, tanh."""
+
+    def minmax(t: Tensor) -> Tensor:
+        low, high = t.min(), t.max()
+        return t if low == high else (t - low) / (high - low + 1e-10)
+
+    return {name: torch.tanh(minmax(bias[name]) / (minmax(task[name]) + 1e-10)) for name in bias}
+
+
+def published_head_reset(model: nn.Module, mask: dict[str, Tensor]) -> None:
+    """1.4, step 9: head entries whose mask is above their tensor's mean become 0."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "head" in name:
+                p[mask[name] > mask[name].mean()] = 0.0
+
+
+def published_epoch(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, ...]],
+    part: str,
+    beta: float,
+    mask: dict[str, Tensor] | None,
+    metric: str = "eodds",
+) -> None:
+    """1.4, steps 8 and 10: SGD with momentum 0.9; the mask multiplies the gradient; only `part` is trained."""
+    trained = {n: p for n, p in model.named_parameters() if ("head" in n) == (part == "head")}
+    velocity = {name: torch.zeros_like(p) for name, p in trained.items()}
+    for x, y, a in batches:
+        model.zero_grad()
+        published_mix(model(x), y, a, beta, metric).backward()
+        with torch.no_grad():
+            for name, p in trained.items():
+                gradient = p.grad if mask is None else p.grad * mask[name]
+                velocity[name] = 0.9 * velocity[name] + gradient
+                p.sub_(LR * velocity[name])
+
+
+# --- both sides on the same patients ------------------------------------------------------------------------------
+
+
+def full_cells(seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[People, bytes]:
+    """Patients with one row and a known group, so many in each cell that no batch of the tests lacks one."""
+    people = draw_people(N, seed, most_rows=1, unknown=0.0)
+    people.label[:] = np.arange(N) % 2
+    people.sex[:] = (np.arange(N) // 2) % 2
+    return people, weights_file(dtype=dtype)
+
+
+def tensors_of(people: People, order: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    split = people.split(range(len(people)))
+    return split.inputs[order].to(dtype), split.label[order], split.groups["sex"][order]
+
+
+def batches_of(study: Study, people: People, release: int, purpose: str, size: int) -> list[tuple[Tensor, ...]]:
+    """The mini-batches that the study's public stream fixes for site `s` in a release."""
+    order = torch.randperm(len(people), generator=torch_stream(study.seed, "s", release, purpose))
+    dtype = torch.float64
+    batches = [tensors_of(people, part, dtype) for part in torch.split(order, size)]
+    for _, y, a in batches:
+        assert min(np.bincount(2 * a + y, minlength=4)) >= 2, "a batch lacks a cell; choose another seed"
+    return batches
+
+
+def run_one_site(folder: Path, people: People, file: bytes, method: dict[str, Any]) -> tuple[Classifier, Post, Study]:
+    study = declare(make_study(method, file=file, seed=SEED), {"s": len(people)})
+    agent = make_agent("s", Memory.everywhere(people.split(range(len(people)))), folder, [study])
+    post, model, transcript = Post({"s": agent}), classifier_of(study, file), Transcript(folder, study.hash, "run")
+    swift = resolve(study)
+    outcome = Engine(study, post).drive(swift.run(study, model), swift.plan(study, model), transcript)
+    return outcome.classifier, post, study
+
+
+def mask_sent(post: Post) -> dict[str, np.ndarray]:
+    """The mask in the first request that carries one."""
+    for _, request in post.sent:
+        header, arrays = unpack(request)
+        if "mask" in header.get("inputs", {}):
+            return split_bundles(arrays)[header["inputs"]["mask"]]
+    raise AssertionError("no request carried a mask")
+
+
+def close(ours: Any, theirs: Any, within: float = 1e-6) -> bool:
+    """Norm-relative agreement."""
+    first, second = (np.asarray(v.detach() if isinstance(v, Tensor) else v, dtype=np.float64) for v in (ours, theirs))
+    assert first.shape == second.shape
+    return bool(np.linalg.norm(first - second) <= within * max(np.linalg.norm(second), 1e-300))
+
+
+def start(file_seed: int = 0) -> nn.Module:
+    return network(seed=file_seed, dtype=torch.float64)
+
+
+# --- parity -------------------------------------------------------------------------------------------------------
+
+
+def test_importances_and_mask_are_the_published_ones(tmp_path: Path) -> None:
+    people, file = full_cells()
+    _, post, study = run_one_site(tmp_path, people, file, PUBLISHED)
+    batches = batches_of(study, people, release=1, purpose="batches", size=BATCH)
+    bias, task = (published_importances(start(), batches, which) for which in ("bias", "task"))
+
+    layout = classifier_of(study, file).layout()
+    query = catalogue.batch_sensitivities(study, layout, "parameter", BATCH, "equalized_odds", "signed")
+    query = query.with_inputs(**classifier_of(study, file).inputs())
+    sent = Sum(query, ("s",), contribution(study, query, people.split(range(N)), "s", release=1))
+    assert sent.count("batches") == len(batches) == 4
+    for block, published in (("bias", bias), ("task", task)):
+        for name, ours in layout.split(sent.value(block) / 4).items():
+            assert close(ours, published[name]), f"{block} importance of {name}"
+
+    mask, ours = (
+        published_mask(bias, task),
+        SoftMask.from_sensitivities(
+            layout, sent.value("bias") / 4, sent.value("task") / 4, "parameter", "minmax", 1e-10
+        ),
+    )
+    for name, published in mask.items():
+        assert close(ours.values[name], published), f"mask of {name}"
+    for name, value in mask_sent(post).items():
+        assert close(value, mask[name]), f"the mask that the run used for {name}"
+    # The mask says something: it is neither all 0 nor all 1, and differs between entries of one tensor.
+    flat = np.concatenate([np.ravel(value) for value in mask.values()])
+    assert 0.2 < flat.mean() < 0.9
+    assert flat.std() > 0.1
+
+
+def test_importances_are_means_over_the_batches_even_where_they_are_tiny(tmp_path: Path) -> None:
+    # With importances near 1e-9 the published epsilons count, and a sum over batches would give another mask.
+    people, _ = full_cells()
+    faint = start()
+    with torch.no_grad():
+        faint.head.weight.mul_(1e-3)
+    file = save({name: tensor.numpy() for name, tensor in faint.state_dict().items()})
+    _, post, study = run_one_site(tmp_path, people, file, PUBLISHED)
+    batches = batches_of(study, people, release=1, purpose="batches", size=BATCH)
+    mask = published_mask(*(published_importances(faint, batches, which) for which in ("bias", "task")))
+    for name, value in mask_sent(post).items():
+        assert close(value, mask[name], 1e-3), f"mask of {name}"  # squares of 1e-11 lie near the lattice's step
+
+
+def test_the_head_reset_is_the_published_one() -> None:
+    people, file = full_cells()
+    study = make_study(PUBLISHED, file=file, seed=SEED)
+    batches = batches_of(study, people, release=1, purpose="batches", size=BATCH)
+    mask = published_mask(*(published_importances(start(), batches, which) for which in ("bias", "task")))
+    published = start()
+    published_head_reset(published, mask)
+    ours = reset_head(classifier_of(study, file), SoftMask({name: value.numpy() for name, value in mask.items()}))
+    weight = ours.state["head.weight"]
+    assert 0 < (weight == 0).sum() < weight.size
+    assert ours.state["head.bias"] == start().head.bias.detach().numpy()  # one entry never exceeds its own mean
+    for name, tensor in published.state_dict().items():
+        assert (ours.state[name] == tensor.numpy()).all()
+
+
+@pytest.mark.parametrize("phase", ["extractor", "head"])
+@pytest.mark.parametrize(("loss", "metric"), METRICS.items())
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_step_of_each_loss_is_the_published_one(phase: str, loss: str, metric: str, steps: int) -> None:
+    people, file = full_cells()
+    study = declare(make_study(PUBLISHED, file=file, seed=SEED), {"s": N})
+    model = classifier_of(study, file)
+    layout = model.layout(phase)
+    rng = np.random.default_rng(0)
+    mask = {name: rng.random(shape) for name, shape in layout.shapes.items()}
+    beta = BETA if phase == "extractor" else 1 - BETA
+    size = N // steps
+    parameters = {
+        "beta": beta, "lr": LR, "momentum": 0.9, "weight_decay": 0.0, "epochs": 1, "batch": size, "flips": False,
+        "round": 0, "losses": "batch", "bias_loss": loss, "form": "signed",
+    }  # fmt: skip
+    query = catalogue.local_training(study, layout, phase, parameters)
+    weights = {"task": np.ones((3, 2)), "bias": np.zeros((3, 2))}
+    query = query.with_inputs(**model.inputs(), weights=weights, **({"mask": mask} if phase == "extractor" else {}))
+    total = Sum(query, ("s",), contribution(study, query, people.split(range(N)), "s", release=5))
+
+    published = start()
+    batches = batches_of(study, people, release=5, purpose="local training", size=size)
+    tensors = {name: torch.from_numpy(value) for name, value in mask.items()} if phase == "extractor" else None
+    published_epoch(published, batches, phase, beta, tensors, metric)
+    moved = {name: p.detach().numpy() - model.base[name] for name, p in published.named_parameters()}
+    assert np.linalg.norm(layout.flatten(moved)) > 1e-4
+    assert close(total.value("change"), layout.flatten(moved))
+    assert all((moved[name] == 0).all() for name in moved if name not in layout)
+
+
+def test_a_whole_run_is_the_published_algorithm(tmp_path: Path) -> None:
+    people, file = full_cells()
+    ours, _, study = run_one_site(tmp_path, people, file, PUBLISHED)
+
+    published = start()
+    batches = batches_of(study, people, release=1, purpose="batches", size=BATCH)
+    mask = published_mask(*(published_importances(published, batches, which) for which in ("bias", "task")))
+    published_epoch(published, batches_of(study, people, 2, "local training", BATCH), "extractor", BETA, mask)
+    published_head_reset(published, mask)
+    published_epoch(published, batches_of(study, people, 3, "local training", BATCH), "head", 1 - BETA, None)
+    for name, tensor in published.state_dict().items():
+        assert close(ours.state[name], tensor), name
+        assert not close(ours.base[name], tensor, 1e-4), f"{name} did not move"
+
+
+def test_global_class_weights_are_the_published_loss_at_mean_one() -> None:
+    # `balance: classes` is the loss of 1.2, brought to mean weight 1: divided by 2 (P/N)(Q/N), a public number.
+    people, file = full_cells()
+    people.label[:20] = 0
+    study = declare(make_study(PUBLISHED, file=file, seed=SEED), {"s": N})
+    model = classifier_of(study, file)
+    x, y, _ = tensors_of(people, torch.arange(N), torch.float64)
+    positives = int(y.sum())
+    counts = np.zeros((3, 2))
+    np.add.at(counts, (people.sex, people.label), 1)
+    weights = {"task": task_weights(counts, "classes"), "bias": np.zeros((3, 2))}
+    query = catalogue.gradient_sum(study, model.layout(), "extractor", 1.0)
+    query = query.with_inputs(**model.inputs(), weights=weights)
+    gradient = Sum(query, ("s",), contribution(study, query, people.split(range(N)))).value("gradient") / N
+
+    published = start()
+    published_task_loss(published(x), y).backward()
+    scale = 2 * (positives / N) * (1 - positives / N)
+    theirs = model.layout().flatten({name: p.grad for name, p in published.named_parameters()})
+    assert 0 < positives < N / 2
+    assert close(gradient * scale, theirs)
+
+
+# --- where the published code errs --------------------------------------------------------------------------------
+
+
+def test_a_batch_without_a_group_gives_no_bias_gradient_here_and_a_false_one_there() -> None:
+    people, file = full_cells()
+    people.sex[:] = 1
+    study = declare(make_study(PUBLISHED, file=file, seed=SEED), {"s": N})
+    model = classifier_of(study, file)
+    query = catalogue.batch_sensitivities(study, model.layout(), "parameter", N, "equalized_odds", "signed")
+    query = query.with_inputs(**model.inputs())
+    sent = Sum(query, ("s",), contribution(study, query, people.split(range(N)), "s"))
+    assert (sent.value("bias") == 0).all()
+    assert (sent.value("task") > 0).any()
+    published = published_importances(start(), [tensors_of(people, torch.arange(N), torch.float64)], "bias")
+    assert float(published["head.bias"]) > 1e-3
+
+
+def test_head_gradients_do_not_pile_up_over_batches(tmp_path: Path) -> None:
+    people, file = full_cells()
+    study = declare(make_study(PUBLISHED, file=file, seed=SEED), {"s": N})
+    model = classifier_of(study, file)
+    query = catalogue.batch_sensitivities(study, model.layout(), "parameter", BATCH, "equalized_odds", "signed")
+    sent = contribution(study, query.with_inputs(**model.inputs()), people.split(range(N)), "s", release=1)
+    ours = model.layout().split(Sum(query, ("s",), sent).value("task") / 4)["head.weight"]
+    piled = torch.zeros_like(start().head.weight)
+    published = start()  # as published: the head is never zeroed between batches
+    for x, y, _ in batches_of(study, people, 1, "batches", BATCH):
+        published_task_loss(published(x), y).backward()
+        piled += published.head.weight.grad**2 / 4
+    assert not close(ours, piled, 0.1)
+
+
+# --- the method's own properties ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", np.tanh(np.random.default_rng(0).random(40) * 2).tolist())
+def test_a_constant_mask_never_resets_the_head(value: float) -> None:
+    # The mean of equal numbers may round below them; that must not wipe out the head.
+    file = weights_file()
+    model = classifier_of(make_study(file=file), file)
+    layout = model.layout()
+    kept = reset_head(model, SoftMask({name: np.full(shape, value) for name, shape in layout.shapes.items()}))
+    wide = SoftMask({"head.weight": np.full((1, 96), value)})
+    assert (kept.state["head.weight"] == model.state["head.weight"]).all()
+    assert not wide.above_mean("head.weight").any()
+
+
+def test_masked_parameters_stay_and_the_head_waits_for_its_phase(tmp_path: Path) -> None:
+    people, file = full_cells(dtype=torch.float32)
+    method = {"name": "swift", "lr": 0.1, "rounds": {"extractor": 2, "head": 0}, "weight_decay": 0.5}
+    ours, post, _ = run_one_site(tmp_path, people, file, method)
+    mask = mask_sent(post)
+    assert set(mask) == {name for name in ours.parameters if not name.startswith("head.")}
+    for name, value in ours.state.items():
+        assert (value != ours.base[name]).any() == (not name.startswith("head.")), name
+
+
+@pytest.mark.parametrize("control", METHOD_CONTROLS)
+def test_every_control_runs_within_its_plan(tmp_path: Path, control: str) -> None:
+    people, file = full_cells(dtype=torch.float32)
+    study = declare(make_study({"name": "swift", "controls": [control]}, file=file), {"s": N})
+    variant = control_of(study, control)
+    assert variant is not None
+    agent = make_agent("s", Memory.everywhere(people.split(range(N))), tmp_path, [variant])
+    method, model, transcript = resolve(variant), classifier_of(study, file), Transcript(tmp_path, variant.hash, "run")
+    outcome = Engine(variant, Post({"s": agent})).drive(
+        method.run(variant, model), method.plan(variant, model), transcript
+    )
+    names = [row.name for row in transcript.rows]
+    assert names == [query.name for query in method.plan(variant, model)]
+    assert ("sensitivities" in names) == (control in ("constant", "permuted"))
+    moved = {name for name in model.parameters if (outcome.classifier.state[name] != model.base[name]).any()}
+    assert moved == (set(model.layout("head").shapes) if control == "head" else set(model.parameters))
+
+
+def test_dropouts_leave_the_mean_change_in_proportion(tmp_path: Path) -> None:
+    # Two sites with the same patients change alike, so the mean of one of them is the mean of both.
+    people, file = full_cells(dtype=torch.float64)
+    method = {"name": "swift", "mask": "ones", "head_reset": "none", "batch": N, "rounds": {"extractor": 1, "head": 0}}
+    study = declare(
+        make_study(method, file=file, sites={"minimum": 1, "quorum": 0.5, "deadline_s": 60}), {"a": N, "b": N}
+    )
+    cohort = Memory.everywhere(people.split(range(N)))
+    results = []
+    for number, silent in enumerate(([], ["b"])):
+        agents: dict[str, Any] = {
+            name: make_agent(name, cohort, tmp_path / str(number), [study]) for name in ("a", "b")
+        }
+        agents.update(dict.fromkeys(silent))
+        swift, model = resolve(study), classifier_of(study, file)
+        transcript = Transcript(tmp_path / str(number), study.hash, "run")
+        outcome = Engine(study, Post(agents)).drive(swift.run(study, model), swift.plan(study, model), transcript)
+        assert transcript.rows[-1].cohort == (("a", "b") if not silent else ("a",))
+        results.append(outcome.classifier)
+    layout = results[0].layout()
+    assert close(layout.flatten(results[1].state), layout.flatten(results[0].state), 1e-10)
+    assert not close(layout.flatten(results[1].state), layout.flatten(results[0].base), 1e-5)

@@ -1,0 +1,134 @@
+"""A whole small run, and its report from the folder alone: same folder, same bytes; another sum, no report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from equipoise.common.errors import StudyError, TranscriptError
+from equipoise.common.evaluation import BASE
+from equipoise.server.engine import Engine
+from equipoise.server.report.build import SCHEMA, build_report, report_json
+from equipoise.server.report.noise import FILE, NAME, add_auc_noise
+from equipoise.server.rounds import RoundLog
+from equipoise.server.run import measure, run_arm
+from equipoise.server.rundir import Arm, RunFolder, Task
+from tests.tiny import Memory, Post, declare, draw_people, make_agent, make_study, weights_file
+
+SITES = ("east", "north", "west")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run: SWiFT and its control `plain` over three sites."""
+    root = tmp_path_factory.mktemp("runs")
+    method = {"name": "swift", "rounds": {"extractor": 1, "head": 1}, "controls": ["plain"]}
+    study = declare(make_study(method), dict.fromkeys(SITES, 60))
+    plain = study.with_method("fine_tune", loss="plain", rounds=2)
+    people = draw_people(180, 1)
+    parts = {site: people.split(range(60 * i, 60 * (i + 1))) for i, site in enumerate(SITES)}
+    agents = {
+        site: make_agent(site, Memory.everywhere(part), root / "sites", [study, plain]) for site, part in parts.items()
+    }
+    task = Task(study, (Arm("swift", study), Arm("plain", plain)), SITES, ("swift", "plain"), {"synthetic": True})
+    run = RunFolder(root / "tiny")
+    run.path.mkdir()
+    (run.path / "base.safetensors").write_bytes(weights_file())
+    run.write_task(task)
+    engine = Engine(study, Post(agents), [RoundLog(run.path / "rounds.jsonl")])  # type: ignore[arg-type]
+    for arm in task.arms:
+        run.write_outcome(arm.name, run_arm(engine, run, arm))
+    measure(engine, run, task)
+    return run.path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> RunFolder:
+    """A copy to change; its name stays, since the transcript is anchored in it."""
+    return RunFolder(Path(shutil.copytree(finished, tmp_path / finished.name)))
+
+
+def test_the_same_folder_gives_the_same_bytes(run, tmp_path):
+    page = build_report(run)
+    first = page.read_bytes(), (run.path / "report.json").read_bytes()
+    again = build_report(run)
+    assert (again.read_bytes(), (run.path / "report.json").read_bytes()) == first
+    assert json.loads(first[1]) == json.loads(json.dumps(report_json(run)))
+
+
+def test_what_a_report_holds(run):
+    report = report_json(run)
+    assert report["schema"] == SCHEMA
+    assert report["study"]["hash"] == run.task().study.hash
+    assert report["study"]["evaluation"]["gates"]["worst_group_auc_loss"] == 0.01
+    assert list(report["models"]) == [BASE, "swift", "plain"]
+    assert report["roles"] == {BASE: "base", "swift": "method", "plain": "control"}
+    assert report["sites"]["connected"] == list(SITES)
+    assert {arm["arm"]: arm["incomplete"] for arm in report["sites"]["arms"]} == {
+        "swift": [],
+        "plain": [],
+        "evaluation": [],
+    }
+    assert [row["n"] for row in report["attributes"]] == [180, 180]
+    assert [row["phase"] for row in report["training"]["bias_loss"]] == ["before", "extractor", "head"]
+    assert report["training"]["mask"]["mean"] == json.loads((run.path / "notes.json").read_text())["mask_mean"]
+    assert {row["site"] for row in report["run_time"]["sites"]} == set(SITES)
+    assert report["privacy"]["mode"] == "none"
+    assert "not private" in report["privacy"]["text"]
+
+
+def test_all_but_run_time_follows_from_the_released_sums(run):
+    before = report_json(run)
+    (run.path / "rounds.jsonl").unlink()
+    after = report_json(run)
+    assert {key for key in before if before[key] != after[key]} == {"run_time"}
+    assert build_report(run).exists()
+
+
+def test_a_changed_sum_gives_no_report(run):
+    file = sorted((run.path / "evaluation" / "sums").iterdir())[-1]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(TranscriptError, match="changed since release"):
+        build_report(run)
+    assert not (run.path / "report.json").exists()
+
+
+def test_a_run_without_evaluation_has_nothing_to_report(run):
+    task = run.task()
+    run.write_task(Task(task.study, task.arms, task.sites, (), task.facts))
+    with pytest.raises(StudyError, match="nothing was evaluated"):
+        report_json(run)
+
+
+def test_noise_tables_join_the_others_and_a_broken_file_is_named(run):
+    task = run.task()
+    measured = measure(Engine(task.study, None), run, task)
+    assert add_auc_noise(run, measured, "swift") is None
+    lists = {name: table.tolist() for name, table in measured.histograms[BASE, "test"].items()}
+    pairs = {name: table.tolist() for name, table in measured.pairs[BASE, "swift"].items()}
+    value = {
+        "noise_sd_logit": 0.5,
+        "draws": 3,
+        "gap_by_draw": [0.1, 0.2, 0.3],
+        "thresholds": measured.thresholds[BASE].tolist(),
+        "histograms": {split: lists for split in ("validation", "test")},
+        "pairs": {"base": pairs, "method": pairs},
+    }
+    file = run.path / "controls" / NAME / FILE
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(value))
+    report = report_json(run)
+    assert report["auc_noise"] == {"noise_sd_logit": 0.5, "draws": 3, "gap_by_draw": [0.1, 0.2, 0.3]}
+    assert list(report["models"]) == [BASE, "swift", "plain", NAME]
+    assert report["models"][NAME]["auc"] == report["models"][BASE]["auc"]
+    assert "beats_auc_noise" in {gate["name"] for gate in report["verdict"]["comparisons"]}
+    build_report(run)
+    del value["pairs"]
+    file.write_text(json.dumps(value))
+    with pytest.raises(TranscriptError, match="not the tables of the control auc_noise"):
+        report_json(run)

@@ -1,0 +1,179 @@
+"""The report's figures are those that a count of the patients gives, and its words say what the figures say."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from equipoise.common.evaluation import BASE
+from equipoise.server.report.runtime import run_time
+from equipoise.server.report.summary import headline, summary, summary_lines
+from equipoise.server.report.tables import averages
+from tests.server.report_case import METHOD, ROUNDS, draw, make_report, make_study
+
+REPAIRED = {BASE: [1.0, -1.0, 0.0], METHOD: [0.0, 0.0, 0.0], "plain": [0.8, -0.8, 0.0], "auc_noise": [1.0, -1.0, 0.0]}
+LEVELLED = {BASE: [0.0, -0.4, 0.0], METHOD: [-1.2, -1.2, 0.0], "plain": [0.0, -0.2, 0.0]}
+
+
+@cache
+def repaired():
+    """A run whose method closes the gap; not to be changed."""
+    patients = draw([900, 700, 60], REPAIRED)
+    return patients, make_report(make_study(), patients)
+
+
+def gap(report, model, metric, point="rule"):
+    return report["models"][model]["attributes"]["tone"]["points"][point]["gaps"][metric]
+
+
+def test_rates_and_gaps_are_those_of_the_patients():
+    patients, report = repaired()
+    for model in (BASE, METHOD, "plain"):
+        tpr = [patients.rate(model, group, 1) for group in (0, 1)]
+        fpr = [patients.rate(model, group, 0) for group in (0, 1)]
+        by_group = report["models"][model]["attributes"]["tone"]["points"]["rule"]["by_group"]
+        assert [e["value"] for e in by_group["tpr"][:2]] == pytest.approx(tpr)
+        assert [e["value"] for e in by_group["fpr"][:2]] == pytest.approx(fpr)
+        gaps = abs(tpr[0] - tpr[1]), abs(fpr[0] - fpr[1])
+        assert gap(report, model, "equalized_odds_difference")["value"] == pytest.approx(max(gaps))
+        assert gap(report, model, "equalized_odds_mean")["value"] == pytest.approx(sum(gaps) / 2)
+        assert gap(report, model, "equal_opportunity_difference")["value"] == pytest.approx(gaps[0])
+        assert gap(report, model, "equalized_odds_difference")["expected_if_equal"] > 0
+
+
+def test_auc_is_that_of_the_scores_up_to_binning():
+    patients, report = repaired()
+    for group, estimate in enumerate(report["models"][METHOD]["attributes"]["tone"]["auc_by_group"][:2]):
+        scores = [patients.logits[METHOD][(patients.group == group) & (patients.label == y)] for y in (1, 0)]
+        exact = mannwhitneyu(*scores).statistic / (len(scores[0]) * len(scores[1]))
+        assert estimate["value"] == pytest.approx(exact, abs=estimate["binning_bound"])
+
+
+def test_at_equal_selection_rate_every_model_flags_as_many_patients_as_the_base():
+    patients = draw([400, 400, 0], LEVELLED)
+    report = make_report(make_study(), patients)
+    rates = [report["models"][m]["points"]["base_rate"]["selection_rate"]["value"] for m in (BASE, METHOD, "plain")]
+    assert rates[1:] == pytest.approx([rates[0]] * 2, abs=0.02)
+    assert report["models"][METHOD]["points"]["rule"]["selection_rate"]["value"] < rates[0] - 0.05
+
+
+def test_a_change_is_the_difference_of_the_two_models():
+    _, report = repaired()
+    compared = [(c["before"], c["after"]) for c in report["changes"]]
+    assert compared == [
+        (BASE, METHOD), (BASE, "plain"), (BASE, "auc_noise"), ("plain", METHOD), ("auc_noise", METHOD)
+    ]  # fmt: skip
+    for change in report["changes"]:
+        own = change["attributes"]["tone"]["points"]["rule"]["gaps"]["equalized_odds_difference"]
+        ends = [gap(report, change[side], "equalized_odds_difference")["value"] for side in ("before", "after")]
+        assert own["value"] == pytest.approx(ends[1] - ends[0])
+        assert own["low"] <= own["value"] <= own["high"]
+    paired = [c["attributes"]["tone"]["worst_group_auc"]["method"] for c in report["changes"]]
+    assert ["unpaired" in method for method in paired] == [False, False, False, True, True]
+
+
+def test_a_group_that_is_too_small_has_no_number_anywhere():
+    patients = draw([300, 300, 12, 40], {BASE: [1, 0, 0, 0], METHOD: [0.5, 0, 0, 0]})
+    report = make_report(make_study(("young", "old", "oldest")), patients)
+    figures = report["models"][METHOD]["attributes"]["tone"]
+    tpr = figures["points"]["rule"]["by_group"]["tpr"]
+    assert [e["status"] for e in tpr] == ["ok", "ok", "not_estimable", "imprecise"]
+    assert tpr[2]["value"] is None
+    assert "6 positives" in tpr[2]["reason"]
+    assert figures["worst_group_auc"]["value"] is None
+    assert "oldest" in gap(report, METHOD, "equalized_odds_difference")["reason"]
+    assert any("oldest has 6 positives" in line for line in report["limits"])
+    assert any("40 of 652 test patients is unknown" in line for line in report["limits"])
+    assert report["verdict"]["outcome"] != "pass"
+    json.dumps(report, allow_nan=False)
+
+
+def test_coverage_counts_every_patient_once():
+    report = make_report(make_study(), draw([30, 50, 7], {BASE: [0, 0, 0], METHOD: [0, 0, 0]}))
+    (row,) = report["attributes"]
+    assert [(g["group"], g["n"], g["positives"]) for g in row["groups"]] == [
+        ("light", 30, 15), ("dark", 50, 25), ("unknown", 7, 3)
+    ]  # fmt: skip
+    assert (row["n"], row["positives"]) == (87, 43)
+
+
+def test_the_first_sentence_says_that_the_test_failed_and_why():
+    report = make_report(make_study(controls=("plain",)), draw([800, 800, 0], LEVELLED))
+    first = headline(report)
+    assert report["verdict"]["outcome"] == "fail"
+    assert first.startswith("The declared test is failed, and the model got worse for light (tone) and dark (tone):")
+    assert "it failed" in first
+    assert "balanced_accuracy" in first
+    assert "the control auc_noise is missing" in first
+    assert summary_lines(report)[0] == first
+
+
+def test_the_first_sentence_says_undecided_where_a_required_control_is_missing():
+    chosen = {name: REPAIRED[name] for name in (BASE, METHOD)}
+    report = make_report(make_study(controls=()), draw([900, 900, 0], chosen))
+    assert headline(report).startswith("The declared test is undecided")
+    assert "the controls plain and auc_noise are missing" in headline(report)
+
+
+def test_the_first_sentence_tells_a_pass_its_loser():
+    _, report = repaired()
+    assert report["verdict"]["outcome"] == "pass"
+    assert headline(report).startswith("The declared test is passed, and the model got worse for light (tone):")
+    change = report["changes"][0]["attributes"]["tone"]["points"]["rule"]["gaps"]["equalized_odds_difference"]
+    assert f"fell by {-change['value']:.3f} (95 % interval {-change['high']:.3f} to {-change['low']:.3f})" in headline(
+        report
+    )
+
+
+def test_plain_words_give_the_rates_as_patients_of_a_hundred():
+    _, report = repaired()
+    tpr = report["models"][BASE]["attributes"]["tone"]["points"]["rule"]["by_group"]["tpr"]
+    light, dark = (f"{100 * e['value']:.0f} ({100 * e['low']:.0f} to {100 * e['high']:.0f})" for e in tpr[:2])
+    assert report["summary"]["plain"][0] == (
+        f"Of 100 patients of group light (tone) with the disease (malignant), the model as delivered finds {light}; "
+        f"of 100 of group dark, {dark}."
+    )
+
+
+def test_a_control_that_is_the_base_model_is_no_hurdle_and_the_summary_says_so():
+    _, report = repaired()
+    facts = {"noise_sd_logit": 0.0, "draws": 51, "gap_by_draw": [0.4] * 51}
+    assert any("adds no noise" in line for line in summary({**report, "auc_noise": facts})["others"])
+    assert summary({**report, "auc_noise": {**facts, "noise_sd_logit": 0.7}})["others"] == []
+
+
+def test_controls_that_decide_nothing_are_told_all_the_same():
+    shifts = {BASE: [1.5, -1.5, 0], METHOD: [0.8, -0.8, 0], "no_mask": [0.0, 0.0, 0]}
+    report = make_report(make_study(controls=("no_mask",)), draw([900, 900, 0], shifts))
+    assert report["summary"]["others"] == [
+        "Beside the controls that decide nothing, its gap is larger than that of no_mask."
+    ]
+
+
+def test_local_models_are_averaged_over_the_sites_that_have_a_number():
+    shifts = {BASE: [0, -1, 0], METHOD: [0, 0, 0], "local_only/east": [0, -0.5, 0], "local_only/west": [0, -1.5, 0]}
+    study = make_study(controls=("local_only",))
+    report = make_report(study, draw([300, 300, 0], shifts))
+    own = report["averages"]["local_only"]["attributes"]["tone"]["points"]["rule"]["equalized_odds_difference"]
+    values = [gap(report, name, "equalized_odds_difference")["value"] for name in shifts if name.startswith("local")]
+    assert own == {"mean": np.mean(values), "lowest": min(values), "highest": max(values), "models": 2}
+    assert not any("local" in c["before"] + c["after"] for c in report["changes"])
+    gap(report, "local_only/east", "equalized_odds_difference")["value"] = None
+    again = averages(study, report["models"])["local_only"]["attributes"]["tone"]["points"]["rule"]
+    assert again["equalized_odds_difference"]["models"] == 1
+
+
+def test_run_time_adds_up_by_phase_and_by_site():
+    total = run_time([*ROUNDS, {**ROUNDS[1], "seconds": 1.5}])
+    assert [(p["arm"], p["phase"], p["releases"]) for p in total["phases"]] == [
+        (METHOD, "counts", 1), (METHOD, "extractor", 2), (METHOD, "head", 1)
+    ]  # fmt: skip
+    assert total["phases"][1]["seconds_per_release"] == 1.0
+    assert total["sites"] == [
+        {"site": site, "releases": 4, "bytes_down": 4000, "bytes_up": 1_000_000} for site in ("east", "west")
+    ]
+    assert (total["seconds"], total["bytes_up"]) == (3.0, 2_000_000)
