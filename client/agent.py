@@ -82,7 +82,7 @@ class SiteAgent:
         header, arrays = unpack(request)
         if header.get("close"):
             return self._close(header)
-        self._bundles.add(split_bundles(arrays))
+        self._bundles.add(split_bundles(arrays), {header["study"], *header["inputs"].values()})
         study = self._study(header["study"])
         query = Query.from_public(header["query"], self._inputs(study, header["inputs"]))
         check_query(self.site, query)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import RefusedError
@@ -20,8 +20,13 @@ class BundleStore:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, bundles: Mapping[str, Arrays]) -> None:
-        """Keep bundles under their digests, which are checked.
+    def add(self, bundles: Mapping[str, Arrays], needed: Collection[str]) -> None:
+        """Keep bundles under their digests, which are checked, and let the oldest go.
+
+        Args:
+            bundles: what came, by digest.
+            needed: digests that the request at hand names. They stay, whatever their size: a store that dropped one
+                would ask for it for ever.
 
         Raises:
             RefusedError: a bundle does not have the digest that it came under.
@@ -34,9 +39,11 @@ class BundleStore:
                     raise RefusedError("an input bundle differs from its digest; it was changed on its way")
                 self._held[digest] = arrays
                 self._bytes += _size(arrays)
-            while self._bytes > self._limit and len(self._held) > 1:
-                _, oldest = self._held.popitem(last=False)
-                self._bytes -= _size(oldest)
+            for digest in list(self._held):
+                if self._bytes <= self._limit:
+                    break
+                if digest not in needed:
+                    self._bytes -= _size(self._held.pop(digest))
 
     def get(self, digest: str) -> Arrays | None:
         """The bundle with this digest, or None."""

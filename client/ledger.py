@@ -106,11 +106,18 @@ class Ledger:
             self._db.execute("UPDATE release SET reply = ? WHERE run = ? AND number = ?", (reply, run, number))
 
     def rows(self) -> list[Row]:
-        """All releases, oldest first."""
-        with self._lock:
-            found = self._db.execute(
-                "SELECT run, number, query, name, split, head, previous, hash FROM release ORDER BY rowid"
-            ).fetchall()
+        """All releases, oldest first.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        try:
+            with self._lock:
+                found = self._db.execute(
+                    "SELECT run, number, query, name, split, head, previous, hash FROM release ORDER BY rowid"
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(f"ledger {self._path}: cannot be read ({error}); restore the file") from None
         return [Row(*row) for row in found]
 
     def broken_row(self) -> Row | None:

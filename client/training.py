@@ -104,14 +104,15 @@ class _MaskedDescent:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """Move every parameter that the loss depends on."""
-        for index, (parameter, gradient) in enumerate(zip(self._trained, gradients, strict=True)):
+        for index, gradient in enumerate(gradients):
             if gradient is None:
                 continue
+            parameter, force = self._trained[index], gradient
             if self._decay:
-                gradient = gradient.add(parameter, alpha=self._decay)
+                force = force.add(parameter, alpha=self._decay)
             if self._factors is not None:
-                gradient = gradient * self._factors[index]
-            parameter.sub_(self._velocity[index].mul_(self._momentum).add_(gradient), alpha=self._lr)
+                force = force * self._factors[index]
+            parameter.sub_(self._velocity[index].mul_(self._momentum).add_(force), alpha=self._lr)
 
 
 def _like(value: NDArray[np.floating], parameter: nn.Parameter) -> Tensor:

@@ -22,7 +22,7 @@ from equipoise.common.losses import cell_index
 from equipoise.common.models import load_factory, normalise
 from equipoise.common.study import Study
 
-SCORE_BATCH = 256
+SCORE_BATCH = 128  # larger ones leave the cache
 _networks = threading.local()
 
 
@@ -62,7 +62,9 @@ def precision(model: nn.Module) -> torch.dtype:
 def rows_of(study: Study, model: nn.Module, split: Split, index: slice | Tensor) -> Tensor:
     """The float inputs of some rows, as the network wants them."""
     batch = normalise(study.inputs, split.inputs[index])
-    return batch.to(study.model.device, precision(model))
+    batch = batch.to(study.model.device, precision(model))
+    # Convolutions train a fifth faster on this layout, which they keep from layer to layer; the values are the same.
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
 
 def cells_of(study: Study, split: Split) -> Tensor:

@@ -32,6 +32,6 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
     state = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        state.update(canonical_json([name, array.dtype.str, list(array.shape)]))
+        state.update(canonical_json([name, array.dtype.str, list(arrays[name].shape)]))
         state.update(array.data if array.size else b"")
     return state.hexdigest()

@@ -23,6 +23,16 @@ class Strict(BaseModel):
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_MERGE = "tag:yaml.org,2002:merge"
+# Pydantic's words for a type, in a user's words.
+_PLAINLY = {
+    "model_type": "expected a mapping of keys",
+    "model_attributes_type": "expected a mapping of keys",
+    "dict_type": "expected a mapping of keys",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "string_type": "expected text; put it in quotes",
+}
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -30,10 +40,16 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is written twice", problem_mark=node.start_mark)
+    seen: list[Any] = []
+    for key_node, _ in node.value:
+        if key_node.tag == _MERGE:
+            continue  # `<<` brings in keys that stand elsewhere; those written here go before them
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"key {key!r} is written twice; remove one", problem_mark=key_node.start_mark
+            )
+        seen.append(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -57,6 +73,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise StudyError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        raise StudyError(f"{path}: not valid YAML: character {error.position} is {error.reason}") from None
+    except RecursionError:
+        raise StudyError(f"{path}: not valid YAML: nested too deeply") from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow, which has no line
+        raise StudyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise StudyError(f"{path}: expected a mapping of keys, found {type(value).__name__}")
     return value
@@ -71,14 +93,14 @@ def validate(model: type[ModelT], value: Any, where: str) -> ModelT:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise StudyError(f"{where}: {explain(error, model)}") from None
+        raise StudyError(f"{where}: {explain(error, model, value)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a pydantic error, as one line for a person."""
+def explain(error: ValidationError, model: type[BaseModel], value: Any) -> str:
+    """The first fault that pydantic found in `value`, as one line for a person."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location) or "(top level)"
+    location = _keys(value, first["loc"], first["type"] == "missing")
+    key = ".".join(location)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
@@ -88,8 +110,22 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"key {key!r} is missing{more}"
     found = first.get("input")
-    shown = repr(found) if isinstance(found, str | int | float | bool) else type(found).__name__
-    return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"
+    shown = f"={found!r}" if isinstance(found, str | int | float | bool) else ""
+    said = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"{key}{shown}{': ' if key else ''}{said[0].lower()}{said[1:]}{more}"
+
+
+def _keys(value: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:
+    """A pydantic location as the keys that the user wrote: without the names that pydantic gives a union's members."""
+    keys: list[str] = []
+    for index, part in enumerate(location):
+        places = range(len(value)) if isinstance(value, list | tuple) else value
+        if isinstance(places, range | dict) and part in places:
+            value = value[part]
+        elif not (missing and index == len(location) - 1):
+            continue
+        keys.append(str(part))
+    return keys
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

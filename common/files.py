@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from equipoise.common.errors import StorageError
@@ -23,8 +25,11 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); nothing was lost") from None
+        raise _not_written(path, error) from None
+    finally:
+        # Moved away, unless the disk was full or somebody pressed Ctrl-C; where there is no folder, there is no part.
+        with suppress(OSError):
+            part.unlink()
 
 
 def drop_unfinished_line(path: Path) -> None:
@@ -41,7 +46,7 @@ def drop_unfinished_line(path: Path) -> None:
             if not data.endswith(b"\n"):
                 file.truncate(data.rfind(b"\n") + 1)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); nothing was lost") from None
+        raise _not_written(path, error) from None
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -50,7 +55,7 @@ def append_line(path: Path, line: bytes) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    size = 0
+    size: int | None = None
     try:
         with path.open("ab") as file:
             size = file.tell()
@@ -58,6 +63,15 @@ def append_line(path: Path, line: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if path.exists():
+        # A file that could not even be opened keeps all its lines.
+        if size is not None:
             os.truncate(path, size)
-        raise StorageError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}); nothing was lost") from None
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: Path, error: OSError) -> StorageError:
+    reason = os.strerror(error.errno or 0)
+    advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "correct the path or its permissions"
+    return StorageError(
+        f"{path}: cannot be written ({reason}); nothing was lost: {advice} and run it again, a simulation with --resume"
+    )

@@ -90,12 +90,13 @@ def _energies(dz: Tensor, scales: Tensor, owner: Tensor, owners: int, granularit
     if owners == len(dz):
         # One row a patient: the factor can leave the square, which is then taken once for all scales.
         if granularity == "tensor":
-            squares = torch.linalg.vector_norm(dz, dim=tuple(range(1, dz.ndim))).square().unsqueeze(1)
+            squares = dz.square().sum(dim=tuple(range(1, dz.ndim))).unsqueeze(1)
         elif granularity == "channel" and dz.ndim > 2:
             squares = dz.square().flatten(2).sum(dim=2)
         else:
             squares = dz.square().flatten(1)
-        return (scales.square() @ squares).to(torch.float64)
+        found: Tensor = scales.square() @ squares
+        return found.to(torch.float64)
     energies = []
     for scale in scales:
         rows = dz * scale.reshape((-1,) + (1,) * (dz.ndim - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,8 +56,8 @@ class Caps(Strict):
     """What the hospital lets anyone ask."""
 
     cohort_minimum: int = Field(default=50, ge=1)
-    methods: list[str] | str = "all"
-    queries: list[str] | str = "all"
+    methods: list[str] | Literal["all"] = "all"
+    queries: list[str] | Literal["all"] = "all"
     models: list[str] = ["equipoise.common.models:*"]
 
 

@@ -25,7 +25,8 @@ MAX_HEADER_BYTES = 4 * 2**20
 
 def pack(header: Mapping[str, Any], arrays: Arrays) -> bytes:
     """A container of `arrays` with `header` in its metadata; the same content always gives the same bytes."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # NumPy's function makes a number without dimensions an array of one.
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     # One metadata key only: a container with several would not have one order of bytes.
     return bytes(save(contiguous, metadata={"header": canonical_json(header).decode("ascii")}))
 

@@ -7,15 +7,34 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from equipoise import __version__
 from equipoise.common.errors import EquipoiseError, StorageError
 
+if TYPE_CHECKING:
+    from equipoise.common.study import Study
+
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C says how to go on, before typer turns it into a silent exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            goes_on = ctx.invoked_subcommand == "simulate"
+            typer.echo("stopped; go on with --resume" if goes_on else "stopped", err=True)
+            raise
+
+
 app = typer.Typer(
     name="equipoise",
+    cls=_Commands,
     help="Hospitals measure and reduce the demographic bias of a classifier together, without pooling patient data.",
     no_args_is_help=True,
     add_completion=False,
@@ -63,15 +82,12 @@ def simulate(
     from equipoise.quiet import quiet_flower
 
     quiet_flower()
-    from equipoise.common.study import load_study
     from equipoise.progress import ProgressBars
     from equipoise.server.rundir import RunFolder
     from equipoise.server.verify import write_seal
     from equipoise.simulations.runner import simulate as run_study
 
-    study = load_study(study_file, list(sets or []))
-    if method is not None:
-        study = study.with_method(method, controls=list(study.method.controls))
+    study = _study(study_file, method, sets)
     folder = out if out is not None else Path("runs") / study.study
     with ProgressBars() as progress:
         report = run_study(study, folder, engine=engine.value, resume=resume, watchers=[progress], say=progress.say)
@@ -94,11 +110,13 @@ def pretrain(
     from equipoise.common.files import write_whole
     from equipoise.common.study import load_study
     from equipoise.simulations.hospitals import build_hospitals
+    from equipoise.simulations.preflight import check_study
     from equipoise.simulations.pretrain import pretrain as train
 
     study = load_study(study_file, list(sets or []))
     if study.simulation is None:
         raise StudyError(f"{study_file}: `simulation` is missing; it says which vendor's data to train on")
+    check_study(study)
     hospitals = build_hospitals(study, out.parent / f"{out.stem}-hospitals")
     split = hospitals.vendor_split(study)
     data = save(train(study.model, study.inputs, split, study.simulation.pretrain, study.seed))
@@ -109,19 +127,23 @@ def pretrain(
 @app.command()
 def plan(study_file: StudyFile, sets: Sets = None, output: FormatOption = Format.TEXT) -> None:
     """Show what a study would ask of every site, before anything is read."""
+    from equipoise.common.methods import resolve
     from equipoise.common.study import load_study
     from equipoise.server.plan import describe_plan
 
-    rows = describe_plan(load_study(study_file, list(sets or [])))
+    study = load_study(study_file, list(sets or []))
+    resolve(study)
+    rows = describe_plan(study)
     if output is Format.JSON:
         typer.echo(json.dumps(rows))
-        return
-    typer.echo(f"{'times':>5}  {'phase':<12} {'query':<20} {'split':<10} {'up, bytes':>12}  epsilon")
-    for row in rows:
-        typer.echo(
-            f"{row['times']:>5}  {row['phase']:<12} {row['query']:<20} {row['split']:<10} {row['bytes_up']:>12,}  "
-            f"{row['epsilon']}"
-        )
+    else:
+        typer.echo(f"{'arm':<12} {'times':>5}  {'phase':<12} {'query':<20} {'split':<10} {'up, bytes':>12}  epsilon")
+        for row in rows:
+            typer.echo(
+                f"{row['arm']:<12} {row['times']:>5}  {row['phase']:<12} {row['query']:<20} {row['split']:<10} "
+                f"{row['bytes_up']:>12,}  {row['epsilon']}"
+            )
+    _say_what_is_not_planned(study)
 
 
 @app.command()
@@ -177,6 +199,42 @@ def version(output: FormatOption = Format.TEXT) -> None:
     typer.echo(json.dumps({"version": __version__}) if output is Format.JSON else f"equipoise {__version__}")
 
 
+def _study(study_file: Path, method: str | None, sets: list[str] | None) -> Study:
+    """The study with `--method`, then `--set`, applied."""
+    from equipoise.common.methods import METHOD_CONTROLS, METHODS
+    from equipoise.common.study import load_study
+
+    assignments = list(sets or [])
+    if method in METHODS:
+        # A control that only the study's own method has would be an error that the user did not make.
+        known = load_study(study_file).method.controls
+        kept = [name for name in known if name not in METHOD_CONTROLS or name in METHODS[method].controls]
+        if kept != known:
+            left_out = ", ".join(sorted(set(known) - set(kept)))
+            typer.echo(f"controls without a meaning for {method} are left out: {left_out}", err=True)
+        assignments.insert(0, f"method={json.dumps({'name': method, 'controls': kept})}")
+    elif method is not None:
+        assignments.insert(0, f"method.name={json.dumps(method)}")
+    return load_study(study_file, assignments)
+
+
+def _say_what_is_not_planned(study: Study) -> None:
+    """Name the models that only a simulation trains: each is measured at every site beside the planned ones."""
+    from equipoise.common.evaluation import BASE
+    from equipoise.common.evaluation import plan as evaluation_plan
+
+    method = study.method.name
+    trained = [name for name in ("pooled", "local_only", "server_only") if name in study.method.controls]
+    if not trained:
+        return
+    of_each = [len(evaluation_plan(study, [BASE, method, *more], method)) for more in ([], ["trained"])]
+    typer.echo(
+        f"not in the plan: {', '.join(trained)} (trained by the simulation itself; a site answers "
+        f"{of_each[1] - of_each[0]} more evaluation queries for each model)",
+        err=True,
+    )
+
+
 def _print_report(file: Path, output: Format) -> None:
     from equipoise.server.report.summary import summary_lines
 
@@ -199,11 +257,10 @@ def main() -> None:
     except EquipoiseError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; go on with --resume", err=True)
-        sys.exit(130)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        typer.echo(f"error: the disk is full ({error.filename}); free some space and --resume", err=True)
+        reason = error.strerror or type(error).__name__
+        advice = "free some space" if error.errno == errno.ENOSPC else "correct the path or its permissions"
+        typer.echo(f"error: {error.filename or 'disk'}: {reason}; {advice} and run it again", err=True)
         sys.exit(StorageError.exit_code)

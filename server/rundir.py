@@ -113,11 +113,13 @@ class RunFolder:
         """The content of task.json."""
         try:
             value = json.loads(self.task_file.read_text(encoding="utf-8"))
-            return {"run": value["run"], **value}
         except FileNotFoundError:
             raise StudyError(f"{self.path}: no run here (task.json is missing); give the folder of a run") from None
-        except (ValueError, KeyError, TypeError):
-            raise TranscriptError(f"{self.task_file}: changed since the run began; restore the file") from None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or "run" not in value:
+            raise TranscriptError(f"{self.task_file}: changed since the run began; restore the file")
+        return value
 
     def mend(self) -> None:
         """Cut off the lines that a crash left unfinished, so that the run can go on."""

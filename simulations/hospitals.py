@@ -103,14 +103,21 @@ def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
 
 def _folders(wanted: FolderHospitals) -> Hospitals:
     root = Path(wanted.path)
-    files = sorted(root.glob(f"*/{SITE_FILE}"))
-    if not files:
-        raise StudyError(
-            f"simulation.hospitals.path={wanted.path}: no folder with a {SITE_FILE} below it; give each hospital one"
-        )
-    sites = {load_site(file).site: file for file in files}
-    if len(sites) != len(files):
-        raise StudyError(f"simulation.hospitals.path={wanted.path}: two site files have the same `site`")
+    key = f"simulation.hospitals.path={wanted.path}"
+    folders = sorted(root.glob("[!.]*/"))
+    if not folders:
+        raise StudyError(f"{key}: no folders there; give each hospital one, with a {SITE_FILE}")
+    for folder in folders:
+        if not (folder / SITE_FILE).is_file():
+            raise StudyError(
+                f"{key}: {folder} has no {SITE_FILE}; write one (docs/site-file.md), or move the folder away"
+            )
+    sites: dict[str, Path] = {}
+    for file in (folder / SITE_FILE for folder in folders):
+        name = load_site(file).site
+        if name in sites:
+            raise StudyError(f"{key}: {sites[name]} and {file} both say site: {name}; rename one")
+        sites[name] = file
     return Hospitals(sites, None, {"source": "hospitals' own folders", "note": "", "synthetic": False})
 
 

@@ -6,18 +6,21 @@ alone, on the vendor's data, and add noise to the scores themselves.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
 from equipoise.client.app import app as client_app
 from equipoise.client.cohort import SPLITS
 from equipoise.client.door import forget_doors, register_doors
-from equipoise.common.errors import StudyError
+from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
+from equipoise.common.methods import METHOD_CONTROLS, control_of
 from equipoise.common.study import Study, Weights, pin_weights
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
@@ -29,6 +32,7 @@ from equipoise.simulations.doors import open_hospital, open_site, write_hospital
 from equipoise.simulations.flower import run_in_flower
 from equipoise.simulations.grid import run_in_process
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
+from equipoise.simulations.preflight import Census, check_census, check_study
 from equipoise.simulations.pretrain import pretrain
 
 ENGINES = ("in-process", "flower")
@@ -57,30 +61,49 @@ def simulate(
         StudyError: there is a run in `folder` already, or it is of another study.
         EquipoiseError: see `equipoise.common.errors`.
     """
-    resolve(study)
+    if engine not in ENGINES:
+        raise StudyError(f"engine={engine}: no such engine; there are: {', '.join(ENGINES)}")
+    check_study(study)
     run = RunFolder(folder)
     if run.task_file.exists() and not resume:
         raise StudyError(f"{folder}: holds a run already; go on with --resume, or give another folder with --out")
     say("writing the hospitals")
     hospitals = build_hospitals(study, folder / "hospitals")
+    say("reading the hospitals")
+    census = _census(study, hospitals)
+    check_census(study, census)
     say("preparing the vendor's model")
-    study = _prepared(study, hospitals, folder)
-    if run.task_file.exists() and run.task().study != study:
-        raise StudyError(f"{folder}: the run there is of another study; start a new run with --out")
+    study = _prepared(study, hospitals, census, run)
+    task = _main_task(study, hospitals)
+    _begin(run, task, {site: [file] for site, file in hospitals.sites.items()})
     with watching(watchers):
         _run_alone(study, run, hospitals, engine)
-        _start(study, run, hospitals, _main_task(study, hospitals), engine)
+        _start(study, run, task, engine)
     say("measuring")
     if "auc_noise" in study.method.controls:
         write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in hospitals.sites.items()})
     return build_report(run)
 
 
-def _prepared(study: Study, hospitals: Hospitals, folder: Path) -> Study:
+def _census(study: Study, hospitals: Hospitals) -> Census:
+    """Patients by hospital, split and label.
+
+    Everything is decoded: an unreadable image is an error here, not a site that drops out later.
+    """
+    census = {}
+    for site, file in hospitals.sites.items():
+        cohort = open_hospital(study, [file])
+        positives = {name: int(cohort.split(name).label.sum()) for name in SPLITS}
+        census[site] = {name: (cohort.split_patients(name) - positives[name], positives[name]) for name in SPLITS}
+    return census
+
+
+def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder) -> Study:
     """The study with the vendor's weights and the declared numbers of patients filled in."""
     if study.model.weights is None:
-        file = folder / "vendor.safetensors"
-        if not file.exists():
+        file = run.path / "vendor.safetensors"
+        # A file that an earlier attempt left is of the same study only where the run has begun.
+        if not (file.exists() and run.task_file.exists()):
             recipe = study.simulation.pretrain if study.simulation else None
             if recipe is None:
                 raise StudyError("simulation.pretrain is missing")
@@ -88,20 +111,15 @@ def _prepared(study: Study, hospitals: Hospitals, folder: Path) -> Study:
             write_whole(file, save(state))
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
-    study = pin_weights(study, folder)
-    declared = {}
-    for site, file in hospitals.sites.items():
-        cohort = open_hospital(study, [file])
-        for split in SPLITS:
-            cohort.split(split)  # decoded now: an unreadable image is an error here, not a site that drops out later
-        declared[site] = cohort.split_patients("train")
+    study = pin_weights(study, run.path)
     if not study.sites.declared_patients:
+        declared = {site: sum(counts["train"]) for site, counts in census.items()}
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))
         raise StudyError(f"sites.declared_patients and the hospitals differ in: {', '.join(strangers)}")
     if sum(study.sites.declared_patients.values()) == 0:
-        raise StudyError("sites.declared_patients: no hospital has a training patient; check the splits")
+        raise StudyError("sites.declared_patients: every number is 0; declare the hospitals' training patients")
     return study
 
 
@@ -140,39 +158,78 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
         sites = study.sites.model_copy(update={"minimum": 1, "declared_patients": {site: patients}})
         alone = study.model_copy(update={"sites": sites})
         own = RunFolder(run.path / "controls" / name)
-        only = Hospitals({site: files[0]}, None)
         task = Task(alone, (Arm(name, alone),), (site,), (), {})
-        _start(alone, own, only, task, engine, files)
+        _begin(own, task, {site: files})
+        _start(alone, own, task, engine)
 
 
-def _start(
-    study: Study, run: RunFolder, hospitals: Hospitals, task: Task, engine: str, pooled: list[Path] | None = None
-) -> None:
-    """Write what the run needs, then run the real ServerApp against the real ClientApps."""
-    weights = study.model.weights
-    if not run.task_file.exists():
-        if weights is None:
-            raise StudyError("model.weights is missing")
-        write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
-        files = {site: [file] if pooled is None else pooled for site, file in hospitals.sites.items()}
-        write_hospitals_file(run.path, files)
-        run.write_task(task)
+def _begin(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
+    """Write what a run needs, its task last; or find that the run there is of the same study.
+
+    Raises:
+        StudyError: it is of another study.
+    """
+    if run.task_file.exists():
+        now, then = _compared(task.study), _compared(run.task().study)
+        if now != then:
+            parts = " and ".join(sorted(key for key in now if now[key] != then[key]))
+            raise StudyError(
+                f"{run.path}: the run there is of another study ({parts} differs); go on with the study that it began "
+                "with, or start a new run with --out"
+            )
+        return
+    weights = task.study.model.weights
+    if weights is None:
+        raise StudyError("model.weights is missing")
+    write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
+    write_hospitals_file(run.path, files)
+    run.write_task(task)
+
+
+def _compared(study: Study) -> dict[str, Any]:
+    """A study without what changes no result: where its weights lie, and the number of workers."""
+    value = study.model_dump(mode="json", by_alias=True)
+    if value["model"]["weights"] is not None:
+        value["model"]["weights"].pop("path")
+    if value["simulation"] is not None:
+        value["simulation"].pop("workers")
+    return value
+
+
+def _start(study: Study, run: RunFolder, task: Task, engine: str) -> None:
+    """Run the real ServerApp against the real ClientApps."""
     workers = study.simulation.workers if study.simulation else 1
     run_config = {"folder": str(run.path.resolve())}
-    if engine == "flower":
-        run_in_flower(
-            server_app,
-            client_app,
-            list(task.sites),
-            run_config,
-            door_factory="equipoise.simulations.doors:open_site",
-            door_arguments={"folder": str(run.path.resolve())},
-            home=run.path.resolve() / "flower",
-            workers=workers,
-        )
-        return
-    register_doors(partial(open_site, folder=str(run.path)))
+    started = time.time()
     try:
-        run_in_process(server_app, client_app, list(task.sites), run_config, workers=min(workers, len(task.sites)))
-    finally:
-        forget_doors()
+        if engine == "flower":
+            run_in_flower(
+                server_app,
+                client_app,
+                list(task.sites),
+                run_config,
+                door_factory="equipoise.simulations.doors:open_site",
+                door_arguments={"folder": str(run.path.resolve())},
+                home=run.path.resolve() / "flower",
+                workers=workers,
+            )
+            return
+        register_doors(partial(open_site, folder=str(run.path)))
+        try:
+            run_in_process(server_app, client_app, list(task.sites), run_config, workers=min(workers, len(task.sites)))
+        finally:
+            forget_doors()
+    except QuorumError as error:
+        raise _with_reason(error, run, started) from error
+
+
+def _with_reason(error: QuorumError, run: RunFolder, started: float) -> EquipoiseError:
+    """The error with what a site's own log says, which a simulation may read and a coordinator may not."""
+    # The log of a site whose disk is full has no line of it, so the code has to do.
+    if ": storage" in str(error):
+        return StorageError(f"{run.path}: a site's ledger cannot be written; free some space, then --resume ({error})")
+    for log in sorted((run.path / "sites").glob("*/agent.log.jsonl")):
+        row = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        if row["time"] >= started:
+            return QuorumError(f"{error}; {log}: {row['reason']}")
+    return error

@@ -8,6 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("common", "client", "server", "simulations")
@@ -131,10 +133,21 @@ def test_every_file_that_is_no_python_is_package_data() -> None:
     listed = project["tool"]["setuptools"]["package-data"]
     for folder in FOLDERS:
         for file in (ROOT / folder).rglob("*"):
-            if file.is_dir() or file.suffix in (".py", ".pyc"):
-                continue
+            if file.is_dir() or file.suffix in (".py", ".pyc") or file.parent.name == "results":
+                continue  # figures of benchmarks are kept in the repository and not installed
             package = ".".join(("equipoise", *file.relative_to(ROOT).parent.parts))
             assert any(file.match(pattern) for pattern in listed.get(package, [])), f"{file}: not in package-data"
+
+
+def test_every_dependency_is_pinned_at_a_version_that_pyproject_allows() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {name: version for name, _, version in (line.partition("==") for line in lines if not line.startswith("#"))}
+    for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+        needed = Requirement(text)
+        version = pins.get(canonicalize_name(needed.name))
+        assert version is not None, f"{needed.name} is not in constraints.txt"
+        assert needed.specifier.contains(version), f"{needed.name}=={version} is not {needed.specifier}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -261,9 +261,12 @@ def _level_down_words(level_down: tuple[Estimate, ...]) -> list[str]:
 def _signal_words(base: Estimate) -> list[str]:
     if base.value is None or base.low is None:
         return [f"whether the base model has the disease signal in every group is not estimable ({base.reason})"]
-    if base.value >= SIGNAL_LOST_BELOW and base.low > 0.5:
-        return []
-    return [f"{_words('the base model: its worst-group AUC', base)}: {NOT_REPAIRABLE}"]
+    said = _words("the base model: its worst-group AUC", base)
+    if base.value < SIGNAL_LOST_BELOW:
+        return [f"{said}: {NOT_REPAIRABLE}"]
+    if base.low <= 0.5:
+        return [f"{said}: it reaches 0.5, so whether a group has lost the disease signal cannot be told"]
+    return []
 
 
 def _left_out_words(gates: list[Gate]) -> list[str]:

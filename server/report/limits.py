@@ -81,7 +81,7 @@ def _of_the_figures(report: Json) -> list[str]:
         if partial:
             reason = point["gaps"][partial[0]]["reason"]
             lines.append(f"{name}: {', '.join(partial)} cannot compare all groups ({reason}).")
-    others = len(report["attributes"]) * len(GAPS) * 3 - 2
+    others = len(report["attributes"]) * len(GAPS) * len(report["operating_points"]) - 2
     lines.append(
         f"One figure was declared in advance: {report['study']['evaluation']['primary']} of {primary}, at two "
         f"operating points. The other {others} gaps of the method are shown to explore, without correction for their "

@@ -91,6 +91,7 @@ def test_the_same_decisions_leave_an_interval_around_zero() -> None:
 FALLS_TO_NOTHING = [(0.8, 0.75, 0.1, 0.15), (0.6, 0.75, 0.2, 0.15)]
 SIX_GROUPS_FALL = [(0.9 - 0.06 * g, 0.8, 0.1, 0.12) for g in range(6)]
 NO_GAP = [(0.8, 0.8, 0.1, 0.1)] * 2
+FLIPS = [(0.85, 0.75, 0.1, 0.2), (0.75, 0.85, 0.2, 0.1)]  # the same gap, the other way round: no change
 CLEAR_FALL = [(0.85, 0.82, 0.1, 0.12), (0.6, 0.67, 0.15, 0.13)]
 
 
@@ -101,6 +102,7 @@ CLEAR_FALL = [(0.85, 0.82, 0.1, 0.12), (0.6, 0.67, 0.15, 0.13)]
         (FALLS_TO_NOTHING, 100, "equalized_odds_mean", -0.15),
         (SIX_GROUPS_FALL, 200, "equalized_odds_difference", -0.3),
         (NO_GAP, 100, "equalized_odds_difference", 0.0),
+        (FLIPS, 200, "equalized_odds_difference", 0.0),
         (CLEAR_FALL, 1000, "equalized_odds_difference", -0.1),
     ],
 )
@@ -127,6 +129,16 @@ def test_single_rate_intervals_cover() -> None:
             low, high = rate_change_by_group(metric, pair)[0].interval  # type: ignore[misc]
             covered[metric] += low <= expected <= high
     assert min(covered.values()) >= 182  # .91, nominal .95
+
+
+def test_the_delta_method_has_the_multinomials_standard_error() -> None:
+    cells = np.array([[[300, 40], [30, 80]], [[50, 20], [10, 200]]])
+    change = rate_change_by_group("ppv", np.stack([cells, cells * 0]))[0]
+    half = (change.high - change.low) / 2  # type: ignore[operator]
+    drawn = np.random.default_rng(0).multinomial(730, cells.ravel() / 730, size=20_000).reshape(-1, 2, 2, 2)
+    before = drawn[:, 1, 1].sum(axis=-1) / drawn[:, :, 1].sum(axis=(1, 2))
+    after = drawn[:, 1, :, 1].sum(axis=-1) / drawn[:, :, :, 1].sum(axis=(1, 2))
+    assert half / 1.96 == pytest.approx((after - before).std(), rel=0.03)
 
 
 def test_method_against_control_through_the_base_model() -> None:

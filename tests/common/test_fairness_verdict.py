@@ -152,6 +152,8 @@ def test_a_collapsed_model_fails_though_its_gap_is_gone(kind: str) -> None:
     assert outcomes(result)["not_collapsed"] == "fail"
     assert result.outcome == "fail"
     assert "not_collapsed" in result.reason
+    said = {"constant": "all scores are alike", "one decision": "all patients get the same decision"}
+    assert said.get(kind, "balanced accuracy is 0.5") in result.gates[-1].text
 
 
 def test_a_collapse_fails_even_where_the_declared_floor_would_let_it_pass() -> None:
@@ -162,13 +164,16 @@ def test_a_collapse_fails_even_where_the_declared_floor_would_let_it_pass() -> N
     assert result.outcome == "fail"
 
 
-def test_a_base_model_without_the_signal_is_flagged() -> None:
-    patients = Patients(n=3000)
-    blind = patients.severity * (1 - patients.group) + patients.rng.normal(0, 1, 3000) * patients.group
-    patients.scores["base"] = blind
+@pytest.mark.parametrize(("signal", "low"), [(0.0, 0.45), (0.35, 0.52)])
+def test_a_base_model_without_the_signal_is_flagged(signal: float, low: float) -> None:
+    patients = Patients(n=6000)
+    women = signal * patients.label + patients.rng.normal(0, 1, 6000)
+    patients.scores["base"] = np.where(patients.group == 1, women, patients.severity)
     result = verdict(patients.evidence("repaired", CONTROLS), Bounds())
     assert result.base_signal.value is not None
+    assert result.base_signal.low is not None
     assert result.base_signal.value < 0.65
+    assert result.base_signal.low > low
     assert any(NOT_REPAIRABLE in warning for warning in result.warnings)
 
 

@@ -41,7 +41,7 @@ def draw(sizes: Sequence[int], shifts: Mapping[str, Sequence[float]], seed: int 
     group = np.repeat(np.arange(len(sizes)), sizes)
     label = np.concatenate([np.arange(size) % 2 for size in sizes]).astype(np.int64)
     noise = rng.normal(0, 1, len(label))
-    logits = {
+    logits: dict[str, NDArray[np.float64]] = {
         model: noise + 0.3 * rng.normal(0, 1, len(label)) + spread * (label - 0.5) + np.array(shift)[group] * label
         for model, shift in shifts.items()
     }

@@ -51,7 +51,7 @@ def run(finished: Path, tmp_path: Path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(finished, tmp_path / finished.name)))
 
 
-def test_the_same_folder_gives_the_same_bytes(run, tmp_path):
+def test_the_same_folder_gives_the_same_bytes(run: RunFolder) -> None:
     page = build_report(run)
     first = page.read_bytes(), (run.path / "report.json").read_bytes()
     again = build_report(run)
@@ -59,7 +59,7 @@ def test_the_same_folder_gives_the_same_bytes(run, tmp_path):
     assert json.loads(first[1]) == json.loads(json.dumps(report_json(run)))
 
 
-def test_what_a_report_holds(run):
+def test_what_a_report_holds(run: RunFolder) -> None:
     report = report_json(run)
     assert report["schema"] == SCHEMA
     assert report["study"]["hash"] == run.task().study.hash
@@ -80,7 +80,7 @@ def test_what_a_report_holds(run):
     assert "not private" in report["privacy"]["text"]
 
 
-def test_all_but_run_time_follows_from_the_released_sums(run):
+def test_all_but_run_time_follows_from_the_released_sums(run: RunFolder) -> None:
     before = report_json(run)
     (run.path / "rounds.jsonl").unlink()
     after = report_json(run)
@@ -88,7 +88,7 @@ def test_all_but_run_time_follows_from_the_released_sums(run):
     assert build_report(run).exists()
 
 
-def test_a_changed_sum_gives_no_report(run):
+def test_a_changed_sum_gives_no_report(run: RunFolder) -> None:
     file = sorted((run.path / "evaluation" / "sums").iterdir())[-1]
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -98,14 +98,14 @@ def test_a_changed_sum_gives_no_report(run):
     assert not (run.path / "report.json").exists()
 
 
-def test_a_run_without_evaluation_has_nothing_to_report(run):
+def test_a_run_without_evaluation_has_nothing_to_report(run: RunFolder) -> None:
     task = run.task()
     run.write_task(Task(task.study, task.arms, task.sites, (), task.facts))
     with pytest.raises(StudyError, match="nothing was evaluated"):
         report_json(run)
 
 
-def test_noise_tables_join_the_others_and_a_broken_file_is_named(run):
+def test_noise_tables_join_the_others_and_a_broken_file_is_named(run: RunFolder) -> None:
     task = run.task()
     measured = measure(Engine(task.study, None), run, task)
     assert add_auc_noise(run, measured, "swift") is None

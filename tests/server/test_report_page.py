@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from equipoise.common.evaluation import BASE
+from equipoise.server.report.blocks import Figure
 from equipoise.server.report.page import render
 from equipoise.server.report.plots.svg import Drawing, Scale, rounded_up, shortened, tick_text
 from equipoise.server.report.process import MOST_BARS, process_sections
@@ -16,6 +17,8 @@ from tests.server.report_case import METHOD, draw, make_report, make_study
 
 SHIFTS = {BASE: [1.0, -1.0, 0.0], METHOD: [0.0, 0.0, 0.0], "plain": [0.5, -0.5, 0.0]}
 HOSTILE = "<script>alert(1)</script>\"'&"
+
+Attributes = list[tuple[str, str | None]]
 
 
 class Page(HTMLParser):
@@ -26,31 +29,31 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
         self.feed(text)
         self.close()
 
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+    def handle_starttag(self, tag: str, attrs: Attributes) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+    def handle_startendtag(self, tag: str, attrs: Attributes) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def of(self, tag):
+    def of(self, tag: str) -> list[dict[str, str]]:
         return [attrs for name, attrs in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
-def page():
+def page() -> str:
     return render(make_report(make_study(), draw([300, 300, 20], SHIFTS), synthetic=True))
 
 
-def test_nothing_is_fetched_and_nothing_runs(page):
+def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
     assert "http" not in page.replace("http-equiv", "")
     assert not re.search(r"@import|url\((?!#)", page)
     parsed = Page(page)
@@ -64,7 +67,7 @@ def test_nothing_is_fetched_and_nothing_runs(page):
     assert all(a["href"].startswith("#") for a in parsed.of("a"))
 
 
-def test_the_page_is_whole(page):
+def test_the_page_is_whole(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
     names = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
@@ -73,7 +76,7 @@ def test_the_page_is_whole(page):
         assert anchor["href"][1:] in names
 
 
-def test_every_figure_has_a_title_a_description_and_a_table(page):
+def test_every_figure_has_a_title_a_description_and_a_table(page: str) -> None:
     parsed = Page(page)
     figures, drawings = parsed.of("figure"), [a for a in parsed.of("svg") if a.get("role") == "img"]
     assert len(figures) == 7
@@ -86,7 +89,7 @@ def test_every_figure_has_a_title_a_description_and_a_table(page):
     assert all("<caption>" in block for block in re.findall(r"<table>.*?</table>", page, re.S))
 
 
-def test_stamps_and_headline_come_before_any_figure(page):
+def test_stamps_and_headline_come_before_any_figure(page: str) -> None:
     head = page[: page.index("<table>")]
     assert "Privacy mode none: releases were not private" in head
     assert "Synthetic data" in head
@@ -94,7 +97,7 @@ def test_stamps_and_headline_come_before_any_figure(page):
     assert not re.search(r"\b(unbiased|compliant|is fair|bias-free)\b", page, re.I)
 
 
-def test_a_hostile_name_stays_text():
+def test_a_hostile_name_stays_text() -> None:
     study = make_study((HOSTILE, "dark"))
     report = make_report(study, draw([300, 300, 0], SHIFTS), source=HOSTILE, note=HOSTILE)
     report["run_time"]["sites"][0]["site"] = HOSTILE
@@ -104,7 +107,7 @@ def test_a_hostile_name_stays_text():
     assert Page(text).open == []
 
 
-def test_what_is_not_estimable_is_said_and_never_zero():
+def test_what_is_not_estimable_is_said_and_never_zero() -> None:
     patients = draw([300, 300, 8, 0], {BASE: [0, 0, 0, 0], METHOD: [0, -1, 0, 0]})
     report = make_report(make_study(("young", "old", "oldest")), patients)
     text = render(report)
@@ -119,14 +122,14 @@ def test_what_is_not_estimable_is_said_and_never_zero():
     assert "cannot be said (4 positives, 10 needed)" in text
 
 
-def test_the_same_report_gives_the_same_bytes():
+def test_the_same_report_gives_the_same_bytes() -> None:
     report = make_report(make_study(), draw([200, 200, 0], SHIFTS))
     again = make_report(make_study(), draw([200, 200, 0], SHIFTS))
     assert report == again
     assert render(report) == render(again)
 
 
-def test_a_failed_test_is_stamped():
+def test_a_failed_test_is_stamped() -> None:
     report = make_report(make_study(), draw([600, 600, 0], {BASE: [0, 0, 0], METHOD: [0, -1.5, 0]}))
     text = render(report)
     assert "<li>Declared test: failed</li>" in text
@@ -134,7 +137,7 @@ def test_a_failed_test_is_stamped():
     assert '<span class="outcome fail">fail</span>' in text
 
 
-def test_many_tensors_are_drawn_by_layer_and_tabled_one_by_one():
+def test_many_tensors_are_drawn_by_layer_and_tabled_one_by_one() -> None:
     report = make_report(make_study(), draw([200, 200, 0], SHIFTS))
     tensors = [
         {"tensor": f"layer{i}.block{j}.weight{k}", "parameters": 10 * (k + 1), "mean": 0.1 * k, "held": 0.0}
@@ -143,6 +146,7 @@ def test_many_tensors_are_drawn_by_layer_and_tabled_one_by_one():
     report["training"]["mask"]["tensors"] = tensors
     section = next(s for s in process_sections(report) if s.anchor == "training")
     figure = section.blocks[1]
+    assert isinstance(figure, Figure)
     assert len(figure.table.rows) == len(tensors) > MOST_BARS
     drawn = "".join(panel.drawing for panel in figure.panels)
     assert drawn.count('class="bar"') == 30
@@ -151,13 +155,13 @@ def test_many_tensors_are_drawn_by_layer_and_tabled_one_by_one():
     assert f"{weighted:.2f} · 100" in drawn
 
 
-def test_a_method_without_mask_and_loss_has_no_section_for_them():
+def test_a_method_without_mask_and_loss_has_no_section_for_them() -> None:
     report = make_report(make_study(), draw([200, 200, 0], SHIFTS))
     report["training"] = {}
     assert "What the method did" not in render(report)
 
 
-def test_drawings_escape_their_text_and_keep_their_ends():
+def test_drawings_escape_their_text_and_keep_their_ends() -> None:
     drawing = Drawing("d", "<t>", "&", 10)
     drawing.text(1, 2, HOSTILE)
     assert "<script" not in drawing.markup()
@@ -170,7 +174,7 @@ def test_drawings_escape_their_text_and_keep_their_ends():
     assert shortened("extractor.layer.weight", 9) == "extr…ight"
 
 
-def test_figures_as_text():
+def test_figures_as_text() -> None:
     row = {"value": -0.0712, "low": -0.14, "high": 0.012, "status": "imprecise"}
     assert estimate_text(row, change=True) == "−0.071 [−0.140, +0.012] (imprecise)"
     assert estimate_text({"value": None, "status": "not_estimable"}) == "not estimable"

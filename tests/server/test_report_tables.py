@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,24 +14,25 @@ from equipoise.common.evaluation import BASE
 from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import headline, summary, summary_lines
 from equipoise.server.report.tables import averages
-from tests.server.report_case import METHOD, ROUNDS, draw, make_report, make_study
+from tests.server.report_case import METHOD, ROUNDS, Patients, draw, make_report, make_study
 
 REPAIRED = {BASE: [1.0, -1.0, 0.0], METHOD: [0.0, 0.0, 0.0], "plain": [0.8, -0.8, 0.0], "auc_noise": [1.0, -1.0, 0.0]}
 LEVELLED = {BASE: [0.0, -0.4, 0.0], METHOD: [-1.2, -1.2, 0.0], "plain": [0.0, -0.2, 0.0]}
 
 
 @cache
-def repaired():
+def repaired() -> tuple[Patients, dict[str, Any]]:
     """A run whose method closes the gap; not to be changed."""
     patients = draw([900, 700, 60], REPAIRED)
     return patients, make_report(make_study(), patients)
 
 
-def gap(report, model, metric, point="rule"):
-    return report["models"][model]["attributes"]["tone"]["points"][point]["gaps"][metric]
+def gap(report: dict[str, Any], model: str, metric: str, point: str = "rule") -> dict[str, Any]:
+    found: dict[str, Any] = report["models"][model]["attributes"]["tone"]["points"][point]["gaps"][metric]
+    return found
 
 
-def test_rates_and_gaps_are_those_of_the_patients():
+def test_rates_and_gaps_are_those_of_the_patients() -> None:
     patients, report = repaired()
     for model in (BASE, METHOD, "plain"):
         tpr = [patients.rate(model, group, 1) for group in (0, 1)]
@@ -45,7 +47,7 @@ def test_rates_and_gaps_are_those_of_the_patients():
         assert gap(report, model, "equalized_odds_difference")["expected_if_equal"] > 0
 
 
-def test_auc_is_that_of_the_scores_up_to_binning():
+def test_auc_is_that_of_the_scores_up_to_binning() -> None:
     patients, report = repaired()
     for group, estimate in enumerate(report["models"][METHOD]["attributes"]["tone"]["auc_by_group"][:2]):
         scores = [patients.logits[METHOD][(patients.group == group) & (patients.label == y)] for y in (1, 0)]
@@ -53,7 +55,7 @@ def test_auc_is_that_of_the_scores_up_to_binning():
         assert estimate["value"] == pytest.approx(exact, abs=estimate["binning_bound"])
 
 
-def test_at_equal_selection_rate_every_model_flags_as_many_patients_as_the_base():
+def test_at_equal_selection_rate_every_model_flags_as_many_patients_as_the_base() -> None:
     patients = draw([400, 400, 0], LEVELLED)
     report = make_report(make_study(), patients)
     rates = [report["models"][m]["points"]["base_rate"]["selection_rate"]["value"] for m in (BASE, METHOD, "plain")]
@@ -61,7 +63,7 @@ def test_at_equal_selection_rate_every_model_flags_as_many_patients_as_the_base(
     assert report["models"][METHOD]["points"]["rule"]["selection_rate"]["value"] < rates[0] - 0.05
 
 
-def test_a_change_is_the_difference_of_the_two_models():
+def test_a_change_is_the_difference_of_the_two_models() -> None:
     _, report = repaired()
     compared = [(c["before"], c["after"]) for c in report["changes"]]
     assert compared == [
@@ -76,7 +78,7 @@ def test_a_change_is_the_difference_of_the_two_models():
     assert ["unpaired" in method for method in paired] == [False, False, False, True, True]
 
 
-def test_a_group_that_is_too_small_has_no_number_anywhere():
+def test_a_group_that_is_too_small_has_no_number_anywhere() -> None:
     patients = draw([300, 300, 12, 40], {BASE: [1, 0, 0, 0], METHOD: [0.5, 0, 0, 0]})
     report = make_report(make_study(("young", "old", "oldest")), patients)
     figures = report["models"][METHOD]["attributes"]["tone"]
@@ -92,7 +94,7 @@ def test_a_group_that_is_too_small_has_no_number_anywhere():
     json.dumps(report, allow_nan=False)
 
 
-def test_coverage_counts_every_patient_once():
+def test_coverage_counts_every_patient_once() -> None:
     report = make_report(make_study(), draw([30, 50, 7], {BASE: [0, 0, 0], METHOD: [0, 0, 0]}))
     (row,) = report["attributes"]
     assert [(g["group"], g["n"], g["positives"]) for g in row["groups"]] == [
@@ -101,7 +103,7 @@ def test_coverage_counts_every_patient_once():
     assert (row["n"], row["positives"]) == (87, 43)
 
 
-def test_the_first_sentence_says_that_the_test_failed_and_why():
+def test_the_first_sentence_says_that_the_test_failed_and_why() -> None:
     report = make_report(make_study(controls=("plain",)), draw([800, 800, 0], LEVELLED))
     first = headline(report)
     assert report["verdict"]["outcome"] == "fail"
@@ -112,14 +114,14 @@ def test_the_first_sentence_says_that_the_test_failed_and_why():
     assert summary_lines(report)[0] == first
 
 
-def test_the_first_sentence_says_undecided_where_a_required_control_is_missing():
+def test_the_first_sentence_says_undecided_where_a_required_control_is_missing() -> None:
     chosen = {name: REPAIRED[name] for name in (BASE, METHOD)}
     report = make_report(make_study(controls=()), draw([900, 900, 0], chosen))
     assert headline(report).startswith("The declared test is undecided")
     assert "the controls plain and auc_noise are missing" in headline(report)
 
 
-def test_the_first_sentence_tells_a_pass_its_loser():
+def test_the_first_sentence_tells_a_pass_its_loser() -> None:
     _, report = repaired()
     assert report["verdict"]["outcome"] == "pass"
     assert headline(report).startswith("The declared test is passed, and the model got worse for light (tone):")
@@ -129,7 +131,7 @@ def test_the_first_sentence_tells_a_pass_its_loser():
     )
 
 
-def test_plain_words_give_the_rates_as_patients_of_a_hundred():
+def test_plain_words_give_the_rates_as_patients_of_a_hundred() -> None:
     _, report = repaired()
     tpr = report["models"][BASE]["attributes"]["tone"]["points"]["rule"]["by_group"]["tpr"]
     light, dark = (f"{100 * e['value']:.0f} ({100 * e['low']:.0f} to {100 * e['high']:.0f})" for e in tpr[:2])
@@ -139,14 +141,14 @@ def test_plain_words_give_the_rates_as_patients_of_a_hundred():
     )
 
 
-def test_a_control_that_is_the_base_model_is_no_hurdle_and_the_summary_says_so():
+def test_a_control_that_is_the_base_model_is_no_hurdle_and_the_summary_says_so() -> None:
     _, report = repaired()
     facts = {"noise_sd_logit": 0.0, "draws": 51, "gap_by_draw": [0.4] * 51}
     assert any("adds no noise" in line for line in summary({**report, "auc_noise": facts})["others"])
     assert summary({**report, "auc_noise": {**facts, "noise_sd_logit": 0.7}})["others"] == []
 
 
-def test_controls_that_decide_nothing_are_told_all_the_same():
+def test_controls_that_decide_nothing_are_told_all_the_same() -> None:
     shifts = {BASE: [1.5, -1.5, 0], METHOD: [0.8, -0.8, 0], "no_mask": [0.0, 0.0, 0]}
     report = make_report(make_study(controls=("no_mask",)), draw([900, 900, 0], shifts))
     assert report["summary"]["others"] == [
@@ -154,8 +156,13 @@ def test_controls_that_decide_nothing_are_told_all_the_same():
     ]
 
 
-def test_local_models_are_averaged_over_the_sites_that_have_a_number():
-    shifts = {BASE: [0, -1, 0], METHOD: [0, 0, 0], "local_only/east": [0, -0.5, 0], "local_only/west": [0, -1.5, 0]}
+def test_local_models_are_averaged_over_the_sites_that_have_a_number() -> None:
+    shifts: dict[str, list[float]] = {
+        BASE: [0, -1, 0],
+        METHOD: [0, 0, 0],
+        "local_only/east": [0, -0.5, 0],
+        "local_only/west": [0, -1.5, 0],
+    }
     study = make_study(controls=("local_only",))
     report = make_report(study, draw([300, 300, 0], shifts))
     own = report["averages"]["local_only"]["attributes"]["tone"]["points"]["rule"]["equalized_odds_difference"]
@@ -167,7 +174,7 @@ def test_local_models_are_averaged_over_the_sites_that_have_a_number():
     assert again["equalized_odds_difference"]["models"] == 1
 
 
-def test_run_time_adds_up_by_phase_and_by_site():
+def test_run_time_adds_up_by_phase_and_by_site() -> None:
     total = run_time([*ROUNDS, {**ROUNDS[1], "seconds": 1.5}])
     assert [(p["arm"], p["phase"], p["releases"]) for p in total["phases"]] == [
         (METHOD, "counts", 1), (METHOD, "extractor", 2), (METHOD, "head", 1)

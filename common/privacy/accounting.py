@@ -1,0 +1,171 @@
+"""What releases cost: epsilon at a delta, for the composition of events, to two kinds of observer.
+
+PLD (privacy loss distributions, dp_accounting) is the figure that plans are priced in; it is rounded upwards
+everywhere. RDP stands beside it and carries the life of a data set (`life.py`).
+
+>>> round(epsilon_of([Event("gaussian", noise=1 / 0.719)], 1e-5), 3)
+2.999
+
+References:
+    [1] Koskela, Jaelkoe, Honkela: Computing tight differential privacy guarantees using FFT. AISTATS 2020.
+    [2] Doroshenko, Ghazi, Kamath, Kumar, Manurangsi: Connect the dots. PoPETs 2022.
+    [3] Mironov: Renyi differential privacy. CSF 2017; Mironov, Talwar, Zhang 2019 for Poisson sampling.
+    [4] Canonne, Kamath, Steinke: The discrete Gaussian for differential privacy. NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from dp_accounting.pld import privacy_loss_distribution as pld
+from dp_accounting.rdp import rdp_privacy_accountant as rdp
+from numpy.typing import NDArray
+
+from equipoise.common.privacy.events import Event
+from equipoise.common.privacy.plan import ReleasePlan
+
+ORDERS: tuple[float, ...] = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
+COARSEST, FINEST = 1e-3, 1e-5  # discretisation of the privacy loss
+
+
+@dataclass(frozen=True)
+class PrivacyCost:
+    """What releases cost at `delta`: to an honest majority's view, and to a server with all other sites."""
+
+    epsilon: float
+    epsilon_if_others_collude: float
+    delta: float
+
+
+def cost_of(plans: Sequence[ReleasePlan], delta: float) -> PrivacyCost:
+    """The PLD cost of all releases of `plans` on the same patients."""
+    honest = [plan.event for plan in plans]
+    alone = [plan.event_if_others_collude for plan in plans]
+    epsilon = epsilon_of(honest, delta)
+    return PrivacyCost(epsilon, epsilon if alone == honest else epsilon_of(alone, delta), delta)
+
+
+def parallel_max(costs: Iterable[PrivacyCost]) -> PrivacyCost:
+    """The cost of releases on disjoint sets of patients: the largest, for each observer.
+
+    Formal guarantee:
+        Unit: patient; relation: add or remove one. A patient is in one set only, so one release sequence depends on
+        her. Holds only where membership is a fixed function of the patient alone, such as the keyed hash of a site.
+
+    Raises:
+        ValueError: no cost, or costs at different deltas.
+    """
+    listed = list(costs)
+    deltas = {cost.delta for cost in listed}
+    if len(deltas) != 1:
+        raise ValueError(f"costs at delta {sorted(deltas)}: expected one delta")
+    return PrivacyCost(
+        max(cost.epsilon for cost in listed), max(cost.epsilon_if_others_collude for cost in listed), deltas.pop()
+    )
+
+
+def epsilon_of(events: Sequence[Event], delta: float) -> float:
+    """Epsilon at `delta` of the composition, by PLD, rounded upwards; 0 for no event, infinity for one without noise.
+
+    Formal guarantee:
+        Unit: patient; relation: add or remove one. Every distribution is pessimistic: its losses are rounded so that
+        its hockey-stick curve lies on or above the true one ([2]; truncated tails count as infinite loss).
+
+    Raises:
+        ValueError: `delta` lies outside (0, 1).
+    """
+    _check_delta(delta)
+    if not events:
+        return 0.0
+    if any(event.law == "none" for event in events):
+        return math.inf
+    merged = _merged(events)
+    interval = _interval(merged)
+    total = reduce(lambda left, right: left.compose(right), (_loss(event, interval) for event in merged))
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def rdp_epsilon_of(events: Sequence[Event], delta: float) -> float:
+    """Epsilon at `delta` by Renyi differential privacy at the best of dp_accounting's orders."""
+    _check_delta(delta)
+    if not events:
+        return 0.0
+    return float(rdp.compute_epsilon(ORDERS, rdp_curve(events, ORDERS), delta)[0])
+
+
+def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.float64]:
+    """Renyi divergence of the composition at each order, float64 [orders], add or remove one patient.
+
+    A discrete Gaussian's is at most the Gaussian's ([4], Proposition 5). A discrete Laplace's is that of randomised
+    response, in closed form.
+    """
+    alpha = np.asarray(orders, dtype=np.float64)
+    total = np.zeros_like(alpha)
+    for event in events:
+        if event.law == "none":
+            return np.full_like(alpha, math.inf)
+        if event.rate < 1:
+            accountant = rdp.RdpAccountant(list(orders))
+            accountant.compose(event.dp_event)
+            total += accountant.rdp
+        elif event.law == "discrete_laplace":
+            epsilon = 1 / event.noise
+            # The loss is +epsilon with probability 1 / (1 + exp(-epsilon)), else -epsilon.
+            above = (alpha - 1) * epsilon
+            total += event.count * (np.logaddexp(above, -above - epsilon) - math.log1p(math.exp(-epsilon))) / (alpha - 1)
+        else:
+            total += event.count * alpha / (2 * event.noise**2)
+    return total
+
+
+def _merged(events: Sequence[Event]) -> list[Event]:
+    """Fewer events of the same composition: Gaussians add up in 1 / noise^2, equal ones in their counts."""
+    precision = sum(event.count / event.noise**2 for event in events if _plain(event))
+    counts: dict[tuple[Any, float, float], int] = {}
+    for event in events:
+        if not _plain(event):
+            key = (event.law, event.noise, event.rate)
+            counts[key] = counts.get(key, 0) + event.count
+    merged = [Event(law, noise, count, rate) for (law, noise, rate), count in counts.items()]
+    return [Event("gaussian", 1 / math.sqrt(precision)), *merged] if precision else merged
+
+
+def _plain(event: Event) -> bool:
+    return event.law == "gaussian" and event.rate == 1
+
+
+def _interval(events: Sequence[Event]) -> float:
+    """A discretisation that is fine beside the loss of a single release, whose standard deviation it takes a tenth of."""
+    finest = COARSEST
+    for event in events:
+        # Standard deviation of one release's loss, for Poisson sampling to first order in the rate.
+        deviation = event.rate * (math.sqrt(math.expm1(min(event.noise**-2, 50))) if event.rate < 1 else 1 / event.noise)
+        finest = min(finest, deviation / 10)
+    return max(finest, FINEST)
+
+
+def _loss(event: Event, interval: float) -> Any:
+    """The pessimistic privacy loss distribution of all releases of `event`."""
+    if event.law == "gaussian":
+        once = pld.from_gaussian_mechanism(
+            event.noise, value_discretization_interval=interval, sampling_prob=event.rate
+        )
+    elif event.law == "discrete_gaussian":
+        once = pld.from_discrete_gaussian_mechanism(
+            event.noise, value_discretization_interval=interval, use_connect_dots=True
+        )
+    else:
+        once = pld.from_discrete_laplace_mechanism(
+            1 / event.noise, value_discretization_interval=interval, use_connect_dots=True
+        )
+    return once.self_compose(event.count) if event.count > 1 else once
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"delta={delta}: expected more than 0, less than 1")

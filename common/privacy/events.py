@@ -1,0 +1,91 @@
+"""Events: what the accountant has to know of a release, and nothing of its data.
+
+An event is one of four laws, its noise in units of one patient's influence, the probability with which a patient takes
+part, and how often it happens. A list of events is their composition.
+
+    none               released without noise: every epsilon is infinite
+    gaussian           Gaussian of standard deviation `noise`, L2 influence 1; with rate < 1 Poisson-sampled
+    discrete_gaussian  the discrete Gaussian of parameter `noise` on the integers, influence one step
+    discrete_laplace   the discrete Laplace of scale `noise` on the integers, influence one step; the same loss as
+                       randomised response of epsilon 1 / noise
+
+>>> Event("gaussian", noise=2.0, count=3).dp_event
+SelfComposedDpEvent(event=GaussianDpEvent(noise_multiplier=2.0), count=3)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import dp_accounting
+
+Law = Literal["none", "gaussian", "discrete_gaussian", "discrete_laplace"]
+RELATION = "add_or_remove_one"  # the one neighbouring relation of every event, bound and figure
+
+
+@dataclass(frozen=True)
+class Event:
+    """See the module's text.
+
+    Raises:
+        ValueError: an unknown law, noise that is not positive and finite, a count below 1, a rate outside (0, 1], or
+            a rate below 1 with another law than the Gaussian.
+    """
+
+    law: Law
+    noise: float = 0.0
+    count: int = 1
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(Law):
+            raise ValueError(f"law={self.law!r}: expected one of {', '.join(get_args(Law))}")
+        if self.law == "none":
+            if self.noise != 0:
+                raise ValueError(f"noise={self.noise}: the law none has no noise")
+        elif not 0 < self.noise < math.inf:
+            raise ValueError(f"noise={self.noise}: expected a positive, finite scale")
+        if self.count < 1:
+            raise ValueError(f"count={self.count}: expected at least 1")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate={self.rate}: expected more than 0, at most 1")
+        if self.rate < 1 and self.law != "gaussian":
+            raise ValueError(f"rate={self.rate}: only a Gaussian is accounted with sampling, not {self.law}")
+
+    @property
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """The event in dp_accounting's words, which lack the discrete Gaussian (there: UnsupportedDpEvent)."""
+        if self.law == "none":
+            return dp_accounting.NonPrivateDpEvent()
+        if self.law == "discrete_gaussian":
+            return dp_accounting.UnsupportedDpEvent()
+        once: dp_accounting.DpEvent
+        if self.law == "discrete_laplace":
+            once = dp_accounting.dp_event.DiscreteLaplaceDpEvent(1 / self.noise, 1)
+        else:
+            once = dp_accounting.GaussianDpEvent(self.noise)
+        if self.rate < 1:
+            once = dp_accounting.PoissonSampledDpEvent(self.rate, once)
+        return dp_accounting.SelfComposedDpEvent(once, self.count) if self.count > 1 else once
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the relation under which the event is meant."""
+        return asdict(self) | {"relation": RELATION}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Event:
+        """The event that `to_json` wrote.
+
+        Raises:
+            ValueError: another relation, a missing or an unknown key, or values that no event has.
+        """
+        fields = dict(value)
+        relation = fields.pop("relation", None)
+        if relation != RELATION:
+            raise ValueError(f"relation={relation!r}: expected {RELATION}; figures of two relations never mix")
+        if set(fields) != {"law", "noise", "count", "rate"}:
+            raise ValueError(f"event with keys {sorted(fields)}: expected law, noise, count, rate")
+        return Event(**fields)

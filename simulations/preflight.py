@@ -1,0 +1,90 @@
+"""What has to hold before a run's folder is begun, so that a mistake costs seconds and leaves nothing to clear away.
+
+The same things are checked again where they are used: a coordinator cannot look into a hospital, a simulation can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from equipoise.client.cohort import SPLITS, SplitName
+from equipoise.common.errors import DataError, ModelError, StudyError
+from equipoise.common.evaluation import splits_needed
+from equipoise.common.fairness.thresholds import parse_rule
+from equipoise.common.methods import resolve
+from equipoise.common.models import build, normalise
+from equipoise.common.study import ImageInputs, Study
+
+PROBED = 2  # rows in the batch that the network is tried with
+Census = Mapping[str, Mapping[SplitName, tuple[int, int]]]
+"""Site -> split -> patients without and with the disease."""
+
+
+def check_study(study: Study) -> None:
+    """Whether the study's parts exist and fit together; reads no patient.
+
+    Raises:
+        StudyError: an unknown method, control, parameter or threshold rule.
+        ModelError: no such factory, weights that do not fit it, or a network that does not take the study's inputs.
+    """
+    resolve(study)
+    _check_rules(study)
+    _check_network(study)
+
+
+def check_census(study: Study, census: Census) -> None:
+    """Whether the hospitals have the patients that the study needs.
+
+    Raises:
+        StudyError: fewer hospitals than `sites.minimum`.
+        DataError: a label has no patient anywhere in a split that is needed.
+    """
+    if len(census) < study.sites.minimum:
+        raise StudyError(
+            f"sites.minimum={study.sites.minimum}, and the hospitals are {len(census)} ({', '.join(census)}); add "
+            "hospitals or lower sites.minimum"
+        )
+    needed = {"train", *splits_needed(study)}
+    for split in (name for name in SPLITS if name in needed):
+        for label, which in enumerate(("negative", "positive")):
+            if sum(counts[split][label] for counts in census.values()) == 0:
+                raise DataError(
+                    f"no {which} patient in the {split} split of any hospital (label column {study.label.column!r}, "
+                    f"positive = {study.label.positive}); check label.positive and the splits against the manifests"
+                )
+
+
+def _check_rules(study: Study) -> None:
+    declared = study.evaluation
+    for key, rule in (("threshold", declared.threshold.rule), ("rate_match", declared.rate_match.rule)):
+        try:
+            parsed = parse_rule(rule)
+        except StudyError as error:
+            raise StudyError(f"evaluation.{key}.{str(error).removeprefix('threshold.')}") from None
+        if key == "threshold" and parsed.kind == "base_rate":
+            raise StudyError(
+                "evaluation.threshold.rule='base_rate': it follows the base model, which needs a rule of its own; "
+                "write another rule, as in 'sens>=0.9'"
+            )
+
+
+def _check_network(study: Study) -> None:
+    model = build(study.model)
+    if isinstance(study.inputs, ImageInputs):
+        rows = torch.zeros(PROBED, study.inputs.channels, study.inputs.size, study.inputs.size, dtype=torch.uint8)
+    else:
+        rows = torch.zeros(PROBED, 2 * len(study.inputs.features))
+    given = f"for a batch {tuple(rows.shape)}, which is what `inputs` gives,"
+    where = f"model.factory={study.model.factory}: {given} the network"
+    first = next(model.parameters())
+    try:
+        with torch.no_grad():
+            logits = model(normalise(study.inputs, rows).to(first.device, first.dtype))
+    except Exception as error:  # a factory is the user's own code and may raise anything
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ModelError(f"{where} fails ({reason}); correct model.arguments or `inputs`") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (PROBED,):
+        returned = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"{where} returns {returned}, expected one logit a row: ({PROBED},); correct the factory")
