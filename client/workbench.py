@@ -44,7 +44,7 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
     model = kept[key]
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(floating) == 1:
+    if len(floating) == 1 and floating != {precision(model)}:
         model.to(dtype=floating.pop())
     try:
         model.load_state_dict(tensors)

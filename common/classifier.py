@@ -41,7 +41,8 @@ class Classifier:
     @classmethod
     def of(cls, file: bytes, network: nn.Module, head: str) -> Classifier:
         """The classifier in a safetensors file that fits `network` (`equipoise.common.models.build` checked it)."""
-        return cls(file, load(file), tuple(name for name, _ in network.named_parameters()), head, {})
+        trainable = tuple(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+        return cls(file, load(file), trainable, head, {})
 
     def layout(self, part: str = "whole") -> Layout:
         """Layout of the trainable tensors of `whole`, `extractor` or `head`."""

@@ -170,12 +170,12 @@ class Scores:
         if before is None:
             return self
         offsets = weight * self.offsets + (1 - weight) * before.offsets
-        return replace(self, offsets=offsets, noise_sd=float(np.hypot(weight * self.noise_sd, (1 - weight) * before.noise_sd)))
+        return replace(
+            self, offsets=offsets, noise_sd=float(np.hypot(weight * self.noise_sd, (1 - weight) * before.noise_sd))
+        )
 
 
-def split_total(
-    total: Vector, directions: int, clip: float, counts: Cells, noise_sd: float
-) -> tuple[Vector, Scores]:
+def split_total(total: Vector, directions: int, clip: float, counts: Cells, noise_sd: float) -> tuple[Vector, Scores]:
     """The two parts of a released sum: the gradient (k,) and the scores.
 
     Args:

@@ -64,39 +64,42 @@ class RowGradients:
 
         Only one layer's gradients are alive at a time where the consumer lets go of them.
         """
+        if self._layers is not None and not self._agreed:
+            # A layer that is called twice would need its parts added, a parameter that is used outside its layer would
+            # be missed. A few rows tell: their sum must be the gradient that autograd gives.
+            self._agreed = self._agree(self._layers, x[:2])
+            self._layers = self._layers if self._agreed else None
         if self._layers is None:
             return self._by_vmap(x)
+        logits, found = self._traced(self._layers, x)
+        gradients = torch.autograd.grad(logits.sum(), [output for _, _, _, output in found])
+        return logits.detach(), self._by_layer(found, gradients)
+
+    def _traced(self, layers: dict[str, nn.Module], x: Tensor) -> tuple[Tensor, list[_Call]]:
+        """Logits, and every call of a layer on the way."""
         found: list[_Call] = []
-        handles = [layer.register_forward_hook(_note(found, prefix)) for prefix, layer in self._layers.items()]
+        handles = [layer.register_forward_hook(_note(found, prefix)) for prefix, layer in layers.items()]
         try:
             with torch.enable_grad():
-                logits = self._model(x)
+                return self._model(x), found
         finally:
             for handle in handles:
                 handle.remove()
-        outputs = [output for _, _, _, output in found]
-        # A layer called twice would need its parts added, a parameter used outside its layer would be missed: the
-        # first rows tell, where the sum over rows must be the gradient that autograd gives.
-        if len(found) != len(self._layers) or not (self._agreed or self._agree(logits, found, outputs)):
-            self._layers = None
-            return self._by_vmap(x)
-        self._agreed = True
-        gradients = torch.autograd.grad(logits.sum(), outputs)
-        return logits.detach(), self._by_layer(found, gradients)
 
     def _by_layer(self, found: Sequence[_Call], gradients: Sequence[Tensor]) -> Named:
         wanted = set(self._names)
-        with torch.no_grad():
-            for (prefix, layer, x, _), g in zip(found, gradients, strict=True):
-                for name, value in _RULES[type(layer)](layer, x.detach(), g).items():
-                    if prefix + name in wanted:
-                        yield prefix + name, value
+        for (prefix, layer, x, _), g in zip(found, gradients, strict=True):
+            for name, value in _RULES[type(layer)](layer, x.detach(), g).items():
+                if prefix + name in wanted:
+                    yield prefix + name, value
 
-    def _agree(self, logits: Tensor, found: Sequence[_Call], outputs: Sequence[Tensor]) -> bool:
+    def _agree(self, layers: dict[str, nn.Module], x: Tensor) -> bool:
+        logits, found = self._traced(layers, x)
+        if len(found) != len(layers):
+            return False
+        outputs = [output for _, _, _, output in found]
         parameters = [self._model.get_parameter(name) for name in self._names]
-        both = torch.autograd.grad(
-            logits.sum(), [*parameters, *outputs], retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        both = torch.autograd.grad(logits.sum(), [*parameters, *outputs], allow_unused=True, materialize_grads=True)
         direct = dict(zip(self._names, both, strict=False))
         rows = dict(self._by_layer(found, both[len(parameters) :]))
         tolerance = 1e3 * torch.finfo(logits.dtype).eps

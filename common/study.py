@@ -292,6 +292,11 @@ def load_study(path: Path, assignments: list[str] | None = None) -> Study:
         ModelError: the weights are missing or differ from their declared digest.
     """
     study = validate(Study, override(read_yaml(path), assignments or []), str(path))
+    if study.simulation is not None and isinstance(study.simulation.hospitals, FolderHospitals):
+        folder = (path.parent / study.simulation.hospitals.path).resolve()
+        hospitals = study.simulation.hospitals.model_copy(update={"path": str(folder)})
+        simulation = study.simulation.model_copy(update={"hospitals": hospitals})
+        study = study.model_copy(update={"simulation": simulation})
     if study.model.weights is None:
         if study.simulation is None:
             raise StudyError(f"{path}: model.weights is missing; name a safetensors file")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,10 +85,11 @@ def simulate(
     from equipoise.quiet import quiet_flower
 
     quiet_flower()
-    from equipoise.progress import ProgressBars
-    from equipoise.server.rundir import RunFolder
-    from equipoise.server.verify import write_seal
-    from equipoise.simulations.runner import simulate as run_study
+    with _importing():
+        from equipoise.progress import ProgressBars
+        from equipoise.server.rundir import RunFolder
+        from equipoise.server.verify import write_seal
+        from equipoise.simulations.runner import simulate as run_study
 
     study = _study(study_file, method, sets)
     folder = out if out is not None else Path("runs") / study.study
@@ -233,6 +237,17 @@ def _say_what_is_not_planned(study: Study) -> None:
         f"{of_each[1] - of_each[0]} more evaluation queries for each model)",
         err=True,
     )
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Heavy imports without the garbage collector, which would look again and again through what stays anyway."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _print_report(file: Path, output: Format) -> None:

@@ -13,7 +13,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
-from equipoise.common.errors import DataError
+from equipoise.common.errors import DataError, QuorumError
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.query import Arrays, Query, Sum
@@ -104,9 +104,19 @@ def check_labels(study: Study, counts: Cells) -> None:
 
 
 def attendance(study: Study, cohort: tuple[str, ...]) -> float:
-    """Declared share of the patients at the sites that answered, in (0, 1]."""
+    """Declared share of the patients at the sites that answered, in (0, 1].
+
+    Raises:
+        QuorumError: no site that answered has a declared patient, so there is nothing to take a mean of.
+    """
     declared = study.sites.declared_patients
-    return sum(declared[site] for site in cohort) / catalogue.declared_total(study)
+    share = sum(declared[site] for site in cohort) / catalogue.declared_total(study)
+    if share == 0:
+        raise QuorumError(
+            f"no site that answered ({', '.join(cohort)}) has a patient in sites.declared_patients; wait for the "
+            "others, then resume the run"
+        )
+    return share
 
 
 @dataclass

@@ -30,6 +30,7 @@ from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
 
 ORDERS: tuple[float, ...] = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
+SERIES_FROM = 2.5  # below, dp_accounting's series for orders that are no integers may not converge
 COARSEST, FINEST = 1e-3, 1e-5  # discretisation of the privacy loss
 
 
@@ -110,17 +111,30 @@ def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.fl
         if event.law == "none":
             return np.full_like(alpha, math.inf)
         if event.rate < 1:
-            accountant = rdp.RdpAccountant(list(orders))
-            accountant.compose(event.dp_event)
-            total += accountant.rdp
+            total += _sampled_curve(event, alpha)
         elif event.law == "discrete_laplace":
             epsilon = 1 / event.noise
             # The loss is +epsilon with probability 1 / (1 + exp(-epsilon)), else -epsilon.
             above = (alpha - 1) * epsilon
-            total += event.count * (np.logaddexp(above, -above - epsilon) - math.log1p(math.exp(-epsilon))) / (alpha - 1)
+            moment = np.logaddexp(above, -above - epsilon) - math.log1p(math.exp(-epsilon))
+            total += event.count * moment / (alpha - 1)
         else:
             total += event.count * alpha / (2 * event.noise**2)
     return total
+
+
+def _sampled_curve(event: Event, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Renyi divergence of the Poisson-sampled Gaussian [3], from dp_accounting where its series converges."""
+    safe = (alpha >= SERIES_FROM) | (alpha == np.rint(alpha))
+    accountant = rdp.RdpAccountant([*alpha[safe], max(math.ceil(alpha.max()), 2)])
+    accountant.compose(event.dp_event)
+    computed = np.full(alpha.size + 1, math.inf)
+    computed[np.append(safe, True)] = accountant.rdp
+    # The divergence grows with the order, so what holds at a larger order holds at a smaller one.
+    positions = np.argsort(np.append(alpha, math.inf))[::-1]
+    upper = np.empty_like(computed)
+    upper[positions] = np.minimum.accumulate(computed[positions])
+    return upper[:-1]
 
 
 def _merged(events: Sequence[Event]) -> list[Event]:
@@ -140,11 +154,12 @@ def _plain(event: Event) -> bool:
 
 
 def _interval(events: Sequence[Event]) -> float:
-    """A discretisation that is fine beside the loss of a single release, whose standard deviation it takes a tenth of."""
+    """A discretisation fine beside the loss of a single release: a tenth of its standard deviation."""
     finest = COARSEST
     for event in events:
         # Standard deviation of one release's loss, for Poisson sampling to first order in the rate.
-        deviation = event.rate * (math.sqrt(math.expm1(min(event.noise**-2, 50))) if event.rate < 1 else 1 / event.noise)
+        sampled = event.rate * math.sqrt(math.expm1(min(event.noise**-2, 50.0)))
+        deviation = sampled if event.rate < 1 else 1 / event.noise
         finest = min(finest, deviation / 10)
     return max(finest, FINEST)
 

@@ -13,7 +13,7 @@ True
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dp_accounting import get_sigma_gaussian
@@ -62,7 +62,8 @@ def calibrate(
         A phase whose noise would fall below what its lattice or law supports raises; no bound is ever loosened.
 
     Raises:
-        ValueError: phases and shares differ, shares do not sum to 1, epsilon is not positive, or no noise in reach fits.
+        ValueError: phases and shares differ, shares do not sum to 1, epsilon or delta is out of range, or no noise in
+            reach fits.
     """
     if not phases or set(phases) != set(shares):
         raise ValueError(f"shares for {sorted(shares)}: expected one for each of {sorted(phases)}")
@@ -89,3 +90,41 @@ def calibrate(
         cost_of(listed, remaining),
         rdp_epsilon_of([plan.event for plan in listed], remaining),
     )
+
+
+def _root(excess: Callable[[float], float], guess: float) -> float:
+    """A point where the falling `excess` lies in [-TOLERANCE, 0]; false position with the Illinois step."""
+    low, high, stride = guess, guess, 0.02
+    at_low = at_high = excess(guess)
+    for _ in range(MOST_STEPS):
+        if at_low > 0 >= at_high:
+            break
+        # One Gaussian's excess falls by about the logarithm's own step, so that the first stride already brackets.
+        if at_low <= 0:
+            high, at_high = low, at_low
+            low -= max(stride, min(-at_high, 1.0))
+            at_low = excess(low)
+        else:
+            low, at_low = high, at_high
+            high += max(stride, min(at_low, 1.0))
+            at_high = excess(high)
+        stride *= 2
+    weight_low, weight_high, moved = at_low, at_high, 0
+    for _ in range(MOST_STEPS):
+        if -TOLERANCE <= at_high <= 0:
+            return high
+        if not at_low > 0 >= at_high:
+            break
+        straight = math.isfinite(weight_low) and math.isfinite(weight_high)
+        aim = low + (high - low) * weight_low / (weight_low - weight_high) if straight else (low + high) / 2
+        # Aim a little to the safe side, so that the end is reached from there.
+        middle = min(aim + TOLERANCE / 4, (aim + high) / 2)
+        value = excess(middle)
+        # An end that stays twice in a row counts half, so that it moves soon (the Illinois step).
+        if value > 0:
+            weight_high = weight_high / 2 if moved > 0 else at_high
+            low, at_low, weight_low, moved = middle, value, value, 1
+        else:
+            weight_low = weight_low / 2 if moved < 0 else at_low
+            high, at_high, weight_high, moved = middle, value, value, -1
+    raise ValueError(f"no noise in reach costs the budget: excess {at_low:g} to {at_high:g}; choose another epsilon")

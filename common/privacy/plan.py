@@ -81,7 +81,7 @@ class ReleasePlan:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or (self.kind, self.mechanism) not in PROVEN:
-            raise ValueError(f"kind={self.kind!r}, mechanism={self.mechanism!r}: there is no proof for the two together")
+            raise ValueError(f"kind={self.kind!r}, mechanism={self.mechanism!r}: no proof for the two together")
         if not (self.step > 0 and math.frexp(self.step)[0] == 0.5):
             raise ValueError(f"step={self.step}: expected a positive power of two")
         if self.kind == "none":

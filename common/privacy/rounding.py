@@ -85,4 +85,5 @@ def clip_and_round(rows: NDArray[np.floating], clip: float, step: float, norm: N
     scaled = np.divide(wide, largest, out=np.zeros_like(wide), where=largest > 0)
     lengths = np.abs(scaled).sum(axis=1, keepdims=True) if norm == "l1" else np.linalg.norm(scaled, axis=1)[:, None]
     factors = np.minimum(largest, np.divide(clip, lengths, out=np.zeros_like(lengths), where=lengths > 0))
-    return np.rint(scaled * factors / step).astype(np.int64)
+    points: NDArray[np.int64] = np.rint(scaled * factors / step).astype(np.int64)
+    return points

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import mpmath
@@ -71,12 +71,12 @@ class _Uniform:
             self.bits += WORD_BITS
 
 
-def _settle(guess: int, survival: Callable[[Any, int], Any], uniform: _Uniform) -> int:
+def _settle(guess: int, survival: Callable[[int, Any], Any], uniform: _Uniform) -> int:
     """The largest j with U < survival(j), searched from `guess`; survival(0) = 1."""
     magnitude = max(guess, 0)
-    while uniform.below(lambda context: survival(context, magnitude + 1)):
+    while uniform.below(partial(survival, magnitude + 1)):
         magnitude += 1
-    while magnitude > 0 and not uniform.below(lambda context: survival(context, magnitude)):
+    while magnitude > 0 and not uniform.below(partial(survival, magnitude)):
         magnitude -= 1
     return magnitude
 
@@ -86,7 +86,7 @@ def _magnitudes(
     offset: float,
     quantile: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     scale: float,
-    survival: Callable[[Any, int], Any],
+    survival: Callable[[int, Any], Any],
     generator: np.random.Generator,
 ) -> Points:
     """floor(scale * quantile(U) + offset) for the U that the last 63 bits of `words` begin, exactly."""
@@ -128,7 +128,7 @@ def rounded_gaussian(sigma: float, count: int, generator: np.random.Generator) -
     """
     _check_scale("sigma", sigma)
 
-    def survival(context: Any, j: int) -> Any:
+    def survival(j: int, context: Any) -> Any:
         return context.erfc((j - context.mpf(0.5)) / (context.mpf(sigma) * context.sqrt(2)))
 
     def draw(size: int) -> Points:
@@ -146,7 +146,7 @@ def discrete_laplace(scale: float, count: int, generator: np.random.Generator) -
     """
     _check_scale("scale", scale)
 
-    def survival(context: Any, j: int) -> Any:
+    def survival(j: int, context: Any) -> Any:
         return context.exp(-j / context.mpf(scale))
 
     def draw(size: int) -> Points:
@@ -191,13 +191,13 @@ def _kept(points: Points, sigma: float, generator: np.random.Generator) -> NDArr
         low, high = _acceptance_words(magnitude, sigma)
         if low < word < high:
             uniform = _Uniform(word, WORD_BITS, generator)
-            kept[index] = uniform.below(lambda context, j=magnitude: _acceptance(context, j, sigma))
+            kept[index] = uniform.below(partial(_acceptance, magnitude, sigma))
         else:
             kept[index] = word <= low
     return kept
 
 
-def _acceptance(context: Any, magnitude: int, sigma: float) -> Any:
+def _acceptance(magnitude: int, sigma: float, context: Any) -> Any:
     """A(k), with I(k) = exp(k^2 / (2 sigma^2)) * (Phi((k + 1/2) / sigma) - Phi((k - 1/2) / sigma)) up to a constant."""
     root = context.mpf(sigma) * context.sqrt(2)
     half = context.mpf(0.5)
@@ -212,5 +212,5 @@ def _acceptance(context: Any, magnitude: int, sigma: float) -> Any:
 def _acceptance_words(magnitude: int, sigma: float) -> tuple[int, int]:
     """Words (low, high): a word <= low is below A(k) * 2^64 with its bits to come, a word >= high is above it."""
     context = _context(WORD_BITS + EXTRA_BITS)
-    position = int(context.floor(context.ldexp(_acceptance(context, magnitude, sigma), WORD_BITS)))
+    position = int(context.floor(context.ldexp(_acceptance(magnitude, sigma, context), WORD_BITS)))
     return position - 2, position + 2

@@ -34,7 +34,7 @@ def summary(report: Json) -> Json:
         "headline": headline(report),
         "plain": _plain_words(report),
         "worse": _who_got_worse(report),
-        "others": [*_other_controls(report), *_noise_words(report)],
+        "others": [*_margin_words(report), *_other_controls(report), *_noise_words(report)],
         "warnings": _warnings(report),
     }
 
@@ -157,6 +157,18 @@ def _other_controls(report: Json) -> list[str]:
         if outcome in outcomes.values()
     ]
     return [f"Beside the controls that decide nothing, its gap is {'; '.join(parts)}."] if parts else []
+
+
+def _margin_words(report: Json) -> list[str]:
+    """That the gap after is small, where its whole interval says so: the only way to say it (no gap is ever 0)."""
+    margin = report["study"]["evaluation"]["margin"]
+    gap = primary_gap(report, method_name(report))
+    if gap["value"] is None or gap["high"] > margin:
+        return []
+    return [
+        f"After {method_name(report)} the whole interval of {gap['metric']} ({number(gap['low'])} to "
+        f"{number(gap['high'])}) lies within the declared margin of {margin:g}."
+    ]
 
 
 def _noise_words(report: Json) -> list[str]:

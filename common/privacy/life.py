@@ -1,0 +1,192 @@
+"""The life of a data set: a Renyi filter that says whether one more study fits under the site's caps.
+
+Studies are chosen after the results of earlier ones, so their costs are themselves random and ordinary composition does
+not cover them. A filter does: at one order, fixed before the first study, the Renyi costs of all releases are summed,
+and a study is admitted only while the sum stays within what the cap is worth at that order.
+
+>>> account = LifeFilter.open(PrivacyCost(epsilon=4.0, epsilon_if_others_collude=8.0, delta=1e-5))
+>>> study = [ReleasePlan.vector(clip=1.0, dimensions=32, noise=15.0, releases=10)]
+>>> account.admits(study), account.charged(study).spent().epsilon < 4
+(True, True)
+
+References:
+    [1] Feldman, Zrnic: Individual privacy accounting via a Renyi filter. NeurIPS 2021.
+    [2] Rogers, Roth, Ullman, Vadhan: Privacy odometers and filters. NeurIPS 2016.
+    [3] Lecuyer: Practical privacy filters and odometers with Renyi differential privacy. 2021.
+    [4] Canonne, Kamath, Steinke: The discrete Gaussian for differential privacy. NeurIPS 2020, Proposition 12.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from dp_accounting.rdp import rdp_privacy_accountant as rdp
+from numpy.typing import NDArray
+
+from equipoise.common.errors import RefusedError
+from equipoise.common.privacy.accounting import ORDERS, PrivacyCost, rdp_curve
+from equipoise.common.privacy.events import Event
+from equipoise.common.privacy.plan import ReleasePlan
+
+Curve = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LifeFilter:
+    """The account of one set of patients; immutable, a charge gives a new one.
+
+    Formal guarantee:
+        Unit: patient; relation: add or remove one. Whatever studies are chosen in view of earlier releases, all that is
+        ever charged is (caps.epsilon, caps.delta)-private to an honest majority's view and
+        (caps.epsilon_if_others_collude, caps.delta)-private to a server with all other sites ([1] at the order of each
+        cap; [4] from there to epsilon and delta). The order depends on the cap alone. That one order decides, not the
+        best of many after the fact, because the best order would itself depend on the releases.
+
+    Attributes:
+        caps: the largest cost ever, for each observer.
+        curve: Renyi cost so far at each of accounting.ORDERS, in the view of an honest majority.
+        curve_if_others_collude: the same if all others collude.
+
+    Raises:
+        ValueError: caps that are not positive, or curves of another length, negative or not numbers.
+    """
+
+    caps: PrivacyCost
+    curve: Curve
+    curve_if_others_collude: Curve
+
+    def __post_init__(self) -> None:
+        for cap in (self.caps.epsilon, self.caps.epsilon_if_others_collude):
+            if not 0 < cap < math.inf:
+                raise ValueError(f"cap={cap}: expected a positive, finite epsilon")
+        if not 0 < self.caps.delta < 1:
+            raise ValueError(f"delta={self.caps.delta}: expected more than 0, less than 1")
+        for curve in (self.curve, self.curve_if_others_collude):
+            if len(curve) != len(ORDERS) or not all(cost >= 0 for cost in curve):
+                raise ValueError(f"a curve of {len(curve)} costs: expected {len(ORDERS)}, none negative")
+
+    @staticmethod
+    def open(caps: PrivacyCost) -> LifeFilter:
+        """The account of a data set from which nothing has been released."""
+        nothing = (0.0,) * len(ORDERS)
+        return LifeFilter(caps, nothing, nothing)
+
+    def admits(self, plans: Sequence[ReleasePlan]) -> bool:
+        """Whether all releases of `plans` fit under both caps beside what has been charged."""
+        after = self._after(plans)
+        return all(
+            curve[index] <= budget
+            for curve, (index, budget) in (
+                (after.curve, best_order(self.caps.epsilon, self.caps.delta)),
+                (after.curve_if_others_collude, best_order(self.caps.epsilon_if_others_collude, self.caps.delta)),
+            )
+        )
+
+    def charged(self, plans: Sequence[ReleasePlan]) -> LifeFilter:
+        """The account after all releases of `plans`.
+
+        Raises:
+            RefusedError: they do not fit under a cap.
+        """
+        if not self.admits(plans):
+            raise RefusedError(
+                f"the study does not fit under the site's lifetime cap of epsilon {self.caps.epsilon:g} "
+                f"({self.caps.epsilon_if_others_collude:g} if all others collude); spend less or stop here"
+            )
+        return self._after(plans)
+
+    def spent(self) -> PrivacyCost:
+        """Epsilon at the caps' delta of what has been charged, by RDP at the best order; for display.
+
+        It is the guarantee for studies fixed in advance; for studies chosen on the way the caps are.
+        """
+        honest, alone = (
+            float(rdp.compute_epsilon(ORDERS, np.array(curve), self.caps.delta)[0]) if any(curve) else 0.0
+            for curve in (self.curve, self.curve_if_others_collude)
+        )
+        return PrivacyCost(honest, alone, self.caps.delta)
+
+    def _after(self, plans: Sequence[ReleasePlan]) -> LifeFilter:
+        return replace(
+            self,
+            curve=_plus(self.curve, [plan.event for plan in plans]),
+            curve_if_others_collude=_plus(
+                self.curve_if_others_collude, [plan.event_if_others_collude for plan in plans]
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; floats keep every bit, an infinite cost is null."""
+        return {
+            "caps": asdict(self.caps),
+            "orders": list(ORDERS),
+            "curve": _finite_or_none(self.curve),
+            "curve_if_others_collude": _finite_or_none(self.curve_if_others_collude),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> LifeFilter:
+        """The account that `to_json` wrote.
+
+        Raises:
+            ValueError: other keys or other orders than this version's, or costs that no account has.
+        """
+        if set(value) != {"caps", "orders", "curve", "curve_if_others_collude"}:
+            raise ValueError(f"account with keys {sorted(value)}: expected caps, orders and two curves")
+        if tuple(value["orders"]) != ORDERS:
+            raise ValueError("account at other Renyi orders than this version's; its costs cannot be added to")
+        curve, alone = (
+            tuple(math.inf if cost is None else cost for cost in value[name])
+            for name in ("curve", "curve_if_others_collude")
+        )
+        return LifeFilter(PrivacyCost(**value["caps"]), curve, alone)
+
+
+def joined(accounts: Sequence[LifeFilter]) -> LifeFilter:
+    """One account for data sets that overlap, starting at the largest spend of each order.
+
+    Right where no patient has yet been charged on more than one of them; else use `summed`.
+    """
+    return _combined(accounts, lambda curves: curves.max(axis=0))
+
+
+def summed(accounts: Sequence[LifeFilter]) -> LifeFilter:
+    """One account at the sum of all spends: for splits that are no longer disjoint."""
+    return _combined(accounts, lambda curves: curves.sum(axis=0))
+
+
+def _combined(
+    accounts: Sequence[LifeFilter], combine: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> LifeFilter:
+    caps = {account.caps for account in accounts}
+    if len(caps) != 1:
+        raise ValueError(f"accounts under {len(caps)} different caps: expected one")
+    return LifeFilter(
+        caps.pop(),
+        tuple(combine(np.array([account.curve for account in accounts])).tolist()),
+        tuple(combine(np.array([account.curve_if_others_collude for account in accounts])).tolist()),
+    )
+
+
+def best_order(epsilon: float, delta: float) -> tuple[int, float]:
+    """Position in ORDERS and Renyi budget there of the order at which (epsilon, delta) is worth most Gaussian releases.
+
+    The budget at order a is epsilon - log(1 - 1/a) + log(delta a) / (a - 1) ([4]); a Gaussian costs in proportion to a.
+    """
+    alpha = np.array(ORDERS)
+    budgets = epsilon - np.log1p(-1 / alpha) + np.log(delta * alpha) / (alpha - 1)
+    index = int(np.argmax(budgets / alpha))
+    return index, float(budgets[index])
+
+
+def _finite_or_none(curve: Curve) -> list[float | None]:
+    """JSON has no infinity: a cost without bound is null."""
+    return [cost if math.isfinite(cost) else None for cost in curve]
+
+
+def _plus(curve: Curve, events: Sequence[Event]) -> Curve:
+    return tuple((np.array(curve) + rdp_curve(events, ORDERS)).tolist())

@@ -1,0 +1,541 @@
+"""The site agent: bytes in, bytes out, and nothing about a patient in what comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from equipoise.client import computations
+from equipoise.client.agent import SiteAgent
+from equipoise.client.bundles import BundleStore
+from equipoise.client.cohort import Cohort
+from equipoise.client.cohort_store import CohortStore
+from equipoise.common import catalogue
+from equipoise.common.canonical import digest_arrays
+from equipoise.common.errors import DataError, ModelError
+from equipoise.common.fairness.tables import hybrid_edges
+from equipoise.common.query import Query
+from equipoise.common.sitefile import load_site
+from equipoise.common.study import Study
+from equipoise.common.wire import PROTOCOL, pack, pack_bundles, split_bundles, unpack
+from equipoise.server.release import Delivered, PlainRelease, close_request, study_bundle
+from tests.tiny import (
+    FEATURES,
+    Memory,
+    People,
+    classifier_of,
+    declare,
+    draw_people,
+    make_agent,
+    make_study,
+    network,
+    site_file,
+    table_inputs,
+    weights_file,
+    write_hospital,
+)
+
+FILE = weights_file()
+SECRETS = ("patient-4711", "/srv/hospital/secret", "Traceback", "ValueError", "cohort.csv")
+PEOPLE = draw_people(30, seed=1)
+
+
+class Counted(Memory):
+    """A cohort that counts how often it is read."""
+
+    def __init__(self) -> None:
+        super().__init__(Memory.everywhere(PEOPLE.split(range(30))).splits)
+        self.reads = 0
+
+    def split(self, name: str) -> Any:
+        self.reads += 1
+        return super().split(name)
+
+
+def study_of(**changes: Any) -> Study:
+    return declare(make_study(file=FILE, **changes), {"a": 30})
+
+
+def cells(study: Study) -> Query:
+    return catalogue.cell_statistics(study).with_inputs(**classifier_of(study, FILE).inputs())
+
+
+def bins(study: Study, name: str = "base") -> Query:
+    edges = {"edges": hybrid_edges(None, study.evaluation.bins)}
+    query = catalogue.score_histogram(study, "test", name)
+    return query.with_inputs(**classifier_of(study, FILE).inputs(), edges=edges)
+
+
+def request(
+    study: Study,
+    query: Query,
+    number: int = 0,
+    head: str = "head",
+    run: str = "run",
+    delivered: Delivered | None = None,
+) -> bytes:
+    return PlainRelease(study, query, run, number, head, ["a"], delivered or Delivered()).requests()["a"]
+
+
+def code_of(reply: bytes) -> str:
+    header, arrays = unpack(reply)
+    if header["code"] != "ok":
+        assert arrays == {}
+        assert set(header) == {"protocol", "code", "site"}
+    return str(header["code"])
+
+
+def changed(data: bytes, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> bytes:
+    """A request with its header or arrays edited."""
+    header, arrays = unpack(data)
+    change(header, arrays)
+    return pack(header, arrays)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "a" / "agent.log.jsonl").read_text().splitlines()]
+
+
+# --- once, and byte for byte --------------------------------------------------------------------------------------
+
+
+def test_a_request_that_comes_again_gets_the_sealed_bytes_and_reads_nobody(tmp_path: Path) -> None:
+    study, cohort = study_of(), Counted()
+    agent = make_agent("a", cohort, tmp_path, [study])
+    first = agent.answer(request(study, cells(study)))
+    assert code_of(first) == "ok"
+    reads = cohort.reads
+    assert agent.answer(request(study, cells(study))) == first
+    agent.ledger.close()
+    restarted = make_agent("a", cohort, tmp_path, [study])
+    assert restarted.answer(request(study, cells(study))) == first
+    assert cohort.reads == reads
+    assert len(restarted.ledger.rows()) == 1
+
+
+def test_the_sealed_reply_is_what_leaves_even_if_the_computation_would_now_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    first = agent.answer(request(study, cells(study)))
+    monkeypatch.setitem(computations.COMPUTATIONS, "cell_statistics", lambda place: {})
+    assert agent.answer(request(study, cells(study))) == first
+
+
+def test_another_query_under_a_used_number_is_refused(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    assert code_of(agent.answer(request(study, bins(study)))) == "refused"
+    assert code_of(agent.answer(request(study, bins(study), number=1))) == "ok"
+    assert code_of(agent.answer(request(study, bins(study), run="other"))) == "ok"
+    assert "a number is used once" in log_of(tmp_path)[0]["reason"]
+
+
+def test_a_release_stands_in_the_ledger_before_a_patient_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    seen = []
+
+    def look(place: Any) -> Any:
+        seen.append([row.number for row in agent.ledger.rows()])
+        raise MemoryError
+
+    monkeypatch.setitem(computations.COMPUTATIONS, "cell_statistics", look)
+    assert code_of(agent.answer(request(study, cells(study)))) == "internal"
+    assert seen == [[0]]
+    monkeypatch.undo()
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    assert [row.number for row in agent.ledger.rows()] == [0]
+
+
+def test_the_close_of_a_run_is_remembered_for_approved_studies_alone(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    assert code_of(agent.answer(close_request(study, "run", 5, "last head"))) == "ok"
+    assert [(row.name, row.head) for row in agent.ledger.rows()] == [("close", "last head")]
+    stranger = study.model_copy(update={"seed": 1})
+    assert code_of(agent.answer(close_request(stranger, "run", 6, "x"))) == "refused"
+    assert len(agent.ledger.rows()) == 1
+
+
+# --- inputs -------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    study, delivered = study_of(), Delivered()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    release = PlainRelease(study, cells(study), "run", 0, "head", ["a"], delivered)
+    release.receive("a", agent.answer(release.requests()["a"]), None)
+    assert release.advance()
+    slim = request(study, bins(study), number=1, delivered=delivered)
+    restarted = make_agent("a", Counted(), tmp_path / "new", [study])
+    assert code_of(restarted.answer(slim)) == "need_inputs"
+    assert code_of(restarted.answer(request(study, bins(study), number=1))) == "ok"
+    assert code_of(agent.answer(slim)) == "ok"
+    assert not (tmp_path / "new" / "a" / "agent.log.jsonl").exists()  # nothing went wrong
+
+
+def test_a_store_smaller_than_the_inputs_of_one_request_still_answers(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study], bundles=BundleStore(size_bytes=1))
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    moved = classifier_of(study, FILE).moved(classifier_of(study, FILE).layout(), np.full(153, 0.1))
+    query = catalogue.cell_statistics(study).with_inputs(**moved.inputs())
+    assert code_of(agent.answer(request(study, query, number=1))) == "ok"
+
+
+def test_a_store_forgets_the_oldest_first() -> None:
+    bundles = [{"x": np.full(100, number, dtype=np.uint8)} for number in range(4)]
+    digests = [digest_arrays(bundle) for bundle in bundles]
+    store = BundleStore(size_bytes=250)
+    for bundle, digest in zip(bundles[:3], digests[:3], strict=True):
+        store.add({digest: bundle}, [digest])
+    assert [store.get(digest) is not None for digest in digests] == [False, True, True, False]
+    store.get(digests[1])  # used again, so now the third is the oldest
+    store.add({digests[3]: bundles[3]}, [digests[3]])
+    assert [store.get(digest) is not None for digest in digests] == [False, True, False, True]
+
+
+def test_a_bundle_under_a_wrong_digest_is_refused(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        key = next(key for key in arrays if key.endswith("/file"))
+        arrays[key] = arrays[key].copy()
+        arrays[key][-1] ^= 1
+
+    assert code_of(agent.answer(changed(request(study, cells(study)), edit))) == "refused"
+    assert "differs from its digest" in log_of(tmp_path)[0]["reason"]
+
+
+def test_other_weights_than_the_approved_ones_are_refused(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    other = weights_file(seed=9)
+    query = catalogue.cell_statistics(study).with_inputs(**classifier_of(study, other).inputs())
+    assert code_of(agent.answer(request(study, query))) == "refused"
+    assert "the weights are not those of the approved study" in log_of(tmp_path)[0]["reason"]
+    assert agent.ledger.rows() == []
+    both = {**classifier_of(study, FILE).inputs("before"), **classifier_of(study, other).inputs("after")}
+    table = catalogue.decision_table(study, "base", "swift", 1)
+    assert code_of(
+        agent.answer(request(study, table.with_inputs(**both, thresholds={"thresholds": np.zeros((1, 2))})))
+    ) == ("refused")
+
+
+# --- policy -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_that_nobody_approved_is_refused(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study.model_copy(update={"seed": 1})])
+    assert code_of(agent.answer(request(study, cells(study)))) == "refused"
+    assert agent.ledger.rows() == []
+
+
+def test_the_study_that_the_site_reads_has_the_hash_that_it_approved(tmp_path: Path) -> None:
+    study = study_of()
+    received = Study.model_validate(json.loads(study_bundle(study)["json"].tobytes()))
+    assert received.hash == study.hash
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        """Send another study under a digest that fits it."""
+        value = json.loads(study_bundle(study)["json"].tobytes())
+        value["attributes"][0]["column"] = "name"
+        bundle = {"json": np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)}
+        for key in [key for key in arrays if key.startswith(header["study"])]:
+            del arrays[key]
+        header["study"] = digest_arrays(bundle)
+        arrays[f"{header['study']}/json"] = bundle["json"]
+
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    assert code_of(agent.answer(changed(request(study, cells(study)), edit))) == "refused"
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+
+
+def test_a_factory_outside_the_list_is_never_called(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    model = {"factory": "os:system", "arguments": {"command": f"touch {touched}"}}
+    study = study_of(model={**make_study(file=FILE).model.model_dump(), **model})
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    query = catalogue.cell_statistics(study).with_inputs(**classifier_of(make_study(file=FILE), FILE).inputs())
+    assert code_of(agent.answer(request(study, query))) == "refused"
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("scratch", "synthetic", "code"), [(True, False, "ok"), (False, True, "ok"), (False, False, "refused")]
+)
+def test_mode_none_on_real_data(tmp_path: Path, scratch: bool, synthetic: bool, code: str) -> None:
+    study = study_of()
+    data = {"manifest": "cohort.csv", "splits": {"column": "split"}, "synthetic": synthetic}
+    agent = make_agent("a", Counted(), tmp_path, [study], site_file("a", data=data), scratch=scratch)
+    assert code_of(agent.answer(request(study, cells(study)))) == code
+
+
+@pytest.mark.parametrize(("patients", "code"), [(90, "ok"), (91, "refused")])
+def test_a_cohort_below_the_minimum_is_refused_outside_simulations(tmp_path: Path, patients: int, code: str) -> None:
+    study = study_of()
+    site = site_file("a", caps={"cohort_minimum": patients, "models": ["tests.tiny:*"]})
+    agent = make_agent("a", Counted(), tmp_path, [study], site, scratch=False)  # 30 patients in each of three splits
+    assert code_of(agent.answer(request(study, cells(study)))) == code
+
+
+# --- nothing about a patient --------------------------------------------------------------------------------------
+
+FAILURES: dict[str, Any] = {
+    "data": DataError("/srv/hospital/secret/cohort.csv: data row 3: patient-4711 has no label"),
+    "model": ModelError("/srv/hospital/secret: weights of patient-4711"),
+    "internal": ValueError("patient-4711 at /srv/hospital/secret"),
+}
+
+
+@pytest.mark.parametrize("code", FAILURES)
+@pytest.mark.parametrize("where", ["cohort", "split", "computation"])
+def test_errors_leave_a_code_and_the_log_keeps_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, where: str
+) -> None:
+    study, cohort = study_of(), Counted()
+
+    def fail(*_: Any) -> Any:
+        raise FAILURES[code]
+
+    agent = make_agent("a", cohort, tmp_path, [study])
+    if where == "cohort":
+        agent._open_cohort = fail
+    elif where == "split":
+        monkeypatch.setattr(cohort, "split", fail)
+    else:
+        monkeypatch.setitem(computations.COMPUTATIONS, "cell_statistics", fail)
+    reply = agent.answer(request(study, cells(study)))
+    assert code_of(reply) == code
+    for secret in SECRETS:
+        assert secret.encode() not in reply
+    assert len(reply) < 200
+    (row,) = log_of(tmp_path)
+    assert row["code"] == code
+    assert str(FAILURES[code]) in row["reason"]
+
+
+def test_planted_identifiers_of_a_real_cohort_never_leave(tmp_path: Path) -> None:
+    study = study_of()
+    people = draw_people(30, seed=1)
+    file = write_hospital(tmp_path / "hospital-of-secrets", "a", people, range(30), tag="patient-4711-")
+    site = load_site(file)
+    agent = SiteAgent(site, tmp_path / "state", frozenset([study.hash]), open_cohort=CohortStore(Cohort), scratch=True)
+    replies = [agent.answer(request(study, cells(study))), agent.answer(request(study, bins(study), number=1))]
+    assert [code_of(reply) for reply in replies] == ["ok", "ok"]
+    manifest = file.parent / "manifest.csv"
+    for number, (old, new) in enumerate((("female", "patient-4711 is ill"), (",0,train", ",,train")), start=2):
+        text = manifest.read_text()
+        manifest.write_text(text.replace(old, new, 1))
+        broken = SiteAgent(site, tmp_path / "s", frozenset([study.hash]), open_cohort=CohortStore(Cohort), scratch=True)
+        replies.append(broken.answer(request(study, cells(study), number=number)))
+        assert code_of(replies[-1]) == "data"
+        broken.ledger.close()
+        manifest.write_text(text)
+    for reply in replies:
+        for secret in (*SECRETS, "4711", "hospital-of-secrets", str(tmp_path), "manifest"):
+            assert secret.encode() not in reply
+    log = (tmp_path / "s" / "agent.log.jsonl").read_text()
+    assert "patient-4711 is ill" in log
+    assert "the label is empty" in log
+
+
+def test_an_answer_holds_counts_and_sums_and_no_row(tmp_path: Path) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    header, arrays = unpack(agent.answer(request(study, cells(study))))
+    assert set(header) == {"protocol", "code", "site", "release", "query"}
+    assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
+        "patients": ((3, 2), "int64"),
+        "scores": ((3, 2), "int64"),
+    }
+    assert arrays["patients"].sum() == 30
+
+
+# --- hostile bytes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> SiteAgent:
+    return make_agent("a", Counted(), tmp_path_factory.mktemp("door"), [study_of()])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300))
+def test_any_bytes_get_a_code(door: SiteAgent, data: bytes) -> None:
+    assert code_of(door.answer(data)) == "quorum"
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_request_gets_a_code_or_the_right_answer(door: SiteAgent, place: float, bit: int, cut: bool) -> None:
+    data = bytearray(request(study_of(), cells(study_of())))
+    index = int(place * (len(data) - 1))
+    data[index] ^= 1 << bit
+    reply = door.answer(bytes(data[:index] if cut else data))
+    assert code_of(reply) in ("ok", "quorum", "refused", "internal", "study", "model", "need_inputs")
+
+
+MISSING = ["run", "release", "head", "study", "query", "inputs"]
+
+
+@pytest.mark.parametrize("key", MISSING)
+@pytest.mark.parametrize("value", [None, 7, [], {"x": 1}, "text"])
+def test_a_header_with_a_wrong_part_gets_a_code(tmp_path: Path, key: str, value: Any) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        if value is None:
+            del header[key]
+        else:
+            header[key] = value
+
+    code = code_of(agent.answer(changed(request(study, cells(study)), edit)))
+    assert code in ("internal", "need_inputs", "refused") or (key in ("run", "release", "head") and code == "ok")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blocks": {}},
+        {"blocks": {"patients": {"shape": [3, 2], "patient_l2": 1.0, "site_bound": 1.0, "step": 1.0}}},
+        {"split": "everyone"},
+        {"name": "__class__"},
+        {"parameters": {"tensors": ["nothing"]}},
+        {"version": 2},
+    ],
+)
+def test_a_query_that_does_not_fit_its_name_gets_no_sum(tmp_path: Path, change: dict[str, Any]) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
+    model = classifier_of(study, FILE)
+    query = catalogue.gradient_sum(study, model.layout(), "extractor", 0.5)
+    query = query.with_inputs(**model.inputs(), weights=weights)
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["query"].update(change)
+
+    reply = agent.answer(changed(request(study, query), edit))
+    assert code_of(reply) in ("internal", "refused")
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    data = b"cposix\nsystem\n(S'touch " + str(touched).encode() + b"'\ntR."
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    bundle = {"file": np.frombuffer(data, dtype=np.uint8)}
+    digest = digest_arrays(bundle)
+    header = {"protocol": PROTOCOL, "run": "r", "release": 0, "head": "", "study": digest, "query": {}, "inputs": {}}
+    for payload in (data, pack_bundles(header, {digest: bundle})):
+        assert code_of(agent.answer(payload)) != "ok"
+    assert not touched.exists()
+
+
+# --- what is kept between requests --------------------------------------------------------------------------------
+
+
+def test_two_studies_with_the_same_weights_never_share_scores(tmp_path: Path) -> None:
+    # The second study reads the same columns on another scale: the same patients, other inputs, other scores.
+    first = study_of()
+    wide = table_inputs()
+    wide["features"] = [{**feature, "range": [-30, 30]} for feature in wide["features"]]
+    second = declare(make_study(file=FILE, inputs=wide), {"a": 30})
+    narrow = PEOPLE
+    scaled = People(
+        tuple(torch.cat([rows[:, :FEATURES] / 10, rows[:, FEATURES:]], dim=1) for rows in narrow.rows),
+        narrow.label,
+        narrow.sex,
+        narrow.age,
+    )
+    cohorts = {s.hash: Memory.everywhere(p.split(range(30))) for s, p in ((first, narrow), (second, scaled))}
+    agent = make_agent("a", Counted(), tmp_path, [first, second])
+    agent._open_cohort = lambda study, site: cohorts[study.hash]
+    replies = [agent.answer(request(s, bins(s), run=run)) for run, s in (("one", first), ("two", second))]
+    alone = make_agent("a", cohorts[second.hash], tmp_path / "alone", [second])
+    assert (
+        unpack(replies[1])[1]["sex"].tolist() == unpack(alone.answer(request(second, bins(second))))[1]["sex"].tolist()
+    )
+    assert unpack(replies[0])[1]["sex"].tolist() != unpack(replies[1])[1]["sex"].tolist()
+
+
+def test_a_training_that_breaks_off_leaves_the_network_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of()
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    model = classifier_of(study, FILE)
+    weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
+    parameters = {
+        "beta": 0.5, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "epochs": 1, "batch": 8, "flips": False,
+        "round": 0, "losses": "global",
+    }  # fmt: skip
+    training = catalogue.local_training(study, model.layout("head"), "head", parameters)
+    training = training.with_inputs(**model.inputs(), weights=weights)
+    gradient = catalogue.gradient_sum(study, model.layout(), "extractor", 0.5).with_inputs(
+        **model.inputs(), weights=weights
+    )
+    before = unpack(agent.answer(request(study, gradient, run="before")))[1]
+
+    def out_of_memory(*_: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("equipoise.client.training.row_losses", out_of_memory)
+        assert code_of(agent.answer(request(study, training))) == "internal"
+    after = unpack(agent.answer(request(study, gradient, run="after")))[1]
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_parameter_without_dimensions_crosses_the_wire(tmp_path: Path) -> None:
+    file = weights_file("scaled")
+    study = declare(make_study(file=file, factory="scaled"), {"a": 30})
+    model = classifier_of(study, file)
+    moved = model.moved(model.layout(), np.full(model.layout().size, 0.01))
+    assert moved.state["temperature"].shape == ()
+    weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
+    mask = {name: np.full(shape, 0.5, dtype=np.float32) for name, shape in model.layout("extractor").shapes.items()}
+    parameters = {
+        "beta": 0.5, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "epochs": 1, "batch": 8, "flips": False,
+        "round": 0, "losses": "global",
+    }  # fmt: skip
+    training = catalogue.local_training(study, model.layout("extractor"), "extractor", parameters)
+    agent = make_agent("a", Counted(), tmp_path, [study])
+    reply = agent.answer(request(study, training.with_inputs(**moved.inputs(), weights=weights, mask=mask)))
+    assert code_of(reply) == "ok", log_of(tmp_path)
+    assert np.abs(unpack(reply)[1]["change"][-1]) > 0
+
+
+def test_request_and_bundles_survive_the_wire() -> None:
+    bundles = {"d1": {"x": np.arange(6.0).reshape(2, 3), "y/z": np.array(3, dtype=np.int64)}, "d2": {"x": np.zeros(0)}}
+    header, arrays = unpack(pack_bundles({"protocol": PROTOCOL}, bundles))
+    assert header == {"protocol": PROTOCOL}
+    again = split_bundles(arrays)
+    assert {d: {n: (v.shape, v.dtype) for n, v in b.items()} for d, b in again.items()} == {
+        d: {n: (v.shape, v.dtype) for n, v in b.items()} for d, b in bundles.items()
+    }
+
+
+def test_a_network_with_frozen_tensors_trains_the_others_alone() -> None:
+    model = network()
+    model.extractor[0].weight.requires_grad_(False)
+    from equipoise.common.classifier import Classifier
+
+    parameters = Classifier.of(FILE, model, "head.").parameters
+    assert "extractor.0.weight" not in parameters
+    assert "extractor.0.bias" in parameters

@@ -1,0 +1,121 @@
+"""What a hospital's own file lets anyone ask."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from equipoise.client.computations import COMPUTATIONS
+from equipoise.client.policy import check_query, check_study
+from equipoise.common import catalogue
+from equipoise.common.config import validate
+from equipoise.common.errors import RefusedError, StudyError
+from equipoise.common.query import Query
+from equipoise.common.sitefile import Site
+from equipoise.common.study import Study
+from tests.tiny import make_study, site_file
+
+STUDY = make_study()
+
+
+def site_of(synthetic: bool = True, allow_none: Any = (), **caps: Any) -> Site:
+    data = {"manifest": "cohort.csv", "splits": {"column": "split"}, "synthetic": synthetic}
+    return site_file("a", data=data, caps={"models": ["tests.tiny:*"], **caps}, allow_none=list(allow_none))
+
+
+def check(site: Site, study: Study = STUDY, approved: Any = None, scratch: bool = False) -> None:
+    check_study(site, study, frozenset([STUDY.hash] if approved is None else approved), scratch)
+
+
+def test_an_approved_study_on_synthetic_data_is_let_in() -> None:
+    check(site_of())
+
+
+def test_only_the_very_study_that_was_approved() -> None:
+    with pytest.raises(RefusedError, match=f"hash {STUDY.hash} is not approved at a"):
+        check(site_of(), approved=[])
+    changed = STUDY.model_copy(update={"seed": 8})
+    with pytest.raises(RefusedError, match="is not approved"):
+        check(site_of(), changed)
+    # Where the weights lie and what a simulation does is the coordinator's own; everything else is in the hash.
+    moved = STUDY.model.weights.model_copy(update={"path": "elsewhere"})  # type: ignore[union-attr]
+    check(site_of(), STUDY.model_copy(update={"model": STUDY.model.model_copy(update={"weights": moved})}))
+    for part in ("model", "inputs", "label", "attributes", "method", "evaluation", "sites"):
+        assert part in STUDY.model_dump()
+    other = moved.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(RefusedError, match="is not approved"):
+        check(site_of(), STUDY.model_copy(update={"model": STUDY.model.model_copy(update={"weights": other})}))
+
+
+def test_mode_none_needs_synthetic_data_a_simulation_or_an_exception_for_the_study() -> None:
+    with pytest.raises(
+        RefusedError, match=r"privacy.mode none is not allowed at a; its data is not declared synthetic"
+    ):
+        check(site_of(synthetic=False))
+    with pytest.raises(RefusedError, match="mode none"):
+        check(site_of(synthetic=False, allow_none=["0" * 64]))
+    check(site_of(synthetic=False, allow_none=[STUDY.hash]))
+    check(site_of(synthetic=False), scratch=True)
+
+
+def test_data_are_not_synthetic_unless_the_site_says_so() -> None:
+    site = Site.model_validate({"site": "a", "data": {"manifest": "m.csv", "splits": {"column": "split"}}})
+    assert not site.data.synthetic
+    assert site.allow_none == []
+    assert site.caps.models == ["equipoise.common.models:*"]
+
+
+@pytest.mark.parametrize("factory", ["os:system", "subprocess:run", "tests.tinyx:small", "builtins:eval", "tests:tiny"])
+def test_a_factory_that_the_site_does_not_list_is_refused(factory: str) -> None:
+    study = make_study(model={**STUDY.model.model_dump(), "factory": factory})
+    with pytest.raises(RefusedError, match=f"model factory '{factory}' is not in caps.models"):
+        check(site_of(), study, approved=[study.hash])
+
+
+def test_patterns_of_factories_mind_upper_and_lower_case_and_an_empty_list_lets_none_in() -> None:
+    with pytest.raises(RefusedError):
+        check(site_of(models=["TESTS.tiny:*"]))
+    with pytest.raises(RefusedError):
+        check(site_of(models=[]))
+    check(site_of(models=["tests.tiny:small"]))
+
+
+def test_methods_and_queries_are_limited_to_the_lists() -> None:
+    check(site_of(methods=["fine_tune", "swift"]))
+    for methods in ([], ["fine_tune"]):
+        with pytest.raises(RefusedError, match=r"method 'swift' is not in caps.methods of a"):
+            check(site_of(methods=methods))
+    query = catalogue.cell_statistics(STUDY)
+    check_query(site_of(), query)
+    check_query(site_of(queries=["cell_statistics"]), query)
+    with pytest.raises(RefusedError, match=r"query 'cell_statistics' is not in caps.queries of a"):
+        check_query(site_of(queries=["gradient_sum"]), query)
+
+
+@pytest.mark.parametrize("key", ["methods", "queries"])
+def test_a_list_written_without_brackets_is_an_error_and_not_everything(key: str) -> None:
+    value = site_of().model_dump()
+    value["caps"][key] = "swift"
+    with pytest.raises(StudyError, match=rf"caps.{key}") as caught:
+        validate(Site, value, "site.yaml")
+    assert "\n" not in str(caught.value)
+    value["caps"][key] = "all"
+    assert getattr(validate(Site, value, "site.yaml").caps, key) == "all"
+
+
+@pytest.mark.parametrize(("name", "version"), [("everything", 1), ("cell_statistics", 2), ("cell_statistics", 0)])
+def test_an_unknown_query_is_refused(name: str, version: int) -> None:
+    query = Query(name, "patient_sum", "train", "phase", {}, {}, version=version)
+    with pytest.raises(RefusedError, match=f"query '{name}' version {version} is unknown at a"):
+        check_query(site_of(), query)
+
+
+def test_the_closed_list_of_queries_is_the_catalogue() -> None:
+    functions = {
+        name
+        for name, value in vars(catalogue).items()
+        if inspect.isfunction(value) and value.__annotations__.get("return") == "Query"
+    }
+    assert functions == set(COMPUTATIONS)
