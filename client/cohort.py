@@ -109,6 +109,13 @@ class Cohort:
         """Number of patients in the manifest, all splits together."""
         return len(self._rows)
 
+    @property
+    def bytes_held(self) -> int:
+        """Size of the rows that are decoded so far."""
+        table = 0 if self._table is None else self._table.nbytes
+        # Splits are decoded by other threads meanwhile: a copy of the values, taken at once.
+        return table + sum(split.inputs.nbytes for split in tuple(self._warm.values()))
+
     def split_patients(self, name: SplitName) -> int:
         """Number of patients in a split; decodes nothing."""
         return self._split.count(name)

@@ -20,6 +20,10 @@ class Patients(Protocol):
     def patients(self) -> int:
         """Number of patients, all splits together."""
 
+    @property
+    def bytes_held(self) -> int:
+        """What its decoded rows take, about."""
+
     def split(self, name: SplitName) -> Split:
         """The decoded patients of a split."""
 
@@ -28,14 +32,15 @@ class Patients(Protocol):
 
 
 class CohortStore:
-    """Opens each cohort once for all studies that read it alike; keeps the last `most` of them.
+    """Opens each cohort once for all studies that read it alike; keeps the last ones, up to `most_bytes` of rows.
 
-    A hospital has one cohort; a simulation has as many as sites, and bounds its memory by `most`.
+    A hospital has one cohort; a simulation has as many as sites, which are asked in turn: one cohort too many, and each
+    would be read again at every release. So the bound is on their size, and hundreds of small ones stay.
     """
 
-    def __init__(self, open_cohort: Callable[[Study, Site], Patients] = Cohort, most: int = 64) -> None:
+    def __init__(self, open_cohort: Callable[[Study, Site], Patients] = Cohort, most_bytes: int = 2**30) -> None:
         self._open = open_cohort
-        self._most = most
+        self._most_bytes = most_bytes
         self._kept: OrderedDict[str, Patients] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -50,11 +55,18 @@ class CohortStore:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
+                self._let_go()
                 return self._kept[key]
         # Opened outside the lock: two sites may be read at the same time.
         cohort = self._open(study, site)
         with self._lock:
             self._kept[key] = cohort
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            self._let_go()
         return cohort
+
+    def _let_go(self) -> None:
+        """Forget the cohorts that were used longest ago, but never the last; they grow as they decode."""
+        held = sum(cohort.bytes_held for cohort in self._kept.values())
+        while held > self._most_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            held -= oldest.bytes_held

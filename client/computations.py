@@ -69,7 +69,7 @@ def cell_statistics(place: Workplace) -> Arrays:
     cell = cells_of(study, split)
     logits = row_logits(study, network(study, state_from_inputs(place.query.inputs)), split)
     scores = _sums_by_cell(torch.sigmoid(logits), split, cell, cells)
-    return {"patients": torch.bincount(cell, minlength=cells).numpy().reshape(-1, 2), "scores": scores}
+    return {"patients": _patients_by_cell(cell, cells), "scores": scores}
 
 
 def sensitivities(place: Workplace) -> Arrays:
@@ -118,7 +118,7 @@ def batch_squares(place: Workplace) -> Arrays:
 
 
 def gradient_sum(place: Workplace) -> Arrays:
-    """Gradient of the patients' losses, summed, and sums of scores by cell."""
+    """Gradient of the patients' losses, summed, and patients and sums of scores by cell."""
     study, split, layout = place.study, place.split, place.layout
     model = network(study, state_from_inputs(place.query.inputs))
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
@@ -134,7 +134,8 @@ def gradient_sum(place: Workplace) -> Arrays:
         total += layout.flatten(dict(zip(layout.shapes, gradient, strict=True)))
         logits.append(z.detach())
     p = torch.sigmoid(torch.cat(logits)) if logits else torch.zeros(0)
-    return {"gradient": total, "scores": _sums_by_cell(p, split, cell, len(task))}
+    scores = _sums_by_cell(p, split, cell, len(task))
+    return {"gradient": total, "patients": _patients_by_cell(cell, len(task)), "scores": scores}
 
 
 def local_training(place: Workplace) -> Arrays:
@@ -154,7 +155,8 @@ def local_training(place: Workplace) -> Arrays:
         query.inputs.get("mask"),
         place.generator("local training"),
     )
-    return {"change": share * change, "scores": scores}
+    patients = _patients_by_cell(cells_of(study, place.split), scores.size)
+    return {"change": share * change, "patients": patients, "scores": scores}
 
 
 def score_histogram(place: Workplace) -> Arrays:
@@ -207,6 +209,10 @@ def _attributes(query: Query) -> list[str]:
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
     state = state_from_inputs(place.query.inputs, prefix)
     return place.scores.scores(place.study, state, place.split, place.query.split)
+
+
+def _patients_by_cell(cell: Tensor, cells: int) -> NDArray[np.int64]:
+    return torch.bincount(cell, minlength=cells).numpy().reshape(-1, 2)
 
 
 def _sums_by_cell(p: Tensor, split: Split, cell: Tensor, cells: int) -> NDArray[np.float64]:

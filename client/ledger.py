@@ -56,7 +56,8 @@ class Ledger:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # No statement is kept: one would hold on to the last reply that it wrote.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
             self._db.execute("PRAGMA cache_size=-256")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equipoise.client.cohort import Split
-from equipoise.client.workbench import cells_of, rows_of
+from equipoise.client.moving_bias import MovingBias
+from equipoise.client.workbench import cells_of, row_logits, rows_of
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.sensitivities import batch_weights
@@ -35,15 +36,16 @@ def train_locally(
 
     Args:
         layout: tensors that are trained; all others stay as they are.
-        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; losses: `global`, by `weights`, or `batch`,
-            by each batch's own cells (the published code, for comparison), which needs bias_loss and form.
-        weights: `task` and `bias`, (G + 1, 2) float64, by cell.
+        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; where beta < 1 also bias_loss, form,
+            smoothing and losses: `global`, by `weights` and the site's own drift from them (`MovingBias`), or `batch`,
+            by each batch's own cells (the published code, for comparison).
+        weights: `task`, (G + 1, 2) float64, by cell; where beta < 1 also the global `patients` and sums of `scores`.
         mask: factor of each trained tensor's update, or None for 1.
         generator: public stream of shuffles and flips.
 
     Returns:
-        (change, scores): flat float64 (layout.size,), and the sums of the patients' scores by cell (G + 1, 2), each
-        patient's as it was met in the last epoch.
+        (change, scores): flat float64 (layout.size,), and the sums of the patients' scores by cell (G + 1, 2) after the
+        steps, as `MovingBias` followed them; without it, each patient's as it was met in the last epoch.
     """
     names = list(layout.shapes)
     trained = [model.get_parameter(name) for name in names]
@@ -51,11 +53,14 @@ def train_locally(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in layout)
     factors = None if mask is None else [_like(mask[name], p) for name, p in zip(names, trained, strict=True)]
-    task, bias = (torch.from_numpy(weights[which].reshape(-1)).to(study.model.device) for which in ("task", "bias"))
+    task = torch.from_numpy(weights["task"].reshape(-1))
+    bias = torch.zeros_like(task)
     descent = _MaskedDescent(trained, factors, parameters["lr"], parameters["momentum"], parameters["weight_decay"])
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     rows_by_patient = _rows_by_patient(split)
     scores = torch.zeros(len(task), dtype=torch.float64)
+    following = parameters["beta"] < 1 and parameters["losses"] == "global"
+    moving = _moving_bias(study, model, split, parameters, weights) if following else None
 
     for epoch in range(parameters["epochs"]):
         order = torch.randperm(split.patients, generator=generator)
@@ -66,19 +71,46 @@ def train_locally(
             if parameters["flips"] and isinstance(study.inputs, ImageInputs):
                 x = flipped(x, generator)
             logits = model(x)
-            if parameters["losses"] == "batch":
+            met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
+            if moving is not None:
+                bias = moving.observe(patients, _by_patient(met, owner, patients))
+            elif parameters["beta"] < 1:
                 kind = parameters["bias_loss"], parameters["form"]
                 task, bias = batch_weights(logits.detach(), cell[owner], len(scores) // 2, *kind)
             losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])
             loss = (losses * share[rows].to(losses.dtype)).sum() / len(patients)
             descent.step(torch.autograd.grad(loss, trained, allow_unused=True))
             if epoch == parameters["epochs"] - 1:
-                met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
                 scores.index_add_(0, cell[owner], met)
 
     change = layout.flatten(dict(zip(names, trained, strict=True))) - start
     model.requires_grad_(True)
-    return change, scores.numpy().reshape(-1, 2)
+    return change, moving.sums() if moving is not None else scores.numpy().reshape(-1, 2)
+
+
+def _moving_bias(
+    study: Study,
+    model: nn.Module,
+    split: Split,
+    parameters: Mapping[str, Any],
+    weights: Mapping[str, NDArray[np.float64]],
+) -> MovingBias:
+    start = torch.sigmoid(row_logits(study, model, split)).to(torch.float64)
+    return MovingBias(
+        weights["patients"],
+        weights["scores"],
+        _by_patient(start * row_shares(split.patient, split.patients), split.patient, torch.arange(split.patients)),
+        cells_of(study, split),
+        parameters["bias_loss"],
+        parameters["form"],
+        parameters["smoothing"],
+    )
+
+
+def _by_patient(shares: Tensor, owner: Tensor, patients: Tensor) -> Tensor:
+    """Sums of the rows' shares for each of `patients`, in their order; (len(patients),) float64."""
+    total = torch.zeros(int(patients.max()) + 1 if len(patients) else 0, dtype=torch.float64)
+    return total.index_add_(0, owner, shares)[patients]
 
 
 def flipped(x: Tensor, generator: torch.Generator) -> Tensor:

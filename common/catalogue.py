@@ -92,7 +92,11 @@ def batch_sensitivities(
 
 
 def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query:
-    """The gradient of the global loss over patients, and sums of scores by cell. Inputs: the model, `weights`."""
+    """The gradient of the global loss over patients, and patients and sums of scores by cell.
+
+    Inputs: the model, `weights`. The patients are those of the sites that answer: where a site drops out, its cells
+    must not look like groups whose scores are 0.
+    """
     return Query(
         name="gradient_sum",
         kind="patient_sum",
@@ -101,6 +105,7 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
         parameters={"attribute": study.primary.name, "tensors": list(layout.shapes), "beta": beta},
         blocks={
             "gradient": Block.real((layout.size,), GRADIENT_BOUND, declared_total(study)),
+            "patients": Block.counts((groups_of(study), 2)),
             "scores": Block.real((groups_of(study), 2), 1.0, declared_total(study)),
         },
     )
@@ -110,8 +115,9 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
     """A site's weighted change of the trained tensors after local epochs. Inputs: the model, `weights`, `mask`.
 
     `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round. The site multiplies its change by its
-    declared share of the patients, so that the sum is the federated average. `scores` are the sums of scores by cell
-    over the last local epoch, as the site went along.
+    declared share of the patients, so that the sum is the federated average. `patients` and `scores` are the site's
+    patients and their sums of scores by cell after its steps (`equipoise.client.moving_bias`), from which the next
+    round's gaps are taken.
     """
     return Query(
         name="local_training",
@@ -121,6 +127,7 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
         parameters={"attribute": study.primary.name, "tensors": list(layout.shapes), **parameters},
         blocks={
             "change": Block.real((layout.size,), UPDATE_BOUND, 1),
+            "patients": Block.counts((groups_of(study), 2)),
             "scores": Block.real((groups_of(study), 2), 1.0, declared_total(study)),
         },
     )

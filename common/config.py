@@ -73,8 +73,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise StudyError(f"{path}: line {line}: not valid YAML: {error.problem}") from None
-    except yaml.reader.ReaderError as error:
-        raise StudyError(f"{path}: not valid YAML: character {error.position} is {error.reason}") from None
     except RecursionError:
         raise StudyError(f"{path}: not valid YAML: nested too deeply") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow, which has no line

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ from equipoise.common.cells import BiasLoss, Cells, bias_weights, task_weights
 Vector = NDArray[np.float64]
 
 SCORE_BOUND = 0.2  # of C: bound of the score that rides along
-JOINT = (1 + SCORE_BOUND**2) ** 0.5
 ROUNDING = 1 - 2.0**-40  # room for float64's rounding of a norm, so that a clipped vector never exceeds its bound
 CAP = 4.0
 TAIL = 0.25
@@ -37,7 +37,7 @@ TAIL = 0.25
 
 def joint_bound(clip: float) -> float:
     """L2 bound of one patient's vector, gradient and score together: C sqrt(1 + 0.04)."""
-    return clip * JOINT
+    return float(clip * (1 + SCORE_BOUND**2) ** 0.5)
 
 
 def round_weights(
@@ -126,7 +126,8 @@ def contributions(
     result = torch.zeros(patients, k + cells, dtype=torch.float64)
     result[:, :k].index_add_(0, patient, g * share[patient][:, None])
     result[:, k:].index_put_((patient, row_cell), score * share[patient], accumulate=True)
-    return result.numpy()
+    vectors: Vector = result.numpy()
+    return vectors
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,9 @@ class Descent:
 
     @cached_property
     def result(self) -> Vector:
-        """Mean of the last quarter of the points (at least one, never the start): (k,), with less noise than the last."""
+        """Mean of the last quarter of the points, at least one and never the start: (k,), with less noise than one."""
         reached = self.points[1:] or self.points
-        tail: Vector = np.mean(reached[-max(1, -int(-len(reached) * TAIL // 1)) :], axis=0)
+        tail: Vector = np.mean(reached[-ceil(len(reached) * TAIL) :], axis=0)
         return tail
 
 
@@ -259,13 +260,18 @@ class CollapseGuard:
     """
 
     share: float = 0.5
-    deviations: float = 1.0
+    deviations: float = 2.0
     start: tuple[float, float] | None = None
     good: int = 0
     collapsed: bool = False
 
     def watched(self, point: int, scores: Scores) -> CollapseGuard:
-        """After the release at `point` (0 for the vendor's model)."""
+        """After the release at `point` (0 for the vendor's model).
+
+        Args:
+            point: index into `Descent.points` of the round's model.
+            scores: of this round, best blended with the rounds before: one round's noise alone would stop good runs.
+        """
         if self.start is None:
             return replace(self, start=(scores.separation, scores.separation_sd), good=point)
         wanted = self.share * self.start[0]

@@ -188,8 +188,11 @@ class Space:
         Returns:
             (m,) logits and (m, D) gradients, both of the model's type. Rows, not patients: the caller averages.
         """
+        if len(x) == 0:
+            return x.new_zeros(0), x.new_zeros(0, self.size)
         logits, calls = _traced(model, [name.rpartition(".")[0] for name in self.blocks], x)
-        by_output = torch.autograd.grad(logits.sum(), [y for *_, y in calls], allow_unused=True, materialize_grads=True)
+        outputs, ones = [y for *_, y in calls], torch.ones_like(logits)
+        by_output = torch.autograd.grad(logits, outputs, ones, allow_unused=True, materialize_grads=True)
         gradients = logits.new_zeros(len(x), self.size, requires_grad=False)
         parts = defaultdict(list)
         for part in self.parts:
@@ -229,8 +232,8 @@ class Space:
             size = float(np.linalg.norm(_float64(rows)[:, block]) + np.linalg.norm(expected[block]))
             if not float(np.linalg.norm(found[block] - expected[block])) <= tolerance * size:
                 raise ModelError(
-                    f"model parameter {name!r}: the gradients of single rows do not add up to autograd's; the model uses "
-                    "it outside its layer or changes values in place; use the space `head`"
+                    f"model parameter {name!r}: the gradients of single rows do not add up to autograd's; the model "
+                    "uses it outside its layer or changes values in place; use the space `head`"
                 )
 
 
@@ -300,9 +303,9 @@ def _row_gradients(part: Part, layer: nn.Module, x: Tensor, by_y: Tensor) -> Ten
         return torch.einsum("mlo,mlr->mor", by_y, mixed).flatten(1)
     if isinstance(layer, nn.Conv2d) and part.filters is not None:
         # The stubs do not know that these are pairs of integers here.
-        geometry: Any = (layer.stride, layer.padding, layer.dilation)
+        geometry: Any = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         filters = torch.as_tensor(part.filters).to(x).repeat(layer.groups, 1, 1, 1)
-        seen = functional.conv2d(x, filters, None, *geometry, layer.groups)
+        seen = functional.conv2d(x, filters, None, groups=layer.groups, **geometry)
         by_y = by_y.reshape(len(x), layer.groups, layer.out_channels // layer.groups, -1)
         return torch.matmul(by_y, seen.reshape(len(x), layer.groups, -1, by_y.shape[-1]).mT).flatten(1)
     return by_y.flatten(2).sum(dim=2)

@@ -60,7 +60,7 @@ class Whitening:
     @property
     def directions(self) -> int:
         """k."""
-        return self.basis.shape[1]
+        return int(self.basis.shape[1])
 
 
 def pool_gradients(space: Space, model: nn.Module, batches: Iterable[Tensor]) -> tuple[Vector, Vector]:
@@ -73,7 +73,8 @@ def pool_gradients(space: Space, model: nn.Module, batches: Iterable[Tensor]) ->
         DataError: the pool is empty, or a gradient is not finite.
         ModelError: single rows' gradients do not add up to autograd's (`Space.check`).
     """
-    logits, gradients = [], []
+    logits: list[Vector] = []
+    gradients: list[Vector] = []
     for x in batches:
         if not gradients:
             space.check(model, x[:4])

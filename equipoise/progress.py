@@ -17,14 +17,17 @@ class ProgressBars:
     """A watcher that draws one bar over the releases of the present run and one over the sites of a release."""
 
     def __init__(self) -> None:
+        console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            # In a file or a pipe a bar would be an empty line.
+            disable=not console.is_terminal,
         )
         self._run = self._progress.add_task("connecting", total=None)
         self._sites = self._progress.add_task("hospitals", total=None, visible=False)

@@ -35,6 +35,11 @@ class PooledCohort:
         """Number of patients, all splits together."""
         return sum(cohort.patients for cohort in self._cohorts)
 
+    @property
+    def bytes_held(self) -> int:
+        """Size of the rows that are decoded so far."""
+        return sum(cohort.bytes_held for cohort in self._cohorts)
+
     def split_patients(self, name: SplitName) -> int:
         """Number of patients in a split."""
         return sum(cohort.split_patients(name) for cohort in self._cohorts)
@@ -98,7 +103,7 @@ def open_site(site: str, folder: str) -> SiteAgent:
     """The agent of one simulated site of the run in `folder`."""
     run = RunFolder(Path(folder))
     files = [Path(file) for file in json.loads((run.path / "hospitals.json").read_text())[site]]
-    pooled = CohortStore(lambda study, _: open_hospital(study, files), most=1)
+    pooled = CohortStore(lambda study, _: open_hospital(study, files))
     return SiteAgent(
         load_site(files[0]).model_copy(update={"site": site}),
         run.path / "sites" / site,

@@ -38,7 +38,7 @@ SEX = ("female", "male")
 
 
 class Small(nn.Module):
-    """A multilayer perceptron of 153 parameters."""
+    """A multilayer perceptron of 149 parameters."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,9 +44,9 @@ class Weighting:
 
 
 def training_query(
-    study: Study, layout: Layout, phase: str, steps: LocalSteps, beta: float, round_: int, **losses: str
+    study: Study, layout: Layout, phase: str, steps: LocalSteps, beta: float, round_: int, **bias: str | float
 ) -> Query:
-    """One round of local epochs, planned; `losses` says whose weights they take (`global` where it is empty)."""
+    """One round of local epochs, planned; `bias` has the parameters of the bias loss, where beta leaves it a share."""
     return catalogue.local_training(
         study,
         layout,
@@ -60,32 +60,43 @@ def training_query(
             "batch": steps.batch,
             "flips": steps.flips,
             "round": round_,
-            **(losses or {"losses": "global"}),
+            **bias,
         },
     )
 
 
 def averaged_round(
-    study: Study, model: Classifier, query: Query, layout: Layout, mask: SoftMask | None, weighting: Weighting
-) -> Generator[Query, Sum, tuple[Classifier, Cells]]:
-    """One federated-averaging round: the classifier moved by the sites' mean change, and their sums of scores.
+    study: Study, model: Classifier, query: Query, layout: Layout, mask: SoftMask | None, weights: Arrays
+) -> Generator[Query, Sum, tuple[Classifier, Cells, Cells]]:
+    """One federated-averaging round: the classifier moved by the sites' mean change, and who answered.
+
+    Returns the classifier, and by cell the patients of the sites that answered and their sums of scores after it: means
+    are taken of these two, never of the sums over some sites and the patients of all.
+
+    `weights` has `task`, and for a bias loss the global `patients` and sums of `scores` by cell, from which each site
+    follows the gaps through its own steps.
 
     Sites that dropped out are left out of the mean by their declared shares, which are public.
     """
-    inputs: dict[str, Arrays] = {**model.inputs(), "weights": weighting.arrays()}
+    inputs: dict[str, Arrays] = {**model.inputs(), "weights": weights}
     if mask is not None:
         inputs["mask"] = {name: mask.values[name].astype(np.float32) for name in layout.shapes}
     total = yield query.with_inputs(**inputs)
     present = attendance(study, total.cohort)
-    return model.moved(layout, total.value("change") / present), total.value("scores") / present
+    return model.moved(layout, total.value("change") / present), total.value("patients"), total.value("scores")
 
 
 def gradient_round(
     model: Classifier, query: Query, weighting: Weighting
-) -> Generator[Query, Sum, tuple[NDArray[np.float64], Cells]]:
-    """The gradient of the global loss summed over all patients, (layout.size,), and their sums of scores."""
+) -> Generator[Query, Sum, tuple[NDArray[np.float64], Cells, Cells]]:
+    """The mean gradient of the global loss, (layout.size,), and by cell the patients and their sums of scores.
+
+    The mean is over the patients whose cell has a weight, at the sites that answered.
+    """
     total = yield query.with_inputs(**model.inputs(), weights=weighting.arrays())
-    return total.value("gradient"), total.value("scores")
+    patients = total.value("patients")
+    weighed = patients[(weighting.task != 0) | (weighting.bias != 0)].sum()
+    return total.value("gradient") / max(weighed, 1.0), patients, total.value("scores")
 
 
 def check_labels(study: Study, counts: Cells) -> None:

@@ -66,10 +66,10 @@ def run(study: Study, model: Classifier) -> Steps:
     for round_ in range(p.rounds):
         query = _round_query(study, layout, p, round_)
         if p.step == "fedavg":
-            model, _ = yield from averaged_round(study, model, query, layout, None, weighting)
+            model, _, _ = yield from averaged_round(study, model, query, layout, None, {"task": weighting.task})
         else:
-            gradient, _ = yield from gradient_round(model, query, weighting)
-            model = model.moved(layout, momentum.step(gradient / counts.sum(), np.ones(layout.size)))
+            gradient, _, _ = yield from gradient_round(model, query, weighting)
+            model = model.moved(layout, momentum.step(gradient, np.ones(layout.size)))
     return Outcome(model)
 
 

@@ -109,6 +109,7 @@ def run(study: Study, model: Classifier) -> Steps:
     if p.mask != "ones":
         mask = yield from _soft_mask(study, model, p, weighting)
     trace = [bias_value(counts, scores, p.bias_loss, p.form)]
+    present = counts  # patients of the sites that answered last, to whom `scores` belong
 
     for phase, rounds in (("extractor", p.rounds.extractor), ("head", p.rounds.head)):
         part = model.layout(phase)
@@ -120,13 +121,14 @@ def run(study: Study, model: Classifier) -> Steps:
         for round_ in range(rounds):
             query = _round_query(study, part, p, phase, round_)
             if p.step == "fedavg":
-                model, scores = yield from averaged_round(study, model, query, part, acting, weighting)
+                weights = {"task": task, "patients": present, "scores": scores}
+                model, present, scores = yield from averaged_round(study, model, query, part, acting, weights)
             else:
-                gradient, scores = yield from gradient_round(model, query, weighting)
-                change = momentum.step(gradient / counts.sum(), part.flatten(acting.values))
-                model = model.moved(part, change)
-            trace.append(bias_value(counts, scores, p.bias_loss, p.form))
-            weighting = Weighting(task, bias_weights(counts, scores, p.bias_loss, p.form, p.smoothing))
+                gradient, present, scores = yield from gradient_round(model, query, weighting)
+                model = model.moved(part, momentum.step(gradient, part.flatten(acting.values)))
+            present = np.where(counts > 0, present, 0.0)  # of the groups that are compared
+            trace.append(bias_value(present, scores, p.bias_loss, p.form))
+            weighting = Weighting(task, bias_weights(present, scores, p.bias_loss, p.form, p.smoothing))
     return Outcome(model, {"mask": mask.summary(), "mask_mean": mask.mean, "bias_loss_by_round": trace})
 
 
@@ -187,9 +189,8 @@ def _round_query(study: Study, layout: Layout, p: Swift, phase: str, round_: int
     beta = p.beta if phase == "extractor" else 1 - p.beta
     if p.step == "full_gradient":
         return catalogue.gradient_sum(study, layout, phase, beta)
-    if p.losses == "batch":
-        return training_query(study, layout, phase, p, beta, round_, losses="batch", bias_loss=p.bias_loss, form=p.form)
-    return training_query(study, layout, phase, p, beta, round_)
+    kind = {"losses": p.losses, "bias_loss": p.bias_loss, "form": p.form, "smoothing": p.smoothing}
+    return training_query(study, layout, phase, p, beta, round_, **kind)
 
 
 def _with(**changes: Any) -> Any:

@@ -143,7 +143,8 @@ def soft_mask(model: Network, hospitals: list[Hospital], task: Tensor, bias: Ten
     parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
 
     def logit(values: dict[str, Tensor], row: Tensor) -> Tensor:
-        return functional_call(model, values, (row.unsqueeze(0),)).squeeze()
+        output: Tensor = functional_call(model, values, (row.unsqueeze(0),))
+        return output.squeeze()
 
     gradients: Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]] = vmap(grad(logit), in_dims=(None, 0))
     total = torch.zeros(2, len(parameters), dtype=torch.float64)
@@ -162,7 +163,11 @@ def soft_mask(model: Network, hospitals: list[Hospital], task: Tensor, bias: Ten
 
 
 def train(
-    model: Network, hospital: Hospital, mask: dict[str, Tensor], weights: tuple[Tensor, Tensor], generator: torch.Generator
+    model: Network,
+    hospital: Hospital,
+    mask: dict[str, Tensor],
+    weights: tuple[Tensor, Tensor],
+    generator: torch.Generator,
 ) -> Cells:
     """One local epoch of masked SGD on the tensors of `mask`; the sums of scores by cell met on the way."""
     task, bias = weights
@@ -191,7 +196,8 @@ def swift(model: Network, hospitals: list[Hospital], seed: int, rounds: tuple[in
     counts = torch.bincount(cell, minlength=CELLS).double().numpy().reshape(-1, 2)
     patients = len(cell)
     with torch.no_grad():
-        p = [model(h.batch(rows)).sigmoid() for h in hospitals for rows in torch.arange(len(h.label)).split(SCORED)]
+        parts = [(h, rows) for h in hospitals for rows in torch.split(torch.arange(len(h.label)), SCORED)]
+        p = [model(h.batch(rows)).sigmoid() for h, rows in parts]
     scores = torch.zeros(CELLS, dtype=torch.float64).index_add_(0, cell, torch.cat(p).double()).numpy().reshape(-1, 2)
 
     task = torch.from_numpy(task_weights(counts)).float().flatten()
@@ -208,7 +214,9 @@ def swift(model: Network, hospitals: list[Hospital], seed: int, rounds: tuple[in
             sums = np.zeros_like(counts)
             for hospital in hospitals:
                 model.load_state_dict(start)
-                sums += train(model, hospital, acting, (task, bias), stream(seed, hospital.name, release, "local training"))
+                sums += train(
+                    model, hospital, acting, (task, bias), stream(seed, hospital.name, release, "local training")
+                )
                 for name, parameter in model.named_parameters():
                     if name in acting:
                         change = parameter.detach().double() - start[name].double()

@@ -15,8 +15,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,7 +36,6 @@ from equipoise.common.models import normalise, resnet_small
 from equipoise.common.private_step import (
     CollapseGuard,
     Descent,
-    Scores,
     contributions,
     joint_bound,
     round_weights,
@@ -62,6 +61,7 @@ Pool = Literal["U1", "U2"]
 Figures = dict[str, float]
 Vector = NDArray[np.float64]
 
+CACHE = Path(tempfile.gettempdir()) / "private-rounds"
 RESULTS = Path(__file__).parent / "results"
 HOSPITALS, PATIENTS, DELTA = 6, 300, 1e-5
 INPUTS = ImageInputs(kind="image", size=32, channels=3, mean=0.5, std=0.25)
@@ -173,7 +173,7 @@ class Bench:
         """What the test patients say of a model."""
         inputs, drawn = self.test
         with torch.no_grad():
-            logits = torch.cat([model(x) for x in inputs.split(256)]).double().numpy()
+            logits = torch.cat([model(x) for x in torch.split(inputs, 256)]).double().numpy()
         return figures_of(logits, drawn.label, drawn.group)
 
 
@@ -217,7 +217,7 @@ class Start:
         """The space of the base model, whitened with the pool."""
         model, images = bench.model(), bench.pool(pool)
         space = Space.of(model, settings.space, head=MODEL.head, seed=bench.seed)
-        logits, gradients = pool_gradients(space, model, images.split(100))
+        logits, gradients = pool_gradients(space, model, torch.split(images, 100))
         whitening = whiten(
             logits, gradients, directions=settings.directions, damp=settings.damp, percentile=settings.percentile
         )
@@ -235,23 +235,19 @@ def private_rounds(
     counts = np.zeros((3, 2))  # light, dark, unknown
     counts[:2] = (by_cell + noise.counts * noise.times**0.5 * rng.standard_normal(4)).reshape(2, 2)
     sd = noise.rounds * noise.times**0.5 * joint_bound(clip)
-    descent = Descent.start(
-        start.whitening.directions, rounds=settings.rounds, lr=settings.lr
-    )
+    descent = Descent.start(start.whitening.directions, rounds=settings.rounds, lr=settings.lr)
     guard, scores = CollapseGuard(), None
     for point in range(settings.rounds):
         model = _moved(bench, start, descent.u)
         logits, gradients = _whitened_gradients(start, model, inputs)
         task, bias = round_weights(counts, None if scores is None else scores.sums)
-        vectors = contributions(
-            logits, gradients, patient, label, cell, task, bias, beta=settings.beta, clip=clip
-        )
+        vectors = contributions(logits, gradients, patient, label, cell, task, bias, beta=settings.beta, clip=clip)
         total = vectors.sum(axis=0) + sd * rng.standard_normal(vectors.shape[1])
         gradient, released = split_total(total, basis.shape[1], clip, counts, sd)
-        guard = guard.watched(point, released)
+        scores = released.blended(scores, settings.memory)
+        guard = guard.watched(point, scores)
         if guard.collapsed:
             break
-        scores = released.blended(scores, settings.memory)
         descent = descent.stepped(gradient, counts.sum())
     return _moved(bench, start, guard.outcome(descent)), guard
 
@@ -266,7 +262,7 @@ def _moved(bench: Bench, start: Start, u: Vector) -> nn.Module:
 
 def _whitened_gradients(start: Start, model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     basis, logits, gradients = torch.from_numpy(start.whitening.basis), [], []
-    for x in inputs.split(100):
+    for x in torch.split(inputs, 100):
         z, dz = start.space.logit_gradients(model, x)
         logits.append(z)
         gradients.append(dz.double() @ basis)
@@ -320,7 +316,12 @@ def summary(found: list[dict[str, object]]) -> list[dict[str, object]]:
     return table
 
 
-_STATISTICS = {"mean": np.mean, "sd": np.std, "least": np.min, "largest": np.max}
+_STATISTICS: dict[str, Callable[[Vector], np.floating]] = {
+    "mean": np.mean,
+    "sd": np.std,
+    "least": np.min,
+    "largest": np.max,
+}
 
 
 def main(
@@ -328,7 +329,7 @@ def main(
     space: Annotated[str, typer.Option(help="head or whole.")] = "whole",
     pool: Annotated[str, typer.Option(help="U2, diverse, or U1, the vendor's own.")] = "U2",
     draws: Annotated[int, typer.Option(help="Noise draws an arm.")] = 1,
-    cache: Annotated[Path, typer.Option(help="Folder of base models.")] = Path(tempfile.gettempdir()) / "private-rounds",
+    cache: Annotated[Path, typer.Option(help="Folder of base models.")] = CACHE,
 ) -> None:
     """Run the arms and write results/private-rounds-<space>-<pool>.json."""
     if space not in SETTINGS or pool not in ("U1", "U2"):

@@ -191,7 +191,7 @@ def test_a_store_smaller_than_the_inputs_of_one_request_still_answers(tmp_path: 
     study = study_of()
     agent = make_agent("a", Counted(), tmp_path, [study], bundles=BundleStore(size_bytes=1))
     assert code_of(agent.answer(request(study, cells(study)))) == "ok"
-    moved = classifier_of(study, FILE).moved(classifier_of(study, FILE).layout(), np.full(153, 0.1))
+    moved = classifier_of(study, FILE).moved(classifier_of(study, FILE).layout(), np.full(149, 0.1))
     query = catalogue.cell_statistics(study).with_inputs(**moved.inputs())
     assert code_of(agent.answer(request(study, query, number=1))) == "ok"
 

@@ -154,7 +154,7 @@ def test_scores_are_one_a_patient() -> None:
     for g in range(3):
         for y in range(2):
             mine = [i for i in range(24) if (people.sex[i], people.label[i]) == (g, y)]
-            expected = sum(float(torch.sigmoid(model(people.rows[i].to(DTYPE))).mean()) for i in mine)
+            expected = sum(torch.sigmoid(model(people.rows[i].to(DTYPE))).mean().item() for i in mine)
             assert scores[g, y] == pytest.approx(expected, abs=1e-6)
 
 

@@ -135,7 +135,7 @@ def test_what_each_balance_balances() -> None:
     smaller = (task_weights(COUNTS, "smaller_group") * COUNTS)[:2]
     np.testing.assert_allclose(smaller[0], smaller[1])  # both groups have the smaller one's make-up
     np.testing.assert_allclose(smaller.sum(axis=0)[0], smaller.sum(axis=0)[1])  # and labels then weigh alike
-    # In the smaller group (0) a patient keeps the class weight alone: ratio of the weights is the inverse ratio of labels.
+    # In the smaller group (0) a patient keeps the class weight alone, the inverse of its label's share.
     weights = task_weights(COUNTS, "smaller_group")
     assert weights[0, 1] / weights[0, 0] == pytest.approx(3)
     assert weights[1, 0] / weights[0, 0] == pytest.approx(30 / 50)

@@ -438,3 +438,44 @@ def test_dropouts_leave_the_mean_change_in_proportion(tmp_path: Path) -> None:
     layout = results[0].layout()
     assert close(layout.flatten(results[1].state), layout.flatten(results[0].state), 1e-10)
     assert not close(layout.flatten(results[1].state), layout.flatten(results[0].base), 1e-5)
+
+
+@pytest.mark.parametrize("step", ["fedavg", "full_gradient"])
+def test_a_group_that_drops_out_gives_no_false_signal(tmp_path: Path, step: str) -> None:
+    # All patients of one group are at site b, which is silent from the second round on. A missing group is no group
+    # whose scores are 0: the bias loss is dropped for that round, and no score is pushed down.
+    people, file = full_cells(dtype=torch.float64)
+    method = {
+        "name": "swift", "step": step, "mask": "ones", "head_reset": "none", "beta": 0.0, "lr": 0.2, "batch": N,
+        "momentum": 0.0, "rounds": {"extractor": 3, "head": 0},
+    }  # fmt: skip
+    study = make_study(method, file=file, sites={"minimum": 1, "quorum": 0.5, "deadline_s": 60})
+    study = declare(study, {"a": N // 2, "b": N // 2})
+    groups = {site: [i for i in range(N) if people.sex[i] == g] for g, site in enumerate("ab")}
+    agents = {s: make_agent(s, Memory.everywhere(people.split(part)), tmp_path, [study]) for s, part in groups.items()}
+
+    class Leaving(Post):
+        def ask(self, requests: Any, deadline_s: float) -> Any:
+            if any(unpack(request)[0]["release"] >= 2 for request in requests.values()):
+                self.agents["b"] = None
+            return super().ask(requests, deadline_s)
+
+    swift, model = resolve(study), classifier_of(study, file)
+    transcript = Transcript(tmp_path, study.hash, "run")
+    outcome = Engine(study, Leaving(dict(agents))).drive(swift.run(study, model), swift.plan(study, model), transcript)
+    assert [row.cohort for row in transcript.rows] == [("a", "b"), ("a", "b"), ("a",), ("a",)]
+    # The second round still has the first round's gap; from then on there is nothing to compare.
+    assert outcome.notes["bias_loss_by_round"][2:] == [0.0, 0.0]
+    last = transcript.replay(3, _last_query(study, swift, model, transcript))
+    assert last is not None
+    moved = last.value("change" if step == "fedavg" else "gradient")
+    assert (moved == 0).all()
+
+
+def _last_query(study: Study, swift: Any, model: Classifier, transcript: Transcript) -> Any:
+    """The query of the last release, derived again."""
+    steps = swift.run(study, model)
+    query = next(steps)
+    for number in range(len(transcript.rows) - 1):
+        query = steps.send(transcript.replay(number, query))
+    return query

@@ -36,7 +36,7 @@ TABLE = {
         {"name": "sex", "levels": ["female", "male"], "primary": True},
         {"name": "age", "kind": "cut", "cuts": [40, 60]},
     ],
-    "method": {"name": "swift", "rounds": {"extractor": 2, "head": 1}, "batch": 16, "controls": ["no_mask"]},
+    "method": {"name": "swift", "rounds": {"extractor": 2, "head": 1}, "batch": 16},
     "evaluation": {"bins": 64, "threshold": {"rule": "fixed:0.5"}},
     "simulation": {"hospitals": {"kind": "folders", "path": "hospitals"}, "workers": 1},
 }
@@ -59,6 +59,7 @@ class Desk:
     """
 
     def __init__(self, folder: Path, study: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.value = yaml.safe_load(yaml.safe_dump(study))
         self.value["simulation"]["hospitals"]["path"] = str(folder / "hospitals")
