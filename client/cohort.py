@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,11 +130,11 @@ class Cohort:
         if name not in self._warm:
             chosen = [patient for patient, split in enumerate(self._split) if split == name]
             rows = [row for patient in chosen for row in self._rows[patient]]
-            sizes = torch.tensor([len(self._rows[patient]) for patient in chosen], dtype=torch.int64)
+            sizes = np.array([len(self._rows[patient]) for patient in chosen], dtype=np.int64)
             index = torch.tensor(chosen, dtype=torch.int64)
             self._warm[name] = Split(
                 inputs=self._decode(rows),
-                patient=torch.repeat_interleave(torch.arange(len(chosen)), sizes),
+                patient=torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes)),
                 label=self._label[index],
                 groups={attribute: group[index] for attribute, group in self._groups.items()},
             )

@@ -42,6 +42,7 @@ class CohortStore:
         self._open = open_cohort
         self._most_bytes = most_bytes
         self._kept: OrderedDict[str, Patients] = OrderedDict()
+        self._bytes: dict[str, int] = {}  # of each one kept, as it was when it was last asked for
         self._lock = threading.Lock()
 
     def __call__(self, study: Study, site: Site) -> Patients:
@@ -53,20 +54,15 @@ class CohortStore:
         reading = study.model_dump(mode="json", include={"inputs", "label", "attributes"})
         key = digest_json([site.model_dump(mode="json"), reading])
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                self._let_go()
-                return self._kept[key]
-        # Opened outside the lock: two sites may be read at the same time.
-        cohort = self._open(study, site)
+            cohort = self._kept.get(key)
+        if cohort is None:
+            # Opened outside the lock: two sites may be read at the same time.
+            cohort = self._open(study, site)
         with self._lock:
-            self._kept[key] = cohort
-            self._let_go()
+            cohort = self._kept.setdefault(key, cohort)
+            self._kept.move_to_end(key)
+            self._bytes[key] = cohort.bytes_held
+            while len(self._kept) > 1 and sum(self._bytes.values()) > self._most_bytes:
+                oldest, _ = self._kept.popitem(last=False)
+                del self._bytes[oldest]
         return cohort
-
-    def _let_go(self) -> None:
-        """Forget the cohorts that were used longest ago, but never the last; they grow as they decode."""
-        held = sum(cohort.bytes_held for cohort in self._kept.values())
-        while held > self._most_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            held -= oldest.bytes_held

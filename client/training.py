@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equipoise.client.cohort import Split
+from equipoise.client.frozen import head_inputs
 from equipoise.client.moving_bias import MovingBias
 from equipoise.client.workbench import cells_of, row_logits, rows_of
 from equipoise.common.layout import Layout
@@ -59,18 +60,25 @@ def train_locally(
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     rows_by_patient = _rows_by_patient(split)
     scores = torch.zeros(len(task), dtype=torch.float64)
-    following = parameters["beta"] < 1 and parameters["losses"] == "global"
-    moving = _moving_bias(study, model, split, parameters, weights) if following else None
+    head_alone = all(name.startswith(study.model.head) for name in names)
+    frozen = head_inputs(study, model, split) if head_alone and not parameters["flips"] else None
+    moving = None
+    if parameters["beta"] < 1 and parameters["losses"] == "global":
+        logits = row_logits(study, model, split) if frozen is None else frozen.logits
+        moving = _moving_bias(study, logits, split, parameters, weights)
 
     for epoch in range(parameters["epochs"]):
         order = torch.randperm(split.patients, generator=generator)
         for patients in torch.split(order, parameters["batch"]):
             rows = patients if rows_by_patient is None else torch.cat([rows_by_patient[i] for i in patients])
             owner = split.patient[rows]
-            x = rows_of(study, model, split, rows)
-            if parameters["flips"] and isinstance(study.inputs, ImageInputs):
-                x = flipped(x, generator)
-            logits = model(x)
+            if frozen is not None:
+                logits = frozen(rows)
+            else:
+                x = rows_of(study, model, split, rows)
+                if parameters["flips"] and isinstance(study.inputs, ImageInputs):
+                    x = flipped(x, generator)
+                logits = model(x)
             met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
             if moving is not None:
                 bias = moving.observe(patients, _by_patient(met, owner, patients))
@@ -90,12 +98,12 @@ def train_locally(
 
 def _moving_bias(
     study: Study,
-    model: nn.Module,
+    logits: Tensor,
     split: Split,
     parameters: Mapping[str, Any],
     weights: Mapping[str, NDArray[np.float64]],
 ) -> MovingBias:
-    start = torch.sigmoid(row_logits(study, model, split)).to(torch.float64)
+    start = torch.sigmoid(logits).to(torch.float64)
     return MovingBias(
         weights["patients"],
         weights["scores"],

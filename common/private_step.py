@@ -111,7 +111,7 @@ def contributions(
             f"{len(label)} labels, {len(cell)} cells: rows and patients must agree"
         )
     patients, k = len(label), gradients.shape[1]
-    z, dz = logits.double(), gradients.double()
+    z, dz = logits.double().cpu(), gradients.double().cpu()
     p, row_cell = torch.sigmoid(z), cell[patient]
     factor = beta * torch.from_numpy(task).reshape(-1)[row_cell] * (p - label[patient].double())
     if beta < 1:
@@ -153,18 +153,19 @@ class Scores:
 
     @property
     def separation(self) -> float:
-        """Mean score of the positives minus that of the negatives."""
-        means = self.offsets.sum(axis=0) / self._of_label
+        """Mean score of the positives minus that of the negatives, of the patients whose group is known."""
+        means = self.offsets[:-1].sum(axis=0) / self._of_label
         return float(means[1] - means[0])
 
     @property
     def separation_sd(self) -> float:
         """Standard deviation of the noise on `separation`; that of the counts is left out, being small beside it."""
-        return float(self.noise_sd * np.sqrt((len(self.counts) / self._of_label**2).sum()))
+        return float(self.noise_sd * np.sqrt(((len(self.counts) - 1) / self._of_label**2).sum()))
 
     @property
     def _of_label(self) -> Vector:
-        return np.maximum(np.maximum(self.counts, 0.0).sum(axis=0), 1.0)
+        patients: Vector = np.maximum(np.maximum(self.counts[:-1], 0.0).sum(axis=0), 1.0)
+        return patients
 
     def blended(self, before: Scores | None, weight: float) -> Scores:
         """weight * this + (1 - weight) * `before`: scores move slowly and noise is new each round."""
@@ -257,6 +258,7 @@ class CollapseGuard:
         start: separation at the vendor's model and its noise; None before the first round.
         good: index of the last point that was large enough.
         collapsed: the rounds are over.
+        blind: at the last point even a separation of 0 would not have stood out from the noise: nothing was guarded.
     """
 
     share: float = 0.5
@@ -264,6 +266,7 @@ class CollapseGuard:
     start: tuple[float, float] | None = None
     good: int = 0
     collapsed: bool = False
+    blind: bool = False
 
     def watched(self, point: int, scores: Scores) -> CollapseGuard:
         """After the release at `point` (0 for the vendor's model).
@@ -272,21 +275,16 @@ class CollapseGuard:
             point: index into `Descent.points` of the round's model.
             scores: of this round, best blended with the rounds before: one round's noise alone would stop good runs.
         """
-        if self.start is None:
-            return replace(self, start=(scores.separation, scores.separation_sd), good=point)
-        wanted = self.share * self.start[0]
-        if scores.separation >= wanted:
-            return replace(self, good=point)
-        noise = float(np.hypot(scores.separation_sd, self.share * self.start[1]))
-        return replace(self, collapsed=scores.separation + self.deviations * noise < wanted)
-
-    @property
-    def blind(self) -> bool:
-        """Even a separation of 0 would not stand out from the noise at the start: the guard guards nothing."""
-        if self.start is None:
-            return False
-        separation, sd = self.start
-        return self.deviations * float(np.hypot(sd, self.share * sd)) >= self.share * separation
+        start = self.start or (scores.separation, scores.separation_sd)
+        wanted = self.share * start[0]
+        noise = self.deviations * float(np.hypot(scores.separation_sd, self.share * start[1]))
+        return replace(
+            self,
+            start=start,
+            good=point if self.start is None or scores.separation >= wanted else self.good,
+            collapsed=self.start is not None and scores.separation + noise < wanted,
+            blind=noise >= wanted,
+        )
 
     def outcome(self, descent: Descent) -> Vector:
         """Where the rounds end: the descent's result, or after a collapse the last good point."""

@@ -19,7 +19,7 @@ all rows of a batch, and no array of the size (rows, weights) exists.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -215,17 +215,8 @@ class Space:
             ModelError: the two differ.
         """
         _, rows = self.logit_gradients(model, x)
-        with torch.enable_grad():
-            parameters = [model.get_parameter(part.name) for part in self.parts]
-            before = [parameter.requires_grad for parameter in parameters]
-            try:
-                for parameter in parameters:
-                    parameter.requires_grad_()
-                whole = torch.autograd.grad(model(x).sum(), parameters, allow_unused=True, materialize_grads=True)
-            finally:
-                for parameter, needed in zip(parameters, before, strict=True):
-                    parameter.requires_grad_(needed)
-        direct = {part.name: _float64(gradient) for part, gradient in zip(self.parts, whole, strict=True)}
+        whole = summed_gradients(model, [part.name for part in self.parts], x)
+        direct = {name: _float64(gradient) for name, gradient in whole.items()}
         found, expected = _float64(rows).sum(axis=0), self.pull_back(direct)
         tolerance = 1e3 * torch.finfo(rows.dtype).eps
         for name, block in self.blocks.items():
@@ -235,6 +226,22 @@ class Space:
                     f"model parameter {name!r}: the gradients of single rows do not add up to autograd's; the model "
                     "uses it outside its layer or changes values in place; use the space `head`"
                 )
+
+
+def summed_gradients(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """Autograd's gradients of the summed logits of `x` by the named parameters, frozen ones included."""
+    parameters = [model.get_parameter(name) for name in names]
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            total = model(x).sum()
+        whole = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    finally:
+        for parameter, needed in zip(parameters, before, strict=True):
+            parameter.requires_grad_(needed)
+    return dict(zip(names, whole, strict=True))
 
 
 def _is_mixed(prefix: str, layer: nn.Module, in_head: bool) -> bool | None:

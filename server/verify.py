@@ -35,8 +35,22 @@ class Checked:
 
 
 def write_seal(run: RunFolder) -> None:
-    """Write the digests of the run's files."""
+    """Write the digests of the run's files, when it has ended."""
     digests = {str(file.relative_to(run.path)): sha256(file.read_bytes()) for file in _files(run.path)}
+    _write_digests(run, digests)
+
+
+def renew_seal(run: RunFolder, written: Sequence[str]) -> None:
+    """Replace the digests of files that were written again; those of all others stay, changed or not.
+
+    Raises:
+        TranscriptError: there is no seal, so the run did not end.
+    """
+    fresh = {name: sha256((run.path / name).read_bytes()) for name in written}
+    _write_digests(run, {**_sealed(run), **fresh})
+
+
+def _write_digests(run: RunFolder, digests: Mapping[str, str]) -> None:
     write_whole(run.path / SEAL, json.dumps(digests, indent=1, sort_keys=True).encode())
 
 
@@ -75,12 +89,19 @@ def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]
     return checked
 
 
-def _check_seal(run: RunFolder) -> Checked:
+def _sealed(run: RunFolder) -> dict[str, str]:
     file = run.path / SEAL
     try:
         sealed = json.loads(file.read_text())
     except (OSError, ValueError):
-        raise TranscriptError(f"{file}: missing or changed; the run did not end (resume it) or was altered") from None
+        sealed = None
+    if not isinstance(sealed, dict):
+        raise TranscriptError(f"{file}: missing or changed; the run did not end (resume it) or was altered")
+    return sealed
+
+
+def _check_seal(run: RunFolder) -> Checked:
+    sealed = _sealed(run)
     present = {str(found.relative_to(run.path)): found for found in _files(run.path)}
     for name in sorted(set(sealed) | set(present)):
         if name not in present:

@@ -5,9 +5,9 @@ better than epsilon and delta allow. They can prove a claim wrong; passing prove
 Pearson's, so that a right claim is called wrong with at most the stated probability.
 
 References:
-    [1] Jagielski, Ullman, Oprea: Auditing differentially private machine learning. NeurIPS 2020.
-    [2] Wilson et al.: Differentially private SQL with bounded user contribution. PoPETs 2020 (the
-        stochastic tester).
+    Jagielski, Ullman, Oprea: Auditing differentially private machine learning. NeurIPS 2020.
+    Nasr et al.: Tight auditing of differentially private machine learning. USENIX Security 2023.
+    Wilson et al.: Differentially private SQL with bounded user contribution. PoPETs 2020 (the stochastic tester).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+from dp_accounting import get_epsilon_gaussian
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from scipy.stats import beta
 
 Data = TypeVar("Data")
@@ -34,6 +36,7 @@ def epsilon_lower_bound(
     trials: int,
     delta: float,
     confidence: float = 0.95,
+    curve: Literal["any", "gaussian"] = "any",
 ) -> float:
     """An epsilon that the release certainly exceeds: any claim below it is wrong, at `confidence`.
 
@@ -42,39 +45,55 @@ def epsilon_lower_bound(
         data: a data set.
         neighbour: the same with one patient, best the worst possible one, added.
         score: a number that should be larger on `neighbour`, for instance the sum along her direction.
-        trials: releases of each data set; the first half chooses the test, the second half judges.
+        trials: releases of each data set; the first quarter chooses the test, the rest judges.
         delta: of the claim.
         confidence: of the bound.
+        curve: `any` judges the one claim (epsilon, delta). `gaussian` judges the claim that the release is mu-Gaussian
+            private, with the mu that belongs to epsilon at delta (Nasr et al. 2023): the claim that Gaussian noise
+            without sampling makes, and one that far fewer trials can refute.
 
     Returns:
         The lower bound, at least 0.
     """
     without = np.array([score(release(data)) for _ in range(trials)])
     within = np.array([score(release(neighbour)) for _ in range(trials)])
-    half = trials // 2
+    first = trials // 4
+    bound = _gaussian_bound if curve == "gaussian" else _any_bound
     # Each candidate (threshold, side) is judged by the very bound that will be reported.
-    candidates = np.unique(np.quantile(np.concatenate([without[:half], within[:half]]), np.linspace(0.005, 0.995, 199)))
-    bounds = [_both_sides(without[:half], within[:half], cut, delta, confidence) for cut in candidates]
+    candidates = np.unique(
+        np.quantile(np.concatenate([without[:first], within[:first]]), np.linspace(0.005, 0.995, 199))
+    )
+    bounds = [_both_sides(without[:first], within[:first], cut, delta, confidence, bound) for cut in candidates]
     best = int(np.argmax([max(pair) for pair in bounds]))
     side = int(np.argmax(bounds[best]))
-    return max(0.0, _both_sides(without[half:], within[half:], float(candidates[best]), delta, confidence)[side])
+    cut = float(candidates[best])
+    return max(0.0, _both_sides(without[first:], within[first:], cut, delta, confidence, bound)[side])
 
 
 def _both_sides(
-    without: NDArray[np.float64], within: NDArray[np.float64], cut: float, delta: float, confidence: float
+    without: NDArray[np.float64],
+    within: NDArray[np.float64],
+    cut: float,
+    delta: float,
+    confidence: float,
+    bound: Callable[[float, float, float], float],
 ) -> tuple[float, float]:
     """Bounds from the event score > cut, likelier with her, and from score <= cut, likelier without."""
-    above, also = int((within > cut).sum()), int((without > cut).sum())
-    return (
-        _log_ratio(above, within.size, also, without.size, delta, confidence),
-        _log_ratio(without.size - also, without.size, within.size - above, within.size, delta, confidence),
-    )
-
-
-def _log_ratio(likely: int, trials: int, unlikely: int, others: int, delta: float, confidence: float) -> float:
     tail = (1 - confidence) / 2
-    gain = clopper_pearson(likely, trials, tail)[0] - delta
-    return math.log(gain / clopper_pearson(unlikely, others, tail)[1]) if gain > 0 else -math.inf
+    with_low = clopper_pearson(int((within > cut).sum()), within.size, tail)[0]
+    without_high = clopper_pearson(int((without > cut).sum()), without.size, tail)[1]
+    return bound(with_low, without_high, delta), bound(1 - without_high, 1 - with_low, delta)
+
+
+def _any_bound(likely: float, unlikely: float, delta: float) -> float:
+    """The least epsilon at which an event of probability `unlikely` may become one of `likely`."""
+    return math.log((likely - delta) / unlikely) if likely > delta else -math.inf
+
+
+def _gaussian_bound(likely: float, unlikely: float, delta: float) -> float:
+    """The same for Gaussian differential privacy, whose mu is what separates the two normal quantiles."""
+    mu = float(ndtri(likely) - ndtri(unlikely))
+    return float(get_epsilon_gaussian(1 / mu, delta)) if mu > 0 else -math.inf
 
 
 def clopper_pearson(successes: int, trials: int, tail: float) -> tuple[float, float]:

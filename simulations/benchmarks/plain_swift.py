@@ -162,32 +162,53 @@ def soft_mask(model: Network, hospitals: list[Hospital], task: Tensor, bias: Ten
     return {name: torch.full_like(parameters[name], float(v)) for name, v in zip(parameters, values, strict=True)}
 
 
+def patient_scores(model: Network, hospital: Hospital) -> Tensor:
+    """Score of each patient, (n,) float64."""
+    with torch.no_grad():
+        parts = torch.split(torch.arange(len(hospital.label)), SCORED)
+        return torch.cat([torch.sigmoid(model(hospital.batch(rows))) for rows in parts]).double()
+
+
+def by_cell(values: Tensor, cell: Tensor) -> Cells:
+    """Sums of values (n,) by cell, (3, 2)."""
+    return torch.zeros(CELLS, dtype=torch.float64).index_add_(0, cell, values).numpy().reshape(-1, 2)
+
+
 def train(
     model: Network,
     hospital: Hospital,
     mask: dict[str, Tensor],
-    weights: tuple[Tensor, Tensor],
+    task: Tensor,
+    counts: Cells,
+    sums: Cells,
     generator: torch.Generator,
 ) -> Cells:
-    """One local epoch of masked SGD on the tensors of `mask`; the sums of scores by cell met on the way."""
-    task, bias = weights
+    """One local epoch of masked SGD on the tensors of `mask`; the hospital's sums of scores by cell after it.
+
+    The signs of the bias loss follow the global gaps at the start (`counts`, `sums`) and how the hospital's own steps
+    move its patients' scores, kept to one half from batch to batch.
+    """
+    start, own = patient_scores(model, hospital), by_cell(torch.ones(len(hospital.label)).double(), hospital.cell)
+    drift = np.zeros_like(counts)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in mask)
     named = dict(model.named_parameters())
     trained = [named[name] for name in mask]
     optimiser = torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM)
-    scores = torch.zeros(CELLS, dtype=torch.float64)
     for rows in torch.split(torch.randperm(len(hospital.label), generator=generator), BATCH):
         label, cell = hospital.label[rows], hospital.cell[rows]
         logits = model(hospital.batch(rows))
+        moved = by_cell(torch.sigmoid(logits.detach()).double() - start[rows], cell)
+        met = by_cell(torch.ones(len(rows)).double(), cell)
+        drift[met > 0] = 0.5 * drift[met > 0] + 0.5 * (moved[met > 0] / met[met > 0])
+        bias = torch.from_numpy(bias_weights(counts, sums + counts * drift)).float().flatten()
         optimiser.zero_grad()
         losses(logits, label, cell, task, bias, BETA).mean().backward()  # type: ignore[no-untyped-call]
         for parameter, factor in zip(trained, mask.values(), strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         optimiser.step()
-        scores.index_add_(0, cell, torch.sigmoid(logits.detach()).double())
-    return scores.numpy().reshape(-1, 2)
+    return np.clip(by_cell(start, hospital.cell) + own * drift, 0.0, own)
 
 
 def swift(model: Network, hospitals: list[Hospital], seed: int, rounds: tuple[int, int]) -> None:
@@ -195,11 +216,7 @@ def swift(model: Network, hospitals: list[Hospital], seed: int, rounds: tuple[in
     cell = torch.cat([hospital.cell for hospital in hospitals])
     counts = torch.bincount(cell, minlength=CELLS).double().numpy().reshape(-1, 2)
     patients = len(cell)
-    with torch.no_grad():
-        parts = [(h, rows) for h in hospitals for rows in torch.split(torch.arange(len(h.label)), SCORED)]
-        p = [model(h.batch(rows)).sigmoid() for h, rows in parts]
-    scores = torch.zeros(CELLS, dtype=torch.float64).index_add_(0, cell, torch.cat(p).double()).numpy().reshape(-1, 2)
-
+    scores = by_cell(torch.cat([patient_scores(model, hospital) for hospital in hospitals]), cell)
     task = torch.from_numpy(task_weights(counts)).float().flatten()
     bias = torch.from_numpy(bias_weights(counts, scores)).float().flatten()
     mask = soft_mask(model, hospitals, task, bias)
@@ -214,16 +231,15 @@ def swift(model: Network, hospitals: list[Hospital], seed: int, rounds: tuple[in
             sums = np.zeros_like(counts)
             for hospital in hospitals:
                 model.load_state_dict(start)
-                sums += train(
-                    model, hospital, acting, (task, bias), stream(seed, hospital.name, release, "local training")
-                )
+                generator = stream(seed, hospital.name, release, "local training")
+                sums += train(model, hospital, acting, task, counts, scores, generator)
                 for name, parameter in model.named_parameters():
                     if name in acting:
                         change = parameter.detach().double() - start[name].double()
                         moved[name] += change * (len(hospital.label) / patients)
             start.update({name: (start[name].double() + change).float() for name, change in moved.items()})
             model.load_state_dict(start)
-            bias = torch.from_numpy(bias_weights(counts, sums)).float().flatten()
+            scores = sums
             release += 1
 
 

@@ -89,8 +89,8 @@ class Settings:
 
 
 SETTINGS = {
-    "head": Settings("head", beta=1.0, damp=0.01, directions=None, rounds=10, lr=1.0),
-    "whole": Settings("whole", beta=0.8, damp=0.1, directions=32, rounds=10, lr=0.2),
+    "head": Settings("head", beta=1.0, damp=0.01, directions=24, rounds=10, lr=1.5),
+    "whole": Settings("whole", beta=0.9, damp=0.1, directions=32, rounds=10, lr=0.4),
 }
 ARMS: tuple[tuple[Mode, float | None], ...] = (("none", None), ("once", 3), ("local", 3), ("once", 1), ("local", 1))
 

@@ -482,7 +482,7 @@ def test_a_training_that_breaks_off_leaves_the_network_usable(tmp_path: Path, mo
     model = classifier_of(study, FILE)
     weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
     parameters = {
-        "beta": 0.5, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "epochs": 1, "batch": 8, "flips": False,
+        "beta": 1.0, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "epochs": 1, "batch": 8, "flips": False,
         "round": 0, "losses": "global",
     }  # fmt: skip
     training = catalogue.local_training(study, model.layout("head"), "head", parameters)
@@ -511,7 +511,7 @@ def test_a_parameter_without_dimensions_crosses_the_wire(tmp_path: Path) -> None
     weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
     mask = {name: np.full(shape, 0.5, dtype=np.float32) for name, shape in model.layout("extractor").shapes.items()}
     parameters = {
-        "beta": 0.5, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "epochs": 1, "batch": 8, "flips": False,
+        "beta": 1.0, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "epochs": 1, "batch": 8, "flips": False,
         "round": 0, "losses": "global",
     }  # fmt: skip
     training = catalogue.local_training(study, model.layout("extractor"), "extractor", parameters)

@@ -68,9 +68,7 @@ def test_noise_leaves_the_global_generators_alone() -> None:
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: type(mechanism).__name__)
-def test_every_release_asks_the_system_for_one_fresh_key(
-    mechanism: Mechanism, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_release_asks_the_system_for_one_fresh_key(mechanism: Mechanism, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def urandom(size: int) -> bytes:

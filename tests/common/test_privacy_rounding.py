@@ -1,4 +1,4 @@
-"""The sensitivity contract: whatever one patient holds, she moves the sum on the lattice by at most the stated bound."""
+"""The sensitivity contract: whatever she holds, a patient moves the sum on the lattice by at most its bound."""
 
 from __future__ import annotations
 
@@ -39,14 +39,13 @@ def test_one_patient_moves_the_sum_by_at_most_the_bound(rows: Rows, clip: float,
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_the_bound_is_nearly_reached(norm: Norm) -> None:
-    """The bound without its rounding term is broken by a patient on the edge: the term is needed."""
-    clip, dimensions = 1.0, 64
-    step = 2.0**-3
-    row = np.full((1, dimensions), clip / dimensions if norm == "l1" else clip / math.sqrt(dimensions))
-    row = np.where(row > step / 2, row, step / 2 * (1 + 1e-9))
-    points = clip_and_round(row, clip * 8, step, norm)
-    assert length(points[0], norm) * step > math.fsum(abs(row[0])) if norm == "l1" else np.linalg.norm(row[0])
+def test_the_rounding_term_is_needed(norm: Norm) -> None:
+    """Entries just above half a step all round up: the row grows to nearly twice its clip bound."""
+    dimensions, step = 64, 2.0**-3
+    row = np.full((1, dimensions), step / 2 * (1 + 1e-6))
+    clip = float(row.sum() if norm == "l1" else np.linalg.norm(row)) * (1 + 1e-9)
+    moved = length(clip_and_round(row, clip, step, norm)[0], norm) * step
+    assert 1.99 * clip < moved <= lattice_sensitivity(clip, step, dimensions, norm)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])

@@ -1,12 +1,9 @@
-"""The command line as a user has it: what it prints on stdout and stderr, and its exit code."""
+"""What the tests of the command line have: the command itself, and a study that they may damage."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,31 +11,7 @@ import pytest
 from equipoise import cli
 from equipoise.simulations import doors
 from tests.e2e.studies import IMAGES, TABLE, Desk
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a command left on the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line of a failed command; whatever else it printed fails the test."""
-        assert self.code != 0, self.err
-        assert self.out == ""
-        assert "Traceback" not in self.err
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("error: ")
-        return lines[0]
-
-
-Run = Callable[..., Ended]
+from tests.e2e.terminal import Ended, Run
 
 
 @pytest.fixture
@@ -61,18 +34,6 @@ def equipoise(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         return Ended(code, *capfd.readouterr())
 
     return run
-
-
-def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """The same command as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from equipoise.cli import main; main()", *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,  # type: ignore[call-overload]
-    )
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +19,8 @@ import torch
 from equipoise.common import files
 from equipoise.common.errors import StorageError
 from equipoise.common.files import append_line, write_whole
-from tests.e2e.conftest import ROOT, Run, start
 from tests.e2e.studies import SITES, TABLE, Desk, files_of, left_over
+from tests.e2e.terminal import ROOT, Ended, Run, interrupt_after, start
 
 Damage = Callable[[Desk], object]
 STUDY, DATA, MODEL, QUORUM, TRANSCRIPT, STORAGE = 2, 3, 4, 6, 7, 8
@@ -83,9 +81,9 @@ IN_THE_STUDY: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "unknown key": (put("evaluation.treshold", 1), STUDY, ("'evaluation.treshold'", "did you mean 'threshold'?")),
     "unknown key on top": (put("sede", 1), STUDY, ("study.yaml", "unknown key 'sede'", "did you mean 'seed'?")),
     "unknown key, nothing like it": (
-        put("sites.colour", 1),
+        put("evaluation.colour", 1),
         STUDY,
-        ("'sites.colour'", "known keys: ", "declared_patients"),
+        ("'evaluation.colour'", "known keys: ", "rate_match"),
     ),
     "unknown key in a list": (put("inputs.features.1.rnge", 1), STUDY, ("'inputs.features.1.rnge'", "'range'")),
     "unknown key of a kind": (put("simulation.hospitals.pth", 1), STUDY, ("'simulation.hospitals.pth'", "'path'")),
@@ -540,17 +538,9 @@ def test_a_run_below_a_file_is_named(desk: Desk, equipoise: Run) -> None:
 def test_ctrl_c_stops_with_a_word_and_the_run_goes_on(desk: Desk, equipoise: Run) -> None:
     desk.write_study(method={**TABLE["method"], "rounds": {"extractor": 30, "head": 1}, "batch": 2})
     run = desk.folder / "stopped" / "run"
-    process = start("simulate", desk.study, "--out", run)
-    chain, patience = run / "transcript" / "chain.jsonl", time.monotonic() + 60
-    while not (chain.exists() and chain.read_bytes().count(b"\n") > 3):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < patience
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert err == "stopped; go on with --resume\n"
+    chain = run / "transcript" / "chain.jsonl"
+    ended = interrupt_after(start("simulate", desk.study, "--out", run), chain, releases=4)
+    assert ended == Ended(130, "", "stopped; go on with --resume\n")
     assert not left_over(run)
     assert 3 < chain.read_bytes().count(b"\n") < 33
     assert not (run / "report.json").exists()

@@ -1,0 +1,89 @@
+"""The noise of a split: all of the budget, none above it, every phase its share."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from equipoise.common.privacy.accounting import epsilon_of
+from equipoise.common.privacy.calibration import calibrate
+from equipoise.common.privacy.plan import ReleasePlan
+
+DELTA = 1e-5
+TABLE = ReleasePlan.counts(cells=1, dimensions=4, noise=1.0)
+GAUSSIAN_TABLES = ReleasePlan.counts(cells=12, dimensions=96, noise=1.0, mechanism="discrete_gaussian")
+MASK = ReleasePlan.vector(clip=1.5, dimensions=400, noise=1.0)
+ROUNDS = ReleasePlan.vector(clip=1.0, dimensions=32, noise=1.0, releases=10)
+SHARED = ReleasePlan.vector(clip=1.0, dimensions=32, noise=1.0, releases=10, honest=4)
+SGD = ReleasePlan.dp_sgd(clip=1.0, dimensions=1000, noise=1.0, rate=0.1, steps=200)
+LONG_SGD = ReleasePlan.dp_sgd(clip=1.0, dimensions=1000, noise=1.0, rate=0.04, steps=2250)
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [(TABLE, 0.03), (MASK, 0.15), (ROUNDS, 0.82)],
+        [(TABLE, 0.1), (SGD, 0.9)],
+        [(GAUSSIAN_TABLES, 0.5), (TABLE, 0.5)],
+        [(TABLE, 1.0)],
+        [(SHARED, 1.0)],
+    ],
+    ids=["swift", "dp-sgd", "tables", "laplace", "shares"],
+)
+def test_a_split_spends_its_budget_and_no_more(epsilon: float, shares: list[tuple[ReleasePlan, float]]) -> None:
+    phases = {str(index): plan for index, (plan, _) in enumerate(shares)}
+    found = calibrate(phases, {str(index): share for index, (_, share) in enumerate(shares)}, epsilon, DELTA)
+    assert 0.9998 * epsilon <= found.cost.epsilon <= epsilon
+    assert found.cost.epsilon == epsilon_of([plan.event for plan in found.plans.values()], DELTA)
+    assert found.rdp_epsilon >= found.cost.epsilon
+    for index, (plan, share) in enumerate(shares):
+        assert found.plans[str(index)] == plan.scaled(found.scale, share)
+
+
+@pytest.mark.parametrize(("epsilon", "mu"), [(1, 0.268), (3, 0.719), (8, 1.666)])
+def test_gaussian_phases_reach_the_mu_of_the_closed_form(epsilon: float, mu: float) -> None:
+    found = calibrate({"mask": MASK, "rounds": ROUNDS}, {"mask": 0.2, "rounds": 0.8}, epsilon, DELTA)
+    assert 1 / found.scale == pytest.approx(mu, abs=6e-4)
+    mask, rounds = found.plans["mask"], found.plans["rounds"]
+    assert mask.noise == pytest.approx(found.scale * mask.sensitivity / math.sqrt(0.2))
+    assert rounds.noise == pytest.approx(found.scale * rounds.sensitivity / math.sqrt(0.8 / 10))
+
+
+def test_a_declared_slack_is_taken_off_delta() -> None:
+    plain = calibrate({"rounds": ROUNDS}, {"rounds": 1.0}, 1.0, DELTA)
+    less = calibrate({"rounds": ROUNDS}, {"rounds": 1.0}, 1.0, DELTA, slack=9e-6)
+    smaller = calibrate({"rounds": ROUNDS}, {"rounds": 1.0}, 1.0, 1e-6)
+    assert less.scale == pytest.approx(smaller.scale, rel=1e-6)
+    assert less.scale > 1.05 * plain.scale
+    assert less.cost.delta == pytest.approx(1e-6)
+
+
+def test_collusion_is_priced_beside_the_honest_view() -> None:
+    cost = calibrate({"rounds": SHARED}, {"rounds": 1.0}, 1.0, DELTA).cost
+    assert cost.epsilon == pytest.approx(1.0, rel=2e-4)
+    assert cost.epsilon_if_others_collude == pytest.approx(2.15, abs=0.02)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_a_long_study_is_calibrated_within_a_second(epsilon: float) -> None:
+    start = time.process_time()
+    calibrate({"table": TABLE, "sgd": LONG_SGD}, {"table": 0.05, "sgd": 0.95}, epsilon, DELTA)
+    assert time.process_time() - start < 1.0
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    one = {"rounds": 1.0}
+    with pytest.raises(ValueError, match="expected one for each"):
+        calibrate({"rounds": ROUNDS}, {"mask": 1.0}, 1.0, DELTA)
+    with pytest.raises(ValueError, match="sum to"):
+        calibrate({"rounds": ROUNDS, "mask": MASK}, {"rounds": 0.5, "mask": 0.4}, 1.0, DELTA)
+    for epsilon, delta, slack in ((0.0, DELTA, 0.0), (1.0, DELTA, DELTA), (1.0, DELTA, -1e-6), (math.inf, DELTA, 0.0)):
+        with pytest.raises(ValueError, match="epsilon"):
+            calibrate({"rounds": ROUNDS}, one, epsilon, delta, slack)
+    with pytest.raises(ValueError, match="lattice steps"):
+        calibrate({"table": TABLE}, {"table": 1.0}, 60.0, DELTA)  # noise below what the lattice of counts carries
+    with pytest.raises(ValueError, match="kind none"):
+        calibrate({"rounds": ReleasePlan.none()}, one, 1.0, DELTA)
