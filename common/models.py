@@ -20,8 +20,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -172,8 +173,8 @@ def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:
     """The module that `module:function` makes; the code is imported from what is installed, never received.
 
     Raises:
-        ModelError: the module or the function does not exist, the arguments do not fit, the result is no
-            `torch.nn.Module`, or it mixes patients (`refuse_mixing`).
+        ModelError: the module or the function does not exist or does not declare that it returns a
+            `torch.nn.Module` (it is then not called), the arguments do not fit, or the network mixes patients.
     """
     place, _, name = factory.partition(":")
     try:
@@ -186,15 +187,30 @@ def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:
     function = getattr(module, name, None)
     if not callable(function):
         raise ModelError(f"model.factory={factory}: {place} has no function {name!r}")
+    if not _returns_network(function):
+        # A study or a run folder may come from someone else: `os:system` must not even be called.
+        raise ModelError(
+            f"model.factory={factory}: is no model factory; expected a subclass of torch.nn.Module, or a function "
+            "annotated to return one"
+        )
     try:
         inspect.signature(function).bind(**arguments)
     except (TypeError, ValueError) as error:  # ValueError: a builtin that declares no signature
         raise ModelError(f"model.arguments={dict(arguments)} do not fit {factory}: {error}") from None
-    model = function(**arguments)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model.factory={factory}: returned {type(model).__name__}, expected a torch.nn.Module")
+    model: nn.Module = function(**arguments)
     refuse_mixing(model)
     return model
+
+
+def _returns_network(function: Callable[..., Any]) -> bool:
+    """Whether a callable declares that it makes a network."""
+    made: object = function
+    if not isinstance(function, type):
+        try:
+            made = get_type_hints(function).get("return")
+        except (TypeError, NameError):
+            return False
+    return isinstance(made, type) and issubclass(made, nn.Module)
 
 
 def refuse_mixing(model: nn.Module) -> None:

@@ -27,15 +27,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     torch.manual_seed(3)
     save_file(resnet_small().state_dict(), folder / "vendor.safetensors")
-    small = "{kind: synthetic, count: 3, patients: 40, validation: 0, test: 12}"
-    given = ["seed=5", "method.controls=[]", "method.rounds={extractor: 2, head: 2}", "simulation.workers=1"]
+    small = "{kind: synthetic, count: 3, patients: 150, validation: 0, test: 12}"
+    given = ["seed=5", "method.controls=[]", "method.rounds={extractor: 2, head: 1}", "simulation.workers=1"]
     demo = ROOT / "configs" / "demo.yaml"
     build_hospitals(load_study(demo, [*given, f"simulation.hospitals={small}"]), folder / "hospitals")
     on_them = f"simulation.hospitals={{kind: folders, path: {folder / 'hospitals'}}}"
     weights = f"model.weights={{path: {folder / 'vendor.safetensors'}}}"
     simulate(load_study(demo, [*given, on_them, weights]), folder / "run")
     paths = [folder / "hospitals", folder / "vendor.safetensors", folder / "plain.safetensors"]
-    subprocess.run([sys.executable, PLAIN, *paths, "--seed", "5", "--rounds", "2", "2"], check=True)
+    subprocess.run([sys.executable, PLAIN, *paths, "--seed", "5", "--rounds", "2", "1"], check=True)
     return folder
 
 
@@ -48,8 +48,8 @@ def test_the_script_ends_with_the_study_s_weights(folder: Path) -> None:
         np.concatenate([state[name].double().numpy().ravel() for name in study]) for state in (study, plain, vendor)
     ]
     assert np.linalg.norm(flat[0] - flat[1]) <= 1e-4 * np.linalg.norm(flat[1])
-    # Not because nothing moved: the change itself agrees to a hundredth, and the head moved as well.
-    assert np.linalg.norm(flat[0] - flat[1]) <= 1e-2 * np.linalg.norm(flat[0] - flat[2])
+    # Not because nothing moved: the change itself agrees as well, and the head's.
+    assert np.linalg.norm(flat[0] - flat[1]) <= 1e-3 * np.linalg.norm(flat[0] - flat[2])
     assert not torch.equal(study["head.weight"], vendor["head.weight"])
 
 
