@@ -60,7 +60,7 @@ class Ledger:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-            self._db.execute("PRAGMA cache_size=-256")
+            self._db.execute("PRAGMA cache_size=-64")
             self._db.execute(_SCHEMA)
         except (sqlite3.Error, OSError) as error:
             raise StorageError(f"ledger {path}: cannot be opened or written ({error})") from None

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     torch.manual_seed(3)
     save_file(resnet_small().state_dict(), folder / "vendor.safetensors")
-    small = "{kind: synthetic, count: 3, patients: 150, validation: 0, test: 12}"
+    small = "{kind: synthetic, count: 3, patients: 100, validation: 0, test: 12}"
     given = ["seed=5", "method.controls=[]", "method.rounds={extractor: 2, head: 1}", "simulation.workers=1"]
     demo = ROOT / "configs" / "demo.yaml"
     build_hospitals(load_study(demo, [*given, f"simulation.hospitals={small}"]), folder / "hospitals")

@@ -1,0 +1,70 @@
+"""A process keeps the cohorts that it used last, up to a size, and opens none twice that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from equipoise.client.cohort_store import CohortStore
+from tests.tiny import make_study
+
+
+@dataclass
+class Held:
+    """A cohort of a size that may grow."""
+
+    bytes_held: int
+
+
+@dataclass
+class Named:
+    """A site file, as far as the store looks at it."""
+
+    site: str
+
+    def model_dump(self, mode: str) -> dict[str, str]:
+        return {"site": self.site, "mode": mode}
+
+
+def ask(store: CohortStore, names: str) -> list[Any]:
+    return [store(make_study(), Named(name)) for name in names]
+
+
+def counting(sizes: dict[str, int]) -> tuple[list[str], Any]:
+    opened: list[str] = []
+
+    def open_cohort(_: Any, site: Named) -> Held:
+        opened.append(site.site)
+        return Held(sizes[site.site])
+
+    return opened, open_cohort
+
+
+def test_hundreds_of_small_ones_are_opened_once() -> None:
+    names = [chr(0x4E00 + index) for index in range(300)]
+    opened, open_cohort = counting(dict.fromkeys(names, 10))
+    store = CohortStore(open_cohort, most_bytes=3000)
+    ask(store, "".join(names) * 3)
+    assert opened == names
+
+
+def test_the_one_used_longest_ago_goes_first() -> None:
+    opened, open_cohort = counting({"a": 40, "b": 40, "c": 40})
+    store = CohortStore(open_cohort, most_bytes=100)
+    ask(store, "abacab")
+    assert "".join(opened) == "abcb"
+
+
+def test_what_grows_after_it_was_opened_counts() -> None:
+    opened, open_cohort = counting({"a": 0, "b": 0})
+    store = CohortStore(open_cohort, most_bytes=100)
+    first, second = ask(store, "ab")
+    first.bytes_held = second.bytes_held = 60
+    ask(store, "aba")
+    assert "".join(opened) == "aba"
+
+
+def test_one_that_is_too_large_by_itself_stays() -> None:
+    opened, open_cohort = counting({"a": 1000})
+    ask(CohortStore(open_cohort, most_bytes=100), "aaa")
+    assert opened == ["a"]
