@@ -34,15 +34,8 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 	$(BIN)/equipoise report $(DEMO)
 	$(BIN)/equipoise verify $(DEMO)
 
-bench: $(RUN) ## Every study of configs/ into runs/bench-*; public data from the folder that EQUIPOISE_DATA names.
-	@for study in configs/*.yaml; do \
-	  name=$$(basename $$study .yaml); \
-	  if grep -Eq 'kind: (heart|ham10000)' $$study && [ -z "$${EQUIPOISE_DATA:-}" ]; then \
-	    echo "$$study: left out, EQUIPOISE_DATA is not set (docs/quickstart.md, Public data)"; continue; \
-	  fi; \
-	  rm -rf runs/bench-$$name; \
-	  $(BIN)/equipoise simulate $$study --out runs/bench-$$name || exit 1; \
-	done
+bench: $(RUN) ## Speed and memory beside a frozen plain script; writes docs/benchmarks.md (about five minutes).
+	$(BIN)/python -m equipoise.simulations.benchmarks.speed --date $$(date +%F)
 
 clean: ## Remove the environment and what tools left; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from equipoise.client.policy import check_query, check_study
 from equipoise.client.workbench import ScoreCache
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.config import validate
-from equipoise.common.errors import EquipoiseError, RefusedError
+from equipoise.common.errors import EquipoiseError, RefusedError, StorageError
 from equipoise.common.query import Arrays, Query
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
@@ -70,7 +70,8 @@ class SiteAgent:
                 return self._release(request)
         except EquipoiseError as error:
             self._note(error.code, str(error))
-            return self._code(error.code)
+            # What was wrong with the data or the cohort is about patients: to the server it is one refusal.
+            return self._code(error.code if error.code == StorageError.code else RefusedError.code)
         except _MissingInputsError:
             return self._code("need_inputs")
         except Exception as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
-from equipoise.common.errors import DataError
+from equipoise.common.errors import DataError, StudyError
 from equipoise.common.fairness.tables import Counts, Floats, hybrid_edges
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
 from equipoise.common.query import Arrays, Query, Sum
@@ -65,6 +65,24 @@ class Measured:
         else:
             matched = match_selection_rate(pooled(model, match.source), self.edges, pooled(BASE, match.source), base)
         self.thresholds[model] = np.array([own, matched, base])
+
+
+def check_rule(study: Study) -> None:
+    """Whether the rule of the threshold can be used.
+
+    Raises:
+        StudyError: unknown rule, or one that follows the base model, which needs a rule of its own.
+    """
+    rule = study.evaluation.threshold.rule
+    try:
+        parsed = parse_rule(rule)
+    except StudyError as error:
+        raise StudyError(f"evaluation.{error}") from None
+    if parsed.kind == "base_rate":
+        raise StudyError(
+            "evaluation.threshold.rule='base_rate': it follows the base model, which needs a rule of its own; write "
+            "another rule, as in 'sens>=0.9'"
+        )
 
 
 def splits_needed(study: Study) -> list[str]:

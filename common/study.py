@@ -155,6 +155,19 @@ class Threshold(Strict):
     source: Literal["validation", "test"] = Field(default="validation", alias="from")
 
 
+class RateMatch(Strict):
+    """Where every model is compared at a common selection rate, at which a collapsed model has no advantage.
+
+    `base_rate`: as many positive decisions as the base model has; `median`: half of the patients (the synthetic
+    benchmark's convention).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    rule: Literal["base_rate", "median"] = "base_rate"
+    source: Literal["validation", "test"] = Field(default="validation", alias="from")
+
+
 class Gates(Strict):
     """Bounds declared before the run; each is judged with its interval."""
 
@@ -179,7 +192,7 @@ class Evaluation(Strict):
     """What is measured before and after, and what a result must hold to."""
 
     threshold: Threshold = Threshold()
-    rate_match: Threshold = Threshold.model_validate({"rule": "base_rate", "from": "validation"})
+    rate_match: RateMatch = RateMatch()
     primary: Literal["equalized_odds_difference", "equalized_odds_mean"] = "equalized_odds_difference"
     margin: float = Field(default=0.05, gt=0, lt=1)
     bins: int = Field(default=1024, ge=8, le=4096)

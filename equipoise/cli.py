@@ -71,6 +71,7 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study, as in method.beta=0.7. Repeatable."),
 ]
+MethodOption = Annotated[str | None, typer.Option("--method", help="Another method, with its own defaults.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="Print text, or JSON on stdout.")]
 
 
@@ -82,7 +83,7 @@ def simulate(
     engine: Annotated[EngineName, typer.Option(help="The in-process grid, or Flower's simulation with Ray.")] = (
         EngineName.IN_PROCESS
     ),
-    method: Annotated[str | None, typer.Option(help="Another method, with its own defaults.")] = None,
+    method: MethodOption = None,
     sets: Sets = None,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -134,13 +135,14 @@ def pretrain(
 
 
 @app.command()
-def plan(study_file: StudyFile, sets: Sets = None, output: FormatOption = Format.TEXT) -> None:
+def plan(
+    study_file: StudyFile, method: MethodOption = None, sets: Sets = None, output: FormatOption = Format.TEXT
+) -> None:
     """Show what a study would ask of every site, before anything is read."""
     from equipoise.common.methods import resolve
-    from equipoise.common.study import load_study
     from equipoise.server.plan import describe_plan
 
-    study = load_study(study_file, list(sets or []))
+    study = _study(study_file, method, sets)
     resolve(study)
     rows = describe_plan(study)
     if output is Format.JSON:

@@ -17,6 +17,7 @@ from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
 from equipoise.server.engine import Engine
 from equipoise.server.report.build import report_json
+from equipoise.server.report.page import render
 from equipoise.server.run import run_arm
 from equipoise.server.rundir import EVALUATION, RunFolder, model_bytes
 from equipoise.server.transcript import missing_heads
@@ -83,7 +84,12 @@ def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]
     if task.evaluate:
         run.transcript(task.study, EVALUATION).check()
         _check_report(run)
-        checked.append(Checked("report", "every number computed again from the released tables"))
+        checked.append(
+            Checked(
+                "report",
+                "every number computed again from the tables (auc_noise: as the simulation kept them)",
+            )
+        )
     heads = [row for folder in folders for row in _check_heads(folder, witnesses(folder.path))]
     if not heads:
         heads = [Checked("sites", "none testified; a transcript that was forged and chained anew would not be found")]
@@ -117,25 +123,40 @@ def _check_seal(run: RunFolder) -> Checked:
 def _check_report(run: RunFolder) -> None:
     file = run.path / "report.json"
     written = json.loads(file.read_text())
-    again = json.loads(canonical_json(report_json(run)))
+    derived = report_json(run)
+    again = json.loads(canonical_json(derived))
     for part in sorted(set(written) | set(again)):
         if written.get(part) != again.get(part):
             raise TranscriptError(f"{file}: {part!r} is not what the released tables give; write the report again")
+    page = run.path / "report.html"
+    if render(derived) != page.read_text(encoding="utf-8"):
+        raise TranscriptError(f"{page}: is not the page of report.json; write the report again")
 
 
 def _check_heads(folder: RunFolder, remembered: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[Checked]:
-    """Compare every transcript with the heads that the sites remember."""
+    """Compare every transcript with the heads that the sites remember, and every remembered run with a transcript."""
     task = folder.task()
     asked = [*((arm.study, arm.name) for arm in task.arms), (task.study, EVALUATION)]
-    transcripts = [folder.transcript(study, name) for study, name in asked]
+    transcripts = {opened.run: opened for opened in (folder.transcript(study, name) for study, name in asked)}
     for site, heads in remembered.items():
-        for transcript in transcripts:
-            if missing_heads(transcript, [head for run, head in heads if run == transcript.run]):
+        by_run: dict[str, list[str]] = {}
+        for run, head in heads:
+            by_run.setdefault(run, []).append(head)
+        strange = sorted(set(by_run) - set(transcripts))
+        if strange:
+            raise TranscriptError(
+                f"{folder.path}: site {site} remembers run {strange[0]!r}, which is not in this folder; the run was "
+                "renamed or forged"
+            )
+        for run, transcript in transcripts.items():
+            took_part = any(site in row.cohort for row in transcript.rows)
+            own = by_run.get(run, [])
+            if (took_part and not own) or missing_heads(transcript, own):
                 raise TranscriptError(
                     f"{transcript.folder}: site {site} remembers another chain of this run; the transcript was forged, "
                     "or is not this run's"
                 )
-        yield Checked(f"site {site}", f"{len(heads)} heads remembered, all in the transcripts")
+        yield Checked(f"site {site} ({folder.name})", f"{len(heads)} heads remembered, all in the transcripts")
 
 
 def _files(root: Path) -> Iterator[Path]:

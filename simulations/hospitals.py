@@ -118,7 +118,8 @@ def _folders(wanted: FolderHospitals) -> Hospitals:
         if name in sites:
             raise StudyError(f"{key}: {sites[name]} and {file} both say site: {name}; rename one")
         sites[name] = file
-    return Hospitals(sites, None, {"source": "hospitals' own folders", "note": "", "synthetic": False})
+    synthetic = all(load_site(file).data.synthetic for file in sites.values())
+    return Hospitals(sites, None, {"source": "hospitals' own folders", "note": "", "synthetic": synthetic})
 
 
 def _by_name(paths: list[SitePaths]) -> dict[str, Path]:

@@ -12,7 +12,6 @@ import torch
 from equipoise.client.cohort import SPLITS, SplitName
 from equipoise.common.errors import DataError, ModelError, StudyError
 from equipoise.common.evaluation import splits_needed
-from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.methods import resolve
 from equipoise.common.models import build, normalise
 from equipoise.common.study import ImageInputs, Study
@@ -30,7 +29,6 @@ def check_study(study: Study) -> None:
         ModelError: no such factory, weights that do not fit it, or a network that does not take the study's inputs.
     """
     resolve(study)
-    _check_rules(study)
     _check_network(study)
 
 
@@ -54,20 +52,6 @@ def check_census(study: Study, census: Census) -> None:
                     f"no {which} patient in the {split} split of any hospital (label column {study.label.column!r}, "
                     f"positive = {study.label.positive}); check label.positive and the splits against the manifests"
                 )
-
-
-def _check_rules(study: Study) -> None:
-    declared = study.evaluation
-    for key, rule in (("threshold", declared.threshold.rule), ("rate_match", declared.rate_match.rule)):
-        try:
-            parsed = parse_rule(rule)
-        except StudyError as error:
-            raise StudyError(f"evaluation.{key}.{str(error).removeprefix('threshold.')}") from None
-        if key == "threshold" and parsed.kind == "base_rate":
-            raise StudyError(
-                "evaluation.threshold.rule='base_rate': it follows the base model, which needs a rule of its own; "
-                "write another rule, as in 'sens>=0.9'"
-            )
 
 
 def _check_network(study: Study) -> None:

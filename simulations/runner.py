@@ -124,7 +124,7 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
 
 
 def _main_task(study: Study, hospitals: Hospitals) -> Task:
-    method = Arm(study.method.name, study.model_copy(update={"method": study.method}))
+    method = Arm(study.method.name, study)
     controls = []
     for name in study.method.controls:
         if name in METHOD_CONTROLS:

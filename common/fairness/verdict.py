@@ -3,7 +3,7 @@
 A gap that fell is no evidence by itself: a model that calls everybody alike has none. A result counts only if
 
     gap                    the primary gap fell at the frozen threshold,
-    gap_at_base_rate       and at the threshold where as many patients are positive as under the base model,
+    gap_at_base_rate       and at the study's `rate_match`: the base model's selection rate, or the median score,
     worst_group_auc        the worst group's AUC lost no more than declared,
     balanced_accuracy      balanced accuracy is no lower than declared, and
     not_collapsed          the model still tells patients apart;
@@ -35,8 +35,9 @@ from equipoise.common.study import Evaluation
 Outcome = Literal["pass", "fail", "undecided"]
 
 REQUIRED_CONTROLS = ("plain", "auc_noise")
-OPERATING_POINTS = ("the frozen threshold", "the base model's selection rate")  # of the first two tables of a pair
-COLLAPSED_BELOW = 0.55  # balanced accuracy; a constant decision has 0.5
+FROZEN = "the frozen threshold"
+MATCHED = {"base_rate": "the base model's selection rate", "median": "the median score"}  # by rule of `rate_match`
+CONSTANT = 0.5  # balanced accuracy of a constant decision
 SIGNAL_LOST_BELOW = 0.65  # worst-group AUC of the base model; 0.55 where a private update could not repair it (bench B)
 NOT_REPAIRABLE = "not repairable by a small update"
 
@@ -50,21 +51,23 @@ class Bounds:
         worst_group_auc_loss: largest loss of the worst group's AUC.
         balanced_accuracy: smallest balanced accuracy, or (`relative`) smallest change of it.
         relative: whether `balanced_accuracy` is a change against the base model.
+        matched: the second operating point in words.
     """
 
     primary: str = "equalized_odds_difference"
     worst_group_auc_loss: float = 0.01
     balanced_accuracy: float = -0.02
     relative: bool = True
+    matched: str = MATCHED["base_rate"]
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Bounds:
         """The bounds in a study's `evaluation`; `balanced_accuracy: base-0.02` is relative, a number is a floor."""
-        gates = evaluation.gates
+        gates, matched = evaluation.gates, MATCHED[evaluation.rate_match.rule]
         if isinstance(gates.balanced_accuracy, str):
             margin = gates.balanced_accuracy.partition("-")[2]
-            return cls(evaluation.primary, gates.worst_group_auc_loss, -float(margin or 0.0), True)
-        return cls(evaluation.primary, gates.worst_group_auc_loss, gates.balanced_accuracy, False)
+            return cls(evaluation.primary, gates.worst_group_auc_loss, -float(margin or 0.0), True, matched)
+        return cls(evaluation.primary, gates.worst_group_auc_loss, gates.balanced_accuracy, False, matched)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Evidence:
 
     Attributes:
         names: the declared groups.
-        pair: (P, G + 1, 2, 2, 2), base model before and method after; the first two operating points are
-            `OPERATING_POINTS`, further ones are not judged.
+        pair: (P, G + 1, 2, 2, 2), base model before and method after; the first two operating points are the frozen
+            threshold and the study's `rate_match`, further ones are not judged.
         hist_before, hist_after: (G + 1, 2, B) test histograms of base model and method.
         placement_sums: (G + 1, 2, 5) of base model and method, or None (AUC changes are then unpaired).
         controls: by name, (P, G + 1, 2, 2, 2) with the control before and the method after, or the expected counts of
@@ -122,8 +125,7 @@ class Verdict:
         outcome, reason: overall, and what decided it.
         gates: the gates, in order.
         comparisons: one for each control and operating point.
-        level_down: groups whose TPR or AUC became lower, its interval excluding 0 (and, for the AUC, what binning alone
-            could have done).
+        level_down: TPR and AUC changes of the declared groups that are `lost`.
         base_signal: the base model's worst-group AUC.
         warnings: sentences that belong beside the verdict.
     """
@@ -161,6 +163,11 @@ def judge(estimate: Estimate, bound: float, right: Literal["below", "above"]) ->
     return "pass" if passes else "fail" if fails else "undecided"
 
 
+def lost(estimate: Estimate) -> bool:
+    """Whether a change is a loss: its whole interval is below 0, and beyond what binning could have done."""
+    return estimate.high is not None and estimate.high < -(estimate.binning_bound or 0.0)
+
+
 def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Verdict:
     """Judge a method on one attribute; see the module's text for the rule.
 
@@ -169,8 +176,9 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     names, pair = evidence.names, evidence.pair
     histograms = evidence.hist_before, evidence.hist_after
     sums = evidence.placement_sums
+    points = (FROZEN, bounds.matched)
     gates = []
-    for name, point, table in zip(("gap", "gap_at_base_rate"), OPERATING_POINTS, pair, strict=False):
+    for name, point, table in zip(("gap", "gap_at_base_rate"), points, pair, strict=False):
         change = gap_change(bounds.primary, table, names, level=level, minimum=minimum)
         gates.append(_gate(name, change, 0.0, "below", f"the gap ({bounds.primary}) at {point}"))
     worst = worst_group_auc_change(*histograms, names, sums=sums, level=level, minimum=minimum)
@@ -191,13 +199,13 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
             f"the gap ({bounds.primary}) at {point}, compared with the control {control},",
         )
         for control, tables in evidence.controls.items()
-        for point, table in zip(OPERATING_POINTS, tables, strict=False)
+        for point, table in zip(points, tables, strict=False)
     )
     lower = [
         *rate_change_by_group("tpr", pair[0], names, level=level, minimum=minimum)[:-1],
         *auc_change_by_group(*histograms, names, sums=sums, level=level, minimum=minimum)[:-1],
     ]
-    level_down = tuple(e for e in lower if e.high is not None and e.high < -(e.binning_bound or 0.0))
+    level_down = tuple(e for e in lower if lost(e))
     base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum)
     outcome, reason = _overall(gates, comparisons, evidence.controls)
     warnings = [*_level_down_words(level_down), *_signal_words(base_signal), *_left_out_words(gates)]
@@ -237,17 +245,15 @@ def _words(what: str, estimate: Estimate) -> str:
 
 
 def _collapse(accuracy: Estimate, counts: Counts, hist: Counts) -> Gate:
-    """The gate `not_collapsed`: fails for constant scores or decisions, or a balanced accuracy that is near 0.5."""
+    """The gate `not_collapsed`: fails for constant scores or decisions; else judges balanced accuracy as any gate."""
     decisions, bins = counts.sum(axis=(0, 1)), hist.sum(axis=(0, 1))
     if decisions.any() and (decisions.min() == 0 or (bins > 0).sum() == 1):
         what = "all scores are alike" if (bins > 0).sum() == 1 else "all patients get the same decision"
         text = f"{what}: the model has collapsed, and its gap says nothing; fail"
-        return Gate("not_collapsed", "fail", accuracy, 0.5, "above", text)
-    outcome: Outcome = "undecided"
-    if accuracy.low is not None and accuracy.high is not None:
-        outcome = "fail" if accuracy.high < COLLAPSED_BELOW else "pass" if accuracy.low > 0.5 else "undecided"
-    text = f"{_words('balanced accuracy', accuracy)}; a constant decision has 0.5; {outcome}"
-    return Gate("not_collapsed", outcome, accuracy, 0.5, "above", text)
+        return Gate("not_collapsed", "fail", accuracy, CONSTANT, "above", text)
+    outcome = judge(accuracy, CONSTANT, "above")
+    text = f"{_words('balanced accuracy', accuracy)}; a constant decision has {CONSTANT:g}; {outcome}"
+    return Gate("not_collapsed", outcome, accuracy, CONSTANT, "above", text)
 
 
 def _level_down_words(level_down: tuple[Estimate, ...]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
+from equipoise.common.evaluation import check_rule
 from equipoise.common.methods import fine_tune, swift
 from equipoise.common.methods.method import Method
 from equipoise.common.study import Study
@@ -27,11 +28,12 @@ SIMULATION_CONTROLS = ("pooled", "local_only", "server_only", "auc_noise")
 
 
 def resolve(study: Study) -> Method:
-    """The study's method, with the study's parameters checked.
+    """The study's method, with the study's parameters and the rule of its threshold checked.
 
     Raises:
-        StudyError: unknown method, unknown control, or a parameter that the method does not have.
+        StudyError: unknown method, control or threshold rule, or a parameter that the method does not have.
     """
+    check_rule(study)
     method = METHODS.get(study.method.name)
     if method is None:
         raise StudyError(f"method.name={study.method.name}: no such method; there are: {', '.join(sorted(METHODS))}")

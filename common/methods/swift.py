@@ -72,6 +72,8 @@ class Swift(LocalSteps):
     def _agree(self) -> Swift:
         if self.step == "full_gradient" and (self.local_epochs != 1 or self.flips or self.weight_decay):
             raise ValueError("step=full_gradient takes no local_epochs, flips or weight_decay")
+        if self.step == "full_gradient" and self.losses == "batch":
+            raise ValueError("step=full_gradient has no batches; losses=batch needs step=fedavg")
         return self
 
 
@@ -203,7 +205,9 @@ def _fine_tuning(loss: str, part: str) -> Any:
         steps = {name: getattr(p, name) for name in LocalSteps.model_fields}
         # As many rounds as SWiFT has in both phases: the same effort for the control.
         rounds = p.rounds.extractor + p.rounds.head
-        return study.with_method("fine_tune", loss=loss, part=part, rounds=rounds, step=p.step, **steps)
+        return study.with_method(
+            "fine_tune", loss=loss, part=part, rounds=rounds, step=p.step, weight_cap=p.weight_cap, **steps
+        )
 
     return build
 

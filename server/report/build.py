@@ -15,7 +15,8 @@ from typing import Any
 import equipoise
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import BASE, POINTS, Measured
-from equipoise.common.fairness.verdict import Bounds, Evidence, verdict
+from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import Study, Threshold
@@ -104,6 +105,7 @@ def compose(task: Task, measured: Measured, rows: dict[str, list[Row]], notes: J
     report["averages"] = tables.averages(study, report["models"])
     report["verdict"] = verdict(_evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
     report["level_down"] = _level_down(report, method)
+    report["more_false_alarms"] = _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
     if noise is not None:
         report["auc_noise"] = noise
@@ -207,12 +209,27 @@ def _evidence(study: Study, measured: Measured, method: str) -> Evidence:
 
 
 def _level_down(report: Json, method: str) -> list[Json]:
-    """Groups of any attribute whose TPR at the declared rule, or whose AUC, became lower, the interval excluding 0."""
-    change = next(c for c in report["changes"] if c["before"] == BASE and c["after"] == method)
+    """Declared groups of any attribute whose TPR at the declared rule, or whose AUC, is `lost`."""
     found = []
-    for name, figures in change["attributes"].items():
-        lower: Sequence[Json] = [*figures["points"]["rule"]["by_group"]["tpr"], *figures["auc_by_group"]]
-        found += [{"attribute": name, **e} for e in lower if e["high"] is not None and e["high"] < 0]
+    for name, figures in _change_of(report, method).items():
+        lower: Sequence[Json] = [*figures["points"]["rule"]["by_group"]["tpr"][:-1], *figures["auc_by_group"][:-1]]
+        found += [{"attribute": name, **e} for e in lower if lost(Estimate(**e))]
+    return found
+
+
+def _more_false_alarms(report: Json, method: str) -> list[Json]:
+    """Declared groups of any attribute whose FPR at the declared rule became higher, the interval excluding 0."""
+    return [
+        {"attribute": name, **e}
+        for name, figures in _change_of(report, method).items()
+        for e in figures["points"]["rule"]["by_group"]["fpr"][:-1]
+        if e["low"] is not None and e["low"] > 0
+    ]
+
+
+def _change_of(report: Json, method: str) -> Json:
+    """attribute -> changes from the base to the method; the last group of each is `unknown`."""
+    found: Json = next(c for c in report["changes"] if (c["before"], c["after"]) == (BASE, method))["attributes"]
     return found
 
 

@@ -145,7 +145,8 @@ def _noise_words(report: Json) -> list[str]:
 
 def _worse(report: Json) -> Section:
     change = change_between(report, BASE, method_name(report))
-    short = {"tpr_change": "TPR lower", "auc_change": "AUC lower"}
+    short = {"tpr_change": "TPR lower", "auc_change": "AUC lower", "fpr_change": "more false alarms"}
+    flagged = [*report["level_down"], *report["more_false_alarms"]]
     rows = []
     for attribute in report["attributes"]:
         name = attribute["attribute"]
@@ -153,7 +154,7 @@ def _worse(report: Json) -> Section:
         point = figures["points"]["rule"]["by_group"]
         for cells in kept(report, name, point["tpr"], point["fpr"], point["selection_rate"], figures["auc_by_group"]):
             group = cells[0]["group"]
-            flags = [short[r["metric"]] for r in report["level_down"] if (r["attribute"], r["group"]) == (name, group)]
+            flags = [short[r["metric"]] for r in flagged if (r["attribute"], r["group"]) == (name, group)]
             rows.append(
                 [name, group, *(estimate_text(e, change=True) for e in cells), ", ".join(flags) or "none shown"]
             )

@@ -109,6 +109,7 @@ def _of_the_design(report: Json) -> list[str]:
             "The control auc_noise is one draw of noise out of many, the one with the median gap; the size of its "
             "noise was fitted on the test patients."
         )
+        lines.append("The control auc_noise was kept by the simulation; it does not follow from released sums.")
     if any(name.startswith(LOCAL) for name in report["models"]):
         lines.append("Models of local_only are each measured on the test patients of all hospitals.")
     lines.append("A passed gate is a statement about these bounds on these patients. It certifies nothing.")

@@ -51,7 +51,7 @@ def _stamps(report: Json) -> list[str]:
     words = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
     stamps = [f"Declared test: {words[report['verdict']['outcome']]}"]
     if report["level_down"]:
-        stamps.append("Level-down: a group got worse")
+        stamps.append("Level-down: sensitivity or AUC of a group fell")
     if report["privacy"]["mode"] == "none":
         stamps.append("Privacy mode none: releases were not private")
     if report["data"]["synthetic"]:

@@ -67,13 +67,14 @@ def _patients(report: Json) -> Section:
 def _gates(report: Json) -> Section:
     evaluation, verdict = report["study"]["evaluation"], report["verdict"]
     text = (
-        f"Declared in the study before it ran. Primary figure: {evaluation['primary']} between the groups of "
-        f"{report['study']['primary']}. A gate passes only if the whole interval lies on the declared side of its "
+        "Declared in the study before it ran; the gate not_collapsed is there in every study. Primary figure: "
+        f"{evaluation['primary']} between the groups of {report['study']['primary']}. "
+        "A gate passes only if the whole interval lies on the right side of its "
         "bound, fails if it lies wholly on the other, and is undecided otherwise. The controls "
         f"{' and '.join(REQUIRED_CONTROLS)} decide too; other controls are only shown.",
         f"Overall: {verdict['outcome']} ({verdict['reason']}).",
     )
-    last = (f"value and {LEVEL_TEXT} interval", "declared", "outcome")
+    last = (f"value and {LEVEL_TEXT} interval", "bound", "outcome")
     words = frozenset({0, 1, 3, 4})
     rows = [[gate["name"], *_judged(gate)] for gate in verdict["gates"]]
     blocks = [Table("Gates", ("gate", "figure", *last), rows, words, 4)]

@@ -44,7 +44,7 @@ def headline(report: Json) -> str:
     lead = LEAD[report["verdict"]["outcome"]]
     if report["level_down"]:
         losers = list(dict.fromkeys(f"{row['group']} ({row['attribute']})" for row in report["level_down"]))
-        lead += f", and the model got worse for {listed(losers)}"
+        lead += f", and sensitivity or AUC fell for {listed(losers)}"
     return f"{lead}: {_gap_clause(report)}; {_gates_clause(report)}; {_controls_clause(report)}."
 
 
@@ -137,7 +137,10 @@ def _controls_clause(report: Json) -> str:
     if by_outcome["undecided"]:
         parts.append(f"whether it beats the {_controls(by_outcome['undecided'])} is undecided")
     if by_outcome["pass"]:
-        parts.append(f"it beat the {_controls(by_outcome['pass'])}")
+        hurdles = [name for name in by_outcome["pass"] if name != "auc_noise" or not _without_noise(report)]
+        parts += [f"it beat the {_controls(hurdles)}"] if hurdles else []
+        if len(hurdles) < len(by_outcome["pass"]):
+            parts.append("the control auc_noise added no noise and is no hurdle")
     if missing:
         parts.append(f"the {_controls(missing)} {'are' if len(missing) > 1 else 'is'} missing")
     return ", and ".join(parts)
@@ -173,12 +176,17 @@ def _margin_words(report: Json) -> list[str]:
 
 def _noise_words(report: Json) -> list[str]:
     """A control that is the base model itself must not pass for a hurdle."""
-    if "auc_noise" not in report or report["auc_noise"]["noise_sd_logit"] > 0:
+    if not _without_noise(report):
         return []
     return [
         "The method's AUC is not below the delivered model's, so the control auc_noise adds no noise and is the "
         "delivered model itself: to beat it says no more than that the gap fell."
     ]
+
+
+def _without_noise(report: Json) -> bool:
+    """Whether the control auc_noise is the base model itself."""
+    return "auc_noise" in report and report["auc_noise"]["noise_sd_logit"] == 0
 
 
 def _controls(names: list[str]) -> str:
@@ -207,17 +215,23 @@ def _plain_words(report: Json) -> list[str]:
 
 
 def _who_got_worse(report: Json) -> list[str]:
-    """One sentence per group that lost, or one that none did."""
+    """One sentence per group that lost, or one that none did; then one per group with more false alarms."""
+    alarms = [
+        f"More false alarms for {row['group']} ({row['attribute']}): false positive rate at the {POINT_LABELS['rule']} "
+        f"{estimate_text(row, change=True)}."
+        for row in report["more_false_alarms"]
+    ]
     if not report["level_down"]:
         return [
-            "No group's true positive rate or AUC became lower with an interval that excludes 0 (that is no proof that "
-            "none did)."
+            "No group's true positive rate or AUC became lower with an interval that excludes 0 and, for the AUC, what "
+            "binning could have done (that is no proof that none did).",
+            *alarms,
         ]
     names = {"tpr_change": f"true positive rate at the {POINT_LABELS['rule']}", "auc_change": "AUC"}
     return [
         f"Worse for {row['group']} ({row['attribute']}): {names[row['metric']]} {estimate_text(row, change=True)}."
         for row in report["level_down"]
-    ]
+    ] + alarms
 
 
 def _warnings(report: Json) -> list[str]:

@@ -275,8 +275,8 @@ protobuf, integer sums, ledgers, transcript, the evaluation of both models on 1,
 [plain_swift.py](../simulations/benchmarks/plain_swift.py) reads the same files and only trains; it is frozen. It uses
 `torch.optim.SGD` and `torch.func.vmap`, as plain PyTorch does, which load torch's compiler:
 {compared["compiler_import_s"]:.1f} s that the study avoids. Without them in the script's account the ratio would be
-{compared["ratio_without_compiler"]:.2f}. The study also runs the extractor once a round where only the head is trained; the
-script runs it at every step. The small sites have {SMALL["patients"]} training patients each.
+{compared["ratio_without_compiler"]:.2f}. Where only the head is trained, the study runs the extractor once a round, and
+the script at every step. The small sites have {SMALL["patients"]} training patients each.
 """
 
 

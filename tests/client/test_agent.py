@@ -321,7 +321,8 @@ def test_errors_leave_a_code_and_the_log_keeps_the_reason(
     else:
         monkeypatch.setitem(computations.COMPUTATIONS, "cell_statistics", fail)
     reply = agent.answer(request(study, cells(study)))
-    assert code_of(reply) == code
+    # What was wrong with data or model is told to nobody: only an internal failure looks different from a refusal.
+    assert code_of(reply) == ("internal" if code == "internal" else "refused")
     for secret in SECRETS:
         assert secret.encode() not in reply
     assert len(reply) < 200
@@ -344,7 +345,7 @@ def test_planted_identifiers_of_a_real_cohort_never_leave(tmp_path: Path) -> Non
         manifest.write_text(text.replace(old, new, 1))
         broken = SiteAgent(site, tmp_path / "s", frozenset([study.hash]), open_cohort=CohortStore(Cohort), scratch=True)
         replies.append(broken.answer(request(study, cells(study), number=number)))
-        assert code_of(replies[-1]) == "data"
+        assert code_of(replies[-1]) == "refused"
         broken.ledger.close()
         manifest.write_text(text)
     for reply in replies:
@@ -378,7 +379,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> SiteAgent:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300))
 def test_any_bytes_get_a_code(door: SiteAgent, data: bytes) -> None:
-    assert code_of(door.answer(data)) == "quorum"
+    assert code_of(door.answer(data)) == "refused"
 
 
 @settings(max_examples=60, deadline=None)
@@ -388,7 +389,7 @@ def test_a_damaged_request_gets_a_code_or_the_right_answer(door: SiteAgent, plac
     index = int(place * (len(data) - 1))
     data[index] ^= 1 << bit
     reply = door.answer(bytes(data[:index] if cut else data))
-    assert code_of(reply) in ("ok", "quorum", "refused", "internal", "study", "model", "need_inputs")
+    assert code_of(reply) in ("ok", "refused", "internal", "need_inputs")
 
 
 MISSING = ["run", "release", "head", "study", "query", "inputs"]

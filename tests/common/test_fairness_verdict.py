@@ -12,7 +12,7 @@ from equipoise.common.fairness.auc import placement_sums, placements_of_bins
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.tables import bin_scores, decide, histogram, hybrid_edges, pair_table
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate
-from equipoise.common.fairness.verdict import NOT_REPAIRABLE, Bounds, Evidence, Verdict, judge, verdict
+from equipoise.common.fairness.verdict import NOT_REPAIRABLE, Bounds, Evidence, Verdict, judge, lost, verdict
 from equipoise.common.study import Evaluation
 
 EDGES = hybrid_edges(None, 1024)
@@ -149,9 +149,9 @@ def test_a_collapsed_model_fails_though_its_gap_is_gone(kind: str) -> None:
     patients.scores["collapsed"] = collapsed
     result = verdict(patients.evidence("collapsed", CONTROLS), Bounds())
     assert outcomes(result)["gap"] == "pass"
-    assert outcomes(result)["not_collapsed"] == "fail"
+    assert outcomes(result)["not_collapsed"] == ("undecided" if kind == "no signal" else "fail")
+    assert outcomes(result)["balanced_accuracy"] == "fail"
     assert result.outcome == "fail"
-    assert "not_collapsed" in result.reason
     said = {"constant": "all scores are alike", "one decision": "all patients get the same decision"}
     assert said.get(kind, "balanced accuracy is 0.5") in result.gates[-1].text
 
@@ -175,6 +175,28 @@ def test_a_base_model_without_the_signal_is_flagged(signal: float, low: float) -
     assert result.base_signal.value < 0.65
     assert result.base_signal.low > low
     assert any(NOT_REPAIRABLE in warning for warning in result.warnings)
+
+
+def test_the_second_operating_point_is_named_as_the_study_chose_it(patients: Patients) -> None:
+    evidence = patients.evidence("repaired", CONTROLS)
+    for bounds, words in (
+        (Bounds(), "at the base model's selection rate"),
+        (Bounds(matched="the median score"), "at the median score"),
+    ):
+        result = verdict(evidence, bounds)
+        assert words in result.gates[1].text
+        assert [words in gate.text for gate in result.comparisons] == [False, True, False, True]
+
+
+def test_a_loss_lies_beyond_what_binning_could_have_done() -> None:
+    def change(high: float, bound: float | None) -> Estimate:
+        return Estimate.of("auc_change", -0.05, -0.09, high, n=50, method="", binning_bound=bound)
+
+    assert lost(change(-0.01, None))
+    assert lost(change(-0.01, 0.009))
+    assert not lost(change(-0.01, 0.01))
+    assert not lost(change(0.0, None))
+    assert not lost(Estimate.missing("auc_change", "none", n=0))
 
 
 def test_few_patients_leave_it_undecided() -> None:
@@ -202,6 +224,8 @@ def test_bounds_come_from_the_study() -> None:
         {"primary": "equalized_odds_mean", "gates": {"balanced_accuracy": 0.7, "worst_group_auc_loss": 0.03}}
     )
     assert Bounds.of(floor) == Bounds("equalized_odds_mean", 0.03, 0.7, relative=False)
+    median = Bounds.of(Evaluation.model_validate({"rate_match": {"rule": "median", "from": "test"}}))
+    assert median == replace(Bounds(), matched="the median score")
     same = Evaluation.model_validate({"gates": {"balanced_accuracy": "base"}})
     assert Bounds.of(same) == replace(Bounds(), balanced_accuracy=0.0)
 

@@ -102,7 +102,8 @@ def test_progress_goes_to_the_terminal_and_respects_no_color(
     shown = terminal.text()
     assert ended.code == 0
     json.loads(ended.out)
-    assert "swift: extractor" in shown
+    # How many of the short phases are drawn hangs on the machine's speed.
+    assert any(phase in shown for phase in ("swift: ", "no_mask: ", "evaluation: "))
     assert bool(COLOUR.search(shown)) is not no_colour
 
 
@@ -272,7 +273,7 @@ def test_another_method_that_there_is_not_is_one_line(desk: Desk, equipoise: Run
 def test_verify_derives_the_run_again(run: Path, equipoise: Run) -> None:
     ended = equipoise("verify", run)
     assert ended.code == 0
-    for what in ("files: ", "model of swift: ", "model of no_mask: ", "model of pooled: ", "report: ", "site ash: "):
+    for what in ("files: ", "model of swift: ", "model of no_mask: ", "model of pooled: ", "report: ", "site ash ("):
         assert f"\n{what}" in f"\n{ended.out}"
     rows = json.loads(equipoise("verify", run, "--format", "json").out)
     assert [row["what"] for row in rows][:2] == ["files", "model of swift"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from equipoise.common.errors import StudyError, TranscriptError
-from equipoise.common.evaluation import BASE
+from equipoise.common.evaluation import BASE, splits_needed
+from equipoise.common.fairness.rates import gap
+from equipoise.common.fairness.tables import counts_before
 from equipoise.server.engine import Engine
 from equipoise.server.report.build import SCHEMA, build_report, report_json
 from equipoise.server.report.noise import FILE, NAME, add_auc_noise
@@ -105,30 +110,94 @@ def test_a_run_without_evaluation_has_nothing_to_report(run: RunFolder) -> None:
         report_json(run)
 
 
+def noise_tables(run: RunFolder) -> dict[str, Any]:
+    """The control's tables where it is the base model itself."""
+    task = run.task()
+    measured = measure(Engine(task.study, None), run, task)
+    own = measured.pairs[BASE, "swift"]
+    same = {}
+    for name, table in own.items():
+        decisions = counts_before(table)
+        same[name] = np.zeros_like(table)
+        for decision in (0, 1):
+            same[name][..., decision, decision] = decisions[..., decision]
+    thresholds = measured.thresholds[BASE].tolist()
+    primary = task.study.primary
+    gap_ = gap(task.study.evaluation.primary, counts_before(own[primary.name][0]), primary.groups).value or 0.0
+    return {
+        "noise_sd_logit": 0.0,
+        "draws": 3,
+        "gap_by_draw": [gap_ - 0.1, gap_ + 0.2, gap_],
+        "thresholds": thresholds,
+        "histograms": {
+            split: {name: table.tolist() for name, table in measured.histograms[BASE, split].items()}
+            for split in splits_needed(task.study)
+        },
+        "pairs": {
+            "base": {name: table.tolist() for name, table in same.items()},
+            "method": {name: table.tolist() for name, table in own.items()},
+        },
+    }
+
+
+def write_noise(run: RunFolder, value: dict[str, Any]) -> None:
+    file = run.path / "controls" / NAME / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+
+
+def swap_decisions(value: dict[str, Any], side: str, axis: int) -> None:
+    for name, table in value["pairs"][side].items():
+        value["pairs"][side][name] = np.flip(np.array(table), axis=axis).tolist()
+
+
+def move_patient(value: dict[str, Any]) -> None:
+    table = value["histograms"]["test"]["sex"]
+    place = next(i for i, n in enumerate(table[0][1]) if n)
+    table[0][1][place] -= 1
+    table[0][0][place] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (move_patient, "the test histogram of sex does not hold the base model's patients"),
+        (lambda value: swap_decisions(value, "base", -2), "the base model's decisions by sex disagree"),
+        (lambda value: swap_decisions(value, "method", -1), "the decisions of swift by sex disagree"),
+        (
+            lambda value: swap_decisions(value, "base", -1),
+            "the control's own decisions in its two tables by sex disagree",
+        ),
+        (lambda value: value.update(thresholds=[0.123] * 3), "thresholds are not those that its histograms give"),
+        (lambda value: value.update(gap_by_draw=[0.9, 0.95, 1.0]), "is not the median of gap_by_draw"),
+        (lambda value: value["pairs"]["method"].pop("sex"), "sex has no decision tables"),
+    ],
+)
+def test_noise_tables_that_contradict_the_sums_are_named(
+    run: RunFolder, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    value = noise_tables(run)
+    change(value)
+    write_noise(run, value)
+    with pytest.raises(TranscriptError, match=words) as caught:
+        report_json(run)
+    assert str(run.path / "controls" / NAME / FILE) in str(caught.value)
+
+
 def test_noise_tables_join_the_others_and_a_broken_file_is_named(run: RunFolder) -> None:
     task = run.task()
     measured = measure(Engine(task.study, None), run, task)
     assert add_auc_noise(run, measured, "swift") is None
-    lists = {name: table.tolist() for name, table in measured.histograms[BASE, "test"].items()}
-    pairs = {name: table.tolist() for name, table in measured.pairs[BASE, "swift"].items()}
-    value = {
-        "noise_sd_logit": 0.5,
-        "draws": 3,
-        "gap_by_draw": [0.1, 0.2, 0.3],
-        "thresholds": measured.thresholds[BASE].tolist(),
-        "histograms": {split: lists for split in ("validation", "test")},
-        "pairs": {"base": pairs, "method": pairs},
-    }
-    file = run.path / "controls" / NAME / FILE
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(value))
+    value = noise_tables(run)
+    write_noise(run, value)
     report = report_json(run)
-    assert report["auc_noise"] == {"noise_sd_logit": 0.5, "draws": 3, "gap_by_draw": [0.1, 0.2, 0.3]}
+    assert report["auc_noise"] == {key: value[key] for key in ("noise_sd_logit", "draws", "gap_by_draw")}
+    assert any("kept by the simulation; it does not follow from released sums" in line for line in report["limits"])
     assert list(report["models"]) == [BASE, "swift", "plain", NAME]
     assert report["models"][NAME]["auc"] == report["models"][BASE]["auc"]
     assert "beats_auc_noise" in {gate["name"] for gate in report["verdict"]["comparisons"]}
     build_report(run)
     del value["pairs"]
-    file.write_text(json.dumps(value))
+    write_noise(run, value)
     with pytest.raises(TranscriptError, match="not the tables of the control auc_noise"):
         report_json(run)

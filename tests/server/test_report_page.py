@@ -133,7 +133,7 @@ def test_a_failed_test_is_stamped() -> None:
     report = make_report(make_study(), draw([600, 600, 0], {BASE: [0, 0, 0], METHOD: [0, -1.5, 0]}))
     text = render(report)
     assert "<li>Declared test: failed</li>" in text
-    assert "<li>Level-down: a group got worse</li>" in text
+    assert "<li>Level-down: sensitivity or AUC of a group fell</li>" in text
     assert '<span class="outcome fail">fail</span>' in text
 
 

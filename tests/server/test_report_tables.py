@@ -11,6 +11,8 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from equipoise.common.evaluation import BASE
+from equipoise.server.report.blocks import Table
+from equipoise.server.report.comparison import comparison_sections
 from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import headline, summary, summary_lines
 from equipoise.server.report.tables import averages
@@ -107,7 +109,9 @@ def test_the_first_sentence_says_that_the_test_failed_and_why() -> None:
     report = make_report(make_study(controls=("plain",)), draw([800, 800, 0], LEVELLED))
     first = headline(report)
     assert report["verdict"]["outcome"] == "fail"
-    assert first.startswith("The declared test is failed, and the model got worse for light (tone) and dark (tone):")
+    assert first.startswith(
+        "The declared test is failed, and sensitivity or AUC fell for light (tone) and dark (tone):"
+    )
     assert "it failed" in first
     assert "balanced_accuracy" in first
     assert "the control auc_noise is missing" in first
@@ -124,7 +128,7 @@ def test_the_first_sentence_says_undecided_where_a_required_control_is_missing()
 def test_the_first_sentence_tells_a_pass_its_loser() -> None:
     _, report = repaired()
     assert report["verdict"]["outcome"] == "pass"
-    assert headline(report).startswith("The declared test is passed, and the model got worse for light (tone):")
+    assert headline(report).startswith("The declared test is passed, and sensitivity or AUC fell for light (tone):")
     change = report["changes"][0]["attributes"]["tone"]["points"]["rule"]["gaps"]["equalized_odds_difference"]
     assert f"fell by {-change['value']:.3f} (95 % interval {-change['high']:.3f} to {-change['low']:.3f})" in headline(
         report
@@ -145,7 +149,44 @@ def test_a_control_that_is_the_base_model_is_no_hurdle_and_the_summary_says_so()
     _, report = repaired()
     facts = {"noise_sd_logit": 0.0, "draws": 51, "gap_by_draw": [0.4] * 51}
     assert any("adds no noise" in line for line in summary({**report, "auc_noise": facts})["others"])
-    assert summary({**report, "auc_noise": {**facts, "noise_sd_logit": 0.7}})["others"] == []
+    said = headline({**report, "auc_noise": facts})
+    assert said.endswith("it beat the control plain, and the control auc_noise added no noise and is no hurdle.")
+    noisy = {**report, "auc_noise": {**facts, "noise_sd_logit": 0.7}}
+    assert summary(noisy)["others"] == []
+    assert headline(noisy).endswith("it beat the controls plain and auc_noise.")
+
+
+def test_more_false_alarms_are_told_and_flagged_for_declared_groups_alone() -> None:
+    patients = draw([800, 800, 800], {BASE: [0, 0, 0], METHOD: [0, 0, 0]})
+    logits = dict(patients.logits)
+    logits[METHOD] = logits[METHOD] + 0.8 * (patients.group > 0)  # dark and unknown
+    report = make_report(make_study(), Patients(patients.label, patients.group, logits))
+    (row,) = report["more_false_alarms"]
+    rates = [patients_.rate(METHOD, 1, 0) for patients_ in (Patients(patients.label, patients.group, logits), patients)]
+    assert row["group"] == "dark"
+    assert row["value"] == pytest.approx(rates[0] - rates[1])
+    assert report["summary"]["worse"][-1].startswith(
+        f"More false alarms for dark (tone): false positive rate at the declared rule {row['value']:+.3f} ["
+    )
+    table = next(s for s in comparison_sections(report) if s.anchor == "worse").blocks[0]
+    assert isinstance(table, Table)
+    assert [(cells[1], cells[-1]) for cells in table.rows] == [
+        ("light", "none shown"), ("dark", "more false alarms"), ("unknown", "none shown")
+    ]  # fmt: skip
+
+
+def test_level_down_is_that_of_the_verdict_and_leaves_out_the_unknown() -> None:
+    report = make_report(make_study(), draw([600, 600, 600], {BASE: [0, 0, 0], METHOD: [0, 0, -1.5]}))
+    assert report["level_down"] == []
+    report = make_report(make_study(), draw([800, 800, 800], {**LEVELLED, METHOD: [-1.2, -1.2, -1.2]}))
+    assert report["level_down"] == [{"attribute": "tone", **row} for row in report["verdict"]["level_down"]]
+    assert {row["group"] for row in report["level_down"]} == {"light", "dark"}
+
+
+def test_the_gates_name_the_median_where_the_study_matches_at_it() -> None:
+    study = make_study(rate_match={"rule": "median", "from": "test"})
+    gates = make_report(study, draw([300, 300, 0], LEVELLED))["verdict"]["gates"]
+    assert "at the median score" in gates[1]["text"]
 
 
 def test_controls_that_decide_nothing_are_told_all_the_same() -> None:

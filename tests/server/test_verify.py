@@ -17,6 +17,7 @@ import pytest
 
 from equipoise.client.ledger import Ledger
 from equipoise.common import evaluation
+from equipoise.common.canonical import digest_json
 from equipoise.common.errors import EquipoiseError, StorageError, StudyError, TranscriptError
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
@@ -62,6 +63,7 @@ def write_report(run: RunFolder) -> Path:
 @pytest.fixture(autouse=True)
 def _plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equipoise.server.verify.report_json", figures)
+    monkeypatch.setattr("equipoise.server.verify.render", lambda _: "<html></html>")
     monkeypatch.setattr(runner, "build_report", write_report)
 
 
@@ -118,7 +120,7 @@ def test_a_run_is_verified_wherever_it_lies(run: RunFolder, monkeypatch: pytest.
     words = [row.what for row in verify(run)]
     assert words[0] == "files"
     assert {"model of swift", "model of no_mask", "model of pooled", "report"} <= set(words)
-    assert {f"site {site}" for site in SITES} <= set(words)
+    assert {f"site {site} ({run.name})" for site in SITES} <= set(words)
     moved = RunFolder(run.path.rename(run.path.parent / "archived under another name"))
     assert len(verify(moved)) == len(words)
     monkeypatch.chdir(moved.path)
@@ -430,6 +432,31 @@ def test_a_forgery_derived_anew_is_found_by_the_heads_in_the_sites_ledgers(run: 
     for ledgers in run.path.rglob("sites"):
         shutil.rmtree(ledgers)
     assert not any(row.what.startswith("site ") for row in verify(run))
+
+
+def test_a_run_that_was_renamed_to_shed_its_heads_is_found(run: RunFolder) -> None:
+    task = run.task()
+    base = run.base(task.study)
+    models = {BASE: base, **{name: run.result(name, base) for name in task.evaluate}}
+    chains = [
+        *((arm.study, arm.name, resolve(arm.study).run(arm.study, base)) for arm in task.arms),
+        (task.study, EVALUATION, evaluation.evaluate(task.study, models, task.arms[0].name)),
+    ]
+    opened = [(run.transcript(study, name), study, name, steps) for study, name, steps in chains]
+    run.task_file.write_text(json.dumps(json.loads(run.task_file.read_text()) | {"run": "another"}))
+    for transcript, study, name, steps in opened:
+        # Chained anew under the other name, so that every chain and digest fits again.
+        transcript.anchor = digest_json([study.hash, f"another/{name}"])
+        refill(transcript, steps, lambda _, points: points)
+    write_seal(run)
+    with pytest.raises(TranscriptError, match=r"site north remembers run 'run/.*', which is not in this folder"):
+        verify(run)
+
+
+def test_a_page_that_does_not_follow_from_the_report_is_found_under_a_new_seal(run: RunFolder) -> None:
+    page = run.path / "report.html"
+    page.write_text(page.read_text() + "passed")
+    assert f"{page}: is not the page of report.json" in sealed_again(run)
 
 
 def test_a_changed_ledger_is_named(run: RunFolder) -> None:
