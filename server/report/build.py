@@ -19,7 +19,7 @@ from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
-from equipoise.common.study import Study, Threshold
+from equipoise.common.study import RateMatch, Study, Threshold
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
 from equipoise.server.report.limits import limits
@@ -157,17 +157,17 @@ def _operating_points(study: Study) -> list[Json]:
     matched = {
         "base_rate": "as many patients are flagged as under the model as delivered",
         "median": "half of the patients are flagged under every model",
-    }.get(match.rule, f"{match.rule} for every model")
+    }[match.rule]
     words = {
         "rule": f"{own.rule}, applied to each model",
         "base_rate": matched,
         "base_threshold": "the threshold of the model as delivered, for every model",
     }
-    sources = {"rule": own, "base_rate": match, "base_threshold": own}
+    sources: dict[str, Threshold | RateMatch] = {"rule": own, "base_rate": match, "base_threshold": own}
     return [{"point": point, "text": words[point], "from": _source(sources[point])} for point in POINTS]
 
 
-def _source(threshold: Threshold) -> str | None:
+def _source(threshold: Threshold | RateMatch) -> str | None:
     return None if threshold.rule.startswith(("fixed:", "given:")) else threshold.source
 
 

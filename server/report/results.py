@@ -68,9 +68,9 @@ def _gates(report: Json) -> Section:
     evaluation, verdict = report["study"]["evaluation"], report["verdict"]
     text = (
         "Declared in the study before it ran; the gate not_collapsed is there in every study. Primary figure: "
-        f"{evaluation['primary']} between the groups of {report['study']['primary']}. "
-        "A gate passes only if the whole interval lies on the right side of its "
-        "bound, fails if it lies wholly on the other, and is undecided otherwise. The controls "
+        f"{evaluation['primary']} between the groups of {report['study']['primary']}. A gate passes only if the whole "
+        "interval lies on the right side of its bound, fails if it lies wholly on the other, and is undecided "
+        "otherwise. The controls "
         f"{' and '.join(REQUIRED_CONTROLS)} decide too; other controls are only shown.",
         f"Overall: {verdict['outcome']} ({verdict['reason']}).",
     )
