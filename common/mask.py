@@ -1,7 +1,7 @@
 """The soft mask: how far each part of the model may move.
 
 A part that serves the bias much and the task little moves freely (mask near 1); a part that the task needs is held
-(mask near 0). Mask = tanh of the ratio of the two sensitivities, each brought to one scale (SWiFT, spec/swift.md 1.4,
+(mask near 0). Mask = tanh of the ratio of the two sensitivities, each brought to one scale (docs/methods.md, SWiFT 1.4,
 steps 4 to 6, with the cures of section 6). The mask acts on the update of a parameter, so weight decay and adaptive
 preconditioners cannot go around it.
 """
@@ -22,7 +22,7 @@ Granularity = Literal["parameter", "channel", "tensor"]
 Scaling = Literal["mean", "minmax"]
 Vector = NDArray[np.float64]
 
-PUBLISHED_EPSILON = 1e-10  # spec/swift.md 1.4, steps 4 and 5
+PUBLISHED_EPSILON = 1e-10  # docs/methods.md, SWiFT 1.4, steps 4 and 5
 
 
 def units(layout: Layout, granularity: Granularity) -> dict[str, int]:

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from equipoise.common.cells import Balance, BiasLoss, Form, bias_value, bias_weights, task_weights
 
-# The golden example of spec/swift.md 1.3.
+# The golden example of docs/methods.md, SWiFT 1.3.
 P = np.array([0.9, 0.1, 0.8, 0.1, 0.2, 0.7, 0.2, 0.7])
 Y = np.array([1, 1, 1, 1, 0, 0, 0, 0])
 A = np.array([1, 0, 1, 0, 1, 0, 1, 0])

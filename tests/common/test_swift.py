@@ -1,7 +1,7 @@
 """SWiFT against an independent transcription of its published steps, on one site and with the published choices on.
 
-The transcription below is written from spec/swift.md 1.2 to 1.4 in plain torch loops and shares nothing with the
-project but the public streams that fix the mini-batches. Where the published code has an error that this project
+The transcription below is written from docs/methods.md, SWiFT 1.2 to 1.4 in plain torch loops and shares nothing with
+the project but the public streams that fix the mini-batches. Where the published code has an error that this project
 cures (an absent cell counts as mean 0; the head's gradients pile up over batches), the tests show that we differ.
 """
 
