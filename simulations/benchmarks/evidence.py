@@ -23,7 +23,8 @@ What the program did, over seeds, each with data and a base model of its own. Wr
 Gaps are `equalized_odds_mean` between the groups of the primary attribute on the test patients; *gap* at the declared
 rule, *rate-matched* at the base model's selection rate (on the synthetic benches at the median score). Brackets hold
 95 % t-intervals over seeds, or with fewer than three seeds the least and the largest value. *Method less this*
-compares SWiFT with the row, paired by seed: below 0, SWiFT's gap is the smaller one. Nothing here is private (`privacy.mode: none`). No table of a paper is reproduced.
+compares SWiFT with the row, paired by seed: below 0, SWiFT's gap is the smaller one. Nothing here is private
+(`privacy.mode: none`). No table of a paper is reproduced.
 """
 
 NOTES = {
