@@ -47,7 +47,8 @@ class ProgressBars:
     def began(self, run: str, query: Query, number: int, planned: int, sites: Sequence[str]) -> None:
         """Show where the run is."""
         self._progress.update(self._run, description=f"{run}: {query.phase}", total=planned, completed=number)
-        self._progress.update(self._sites, visible=True, total=len(sites), completed=0)
+        # Drawn at once: a short phase would be over before the next regular drawing.
+        self._progress.update(self._sites, visible=True, total=len(sites), completed=0, refresh=True)
 
     def answered(self, site: str) -> None:
         """One more hospital."""
