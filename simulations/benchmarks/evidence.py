@@ -103,8 +103,7 @@ def _comparison(value: dict[str, Any], seeds: int) -> str:
         side = "smaller than that of" if below else "larger than that of" if above else "not clearly different from"
         sides[side].append(name)
     parts = [f"{side} {', '.join(names)}" for side, names in sides.items() if names]
-    noise, base = value["over_seeds"].get("auc_noise"), value["over_seeds"]["base"]
-    idle = noise is not None and all(noise[key] == base[key] for key in ("gap", "auc"))
+    idle = all(seed.get("auc_noise") == seed["base"] for seed in value["per_seed"])
     added = " auc_noise added no noise in any seed and is the base model." if idle else ""
     return f"Over seeds {value['method']}'s gap is {'; '.join(parts)}.{added}"
 
