@@ -19,7 +19,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.fairness.tables import Counts, Floats, hybrid_edges
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
-from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.query import Arrays, Query, SplitName, Sum
 from equipoise.common.study import Study
 
 BASE = "base"
@@ -85,10 +85,10 @@ def check_rule(study: Study) -> None:
         )
 
 
-def splits_needed(study: Study) -> list[str]:
+def splits_needed(study: Study) -> list[SplitName]:
     """Splits whose histograms an evaluation needs."""
     evaluation = study.evaluation
-    needed = {"test", evaluation.rate_match.source}
+    needed: set[SplitName] = {"test", evaluation.rate_match.source}
     if parse_rule(evaluation.threshold.rule).needs_histogram:
         needed.add(evaluation.threshold.source)
     return sorted(needed, reverse=True)  # validation before test
@@ -118,7 +118,7 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
         DataError: there is no positive or no negative test patient anywhere, so nothing can be measured.
     """
     names = list(models)
-    measured = Measured(hybrid_edges(None, study.evaluation.bins))
+    measured = Measured(hybrid_edges(None, study.score_bins))
     edges: Arrays = {"edges": measured.edges}
     for split in splits_needed(study):
         for name in names:

@@ -59,7 +59,7 @@ def write_auc_noise(run: RunFolder, hospitals: Mapping[str, Patients]) -> None:
     """
     task = run.task()
     study, method = task.study, task.arms[0].name
-    measured = measure(Engine(study, None), run, task)
+    measured = measure(Engine(study, run.plan(), None), run, task)
     base = run.base(study)
     models = {BASE: base, method: run.result(method, base)}
     splits = {split: _scored(study, hospitals, models, split) for split in evaluation.splits_needed(study)}

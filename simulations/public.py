@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from equipoise.client.manifest import Manifest, number, read_manifest, same
 from equipoise.common.errors import StudyError
+from equipoise.common.manifest import Manifest, number, read_manifest, same
 from equipoise.common.sitefile import FractionSplits
 from equipoise.common.streams import stream_seed
 from equipoise.simulations.sitefolder import SitePaths, write_site

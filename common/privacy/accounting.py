@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,12 @@ def epsilon_of(events: Sequence[Event], delta: float) -> float:
         return 0.0
     if any(event.law == "none" for event in events):
         return math.inf
-    merged = _merged(events)
+    return _epsilon_of(tuple(_merged(events)), delta)
+
+
+@lru_cache(maxsize=1024)
+def _epsilon_of(merged: tuple[Event, ...], delta: float) -> float:
+    """The same question is asked for every site of a simulation, and for every control of one shape."""
     interval = _interval(merged)
     total = reduce(lambda left, right: left.compose(right), (_loss(event, interval) for event in merged))
     return float(total.get_epsilon_for_delta(delta))
@@ -111,7 +116,7 @@ def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.fl
         if event.law == "none":
             return np.full_like(alpha, math.inf)
         if event.rate < 1:
-            total += _sampled_curve(event, alpha)
+            total += _sampled_curve(event, tuple(orders))
         elif event.law == "discrete_laplace":
             epsilon = 1 / event.noise
             # The loss is +epsilon with probability 1 / (1 + exp(-epsilon)), else -epsilon.
@@ -123,8 +128,10 @@ def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.fl
     return total
 
 
-def _sampled_curve(event: Event, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
+@lru_cache(maxsize=256)
+def _sampled_curve(event: Event, orders: tuple[float, ...]) -> NDArray[np.float64]:
     """Renyi divergence of the Poisson-sampled Gaussian [3], from dp_accounting where its series converges."""
+    alpha = np.array(orders)
     safe = (alpha >= SERIES_FROM) | (alpha == np.rint(alpha))
     accountant = rdp.RdpAccountant([*alpha[safe], max(math.ceil(alpha.max()), 2)])
     accountant.compose(event.dp_event)
@@ -134,7 +141,9 @@ def _sampled_curve(event: Event, alpha: NDArray[np.float64]) -> NDArray[np.float
     positions = np.argsort(np.append(alpha, math.inf))[::-1]
     upper = np.empty_like(computed)
     upper[positions] = np.minimum.accumulate(computed[positions])
-    return upper[:-1]
+    curve = upper[:-1]
+    curve.flags.writeable = False  # it is kept
+    return curve
 
 
 def _merged(events: Sequence[Event]) -> list[Event]:
