@@ -275,6 +275,7 @@ class SyntheticHospitals(Strict):
     patients: int = Field(default=300, ge=1)
     validation: int = Field(default=100, ge=0)
     test: int = Field(default=1600, ge=4)
+    pool: Literal["diverse", "vendor"] = "diverse"  # whose unlabelled images a private study takes for public
 
 
 class PublicHospitals(Strict):

@@ -124,8 +124,8 @@ def _matching_size(
 def _tables(
     study: Study,
     measured: Measured,
-    splits: Mapping[str, Scored],
-    normals: Mapping[str, NDArray[np.float64]],
+    splits: Mapping[SplitName, Scored],
+    normals: Mapping[SplitName, NDArray[np.float64]],
     size: float,
     draw: int,
     method: str,

@@ -20,7 +20,7 @@ from equipoise.client.cohort import SPLITS
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.study import Study, Weights, pin_weights
+from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
 from equipoise.common.study_plan import alone_controls, arms_of
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
@@ -112,6 +112,8 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
     study = pin_weights(study, run.path)
+    if study.privacy.private and study.privacy.public_pool is None:
+        study = _with_pool(study, hospitals, run)
     if not study.sites.declared_patients:
         declared = {site: sum(counts["train"]) for site, counts in census.items()}
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
@@ -121,6 +123,17 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     if sum(study.sites.declared_patients.values()) == 0:
         raise StudyError("sites.declared_patients: every number is 0; declare the hospitals' training patients")
     return study
+
+
+def _with_pool(study: Study, hospitals: Hospitals, run: RunFolder) -> Study:
+    """The study with the hospitals' own public pool, written beside the vendor's model."""
+    if hospitals.pool is None:
+        raise StudyError("privacy.public_pool is missing, and these hospitals come without one; name unlabelled rows")
+    file = run.path / "public-pool.safetensors"
+    if not (file.exists() and run.task_file.exists()):
+        write_whole(file, save({"rows": hospitals.pool()}))
+    privacy = study.privacy.model_copy(update={"public_pool": PublicPool(path=file.name)})
+    return pin_pool(study.model_copy(update={"privacy": privacy}), run.path)
 
 
 def _main_task(study: Study, hospitals: Hospitals) -> Task:
@@ -176,6 +189,9 @@ def _begin(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     if weights is None:
         raise StudyError("model.weights is missing")
     write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
+    pool = task.study.privacy.public_pool
+    if pool is not None:
+        write_whole(run.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
     write_hospitals_file(run.path, files)
     run.write_task(task)
 
@@ -185,6 +201,8 @@ def _compared(study: Study) -> dict[str, Any]:
     value = study.model_dump(mode="json", by_alias=True)
     if value["model"]["weights"] is not None:
         value["model"]["weights"].pop("path")
+    if value["privacy"]["public_pool"] is not None:
+        value["privacy"]["public_pool"].pop("path")
     if value["simulation"] is not None:
         value["simulation"].pop("workers")
     return value
