@@ -196,11 +196,19 @@ class Query:
 
 @dataclass(frozen=True)
 class Sum:
-    """A completed release: the exact sum over the sites that answered."""
+    """A completed release: the exact sum over the sites that answered.
+
+    Attributes:
+        query: what was asked.
+        cohort: the sites that answered.
+        points: block -> sums on its lattice.
+        witness: site -> head of its ledger when it answered; no part of the result.
+    """
 
     query: Query
     cohort: tuple[str, ...]
     points: Mapping[str, NDArray[np.int64]]
+    witness: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, block: str) -> NDArray[np.float64]:
         """The sum of `block` in its unit, float64."""

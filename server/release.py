@@ -84,6 +84,7 @@ class PlainRelease:
         self._asking = set(self._sites)
         self._codes: dict[str, str] = {}
         self._cohort: list[str] = []
+        self._witness: dict[str, str] = {}
         self._points = {name: np.zeros(block.shape, dtype=np.int64) for name, block in query.blocks.items()}
         document = study_bundle(study)
         digest = digest_arrays(document)
@@ -147,7 +148,7 @@ class PlainRelease:
 
     def total(self) -> Sum:
         """The exact sum over the sites that answered."""
-        return Sum(self.query, tuple(sorted(self._cohort)), self._points)
+        return Sum(self.query, tuple(sorted(self._cohort)), self._points, self._witness)
 
     def _take(self, site: str, payload: bytes) -> str | None:
         """Add a reply's integers; the code of what is wrong with it, or None."""
@@ -173,6 +174,7 @@ class PlainRelease:
         if not all(_within(sums[name], block.site_bound / block.step) for name, block in self.query.blocks.items()):
             return "out_of_range"
         self._points = sums
+        self._witness[site] = str(header.get("ledger", ""))[:64]
         return None
 
 

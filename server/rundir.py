@@ -34,7 +34,7 @@ from equipoise.common.methods.method import Outcome
 from equipoise.common.models import build
 from equipoise.common.study import PublicPool, Study
 from equipoise.common.study_plan import EVALUATION, StudyPlan
-from equipoise.server.transcript import Transcript
+from equipoise.server.transcript import WITNESS, Transcript
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class RunFolder:
         task = self.task()
         for place in (self.path / EVALUATION, *(self.arm_folder(arm.name) / "transcript" for arm in task.arms)):
             drop_unfinished_line(place / "chain.jsonl")
+            drop_unfinished_line(place / WITNESS)
         drop_unfinished_line(self.path / "rounds.jsonl")
 
     def arm_folder(self, name: str) -> Path:
