@@ -18,6 +18,7 @@ from equipoise.client.cohort import Split
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
 from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
+from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.tables import bin_scores, decide
@@ -150,6 +151,25 @@ def gradient_sum(place: Workplace) -> Contribution:
     return Totals({"gradient": total, "patients": _patients_by_cell(cell, len(task)), "scores": scores})
 
 
+def block_sensitivities(place: Workplace) -> Contribution:
+    """Each patient's equalised squared gradient norms by tensor, of the score in the patient's cell and of the task."""
+    study, split, query = place.study, place.split, place.query
+    model = network(study, state_from_inputs(query.inputs))
+    energies = BlockEnergies(model, query.parameters["tensors"])
+    equalisation = Equalisation.from_arrays(query.inputs["units"])
+    cell = cells_of(study, split)
+    cells = 2 * (len(study.primary.groups) + 1)
+
+    def parts() -> Iterator[NDArray[np.float64]]:
+        for rows in patient_slices(split.patient, GRADIENT_BATCH):
+            mine = split.patient[rows]
+            first, last = int(mine[0]), int(mine[-1]) + 1
+            bias, task = energies.patients(rows_of(study, model, split, rows), mine - first, split.label[first:last])
+            yield equalisation.contributions(bias, task, cell[first:last].numpy(), cells)
+
+    return Rows(parts())
+
+
 def whitened_gradient(place: Workplace) -> Contribution:
     """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides."""
     study, split, query = place.study, place.split, place.query
@@ -279,6 +299,7 @@ COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
     "sensitivities": sensitivities,
     "batch_sensitivities": batch_squares,
     "gradient_sum": gradient_sum,
+    "block_sensitivities": block_sensitivities,
     "whitened_gradient": whitened_gradient,
     "local_training": local_training,
     "score_histogram": score_histogram,

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from equipoise.common.block_energies import ENERGY_BOUND
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
 from equipoise.common.privacy.plan import ReleasePlan
@@ -164,6 +165,24 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
             "patients": Block.counts((groups_of(study), 2)),
             "scores": Block.real((groups_of(study), 2), 1.0, declared_total(study)),
         },
+    )
+
+
+def block_sensitivities(study: Study, layout: Layout) -> Query:
+    """Squared gradient norms by tensor: of the score by cell, and of the cross-entropy. Inputs: the model, `units`.
+
+    One vector a patient, equalised by public units and clipped (`equipoise.common.block_energies.Equalisation`), so
+    that the plan depends on shapes alone.
+    """
+    tensors = len(layout.shapes)
+    return _vector(
+        study,
+        "block_sensitivities",
+        "mask",
+        MASK,
+        {"attribute": study.primary.name, "tensors": list(layout.shapes)},
+        {"bias": (groups_of(study), 2, tensors), "task": (tensors,)},
+        clip=ENERGY_BOUND,
     )
 
 

@@ -75,10 +75,10 @@ def simulate(
     say("preparing the vendor's model")
     study = _prepared(study, hospitals, census, run)
     task = _main_task(study, hospitals)
-    _begin(run, task, {site: [file] for site, file in hospitals.sites.items()})
+    begin_run(run, task, {site: [file] for site, file in hospitals.sites.items()})
     with watching(watchers):
         _run_alone(study, run, hospitals, engine)
-        _start(study, run, task, engine)
+        start_run(study, run, task, engine)
     say("measuring")
     if "auc_noise" in study.method.controls:
         write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in hospitals.sites.items()})
@@ -166,11 +166,11 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
         alone = study.model_copy(update={"sites": sites, "method": bare})
         own = RunFolder(run.path / "controls" / name)
         task = Task(alone, (Arm(name, alone),), (site,), (), {})
-        _begin(own, task, {site: files})
-        _start(alone, own, task, engine)
+        begin_run(own, task, {site: files})
+        start_run(alone, own, task, engine)
 
 
-def _begin(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
+def begin_run(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     """Write what a run needs, its task last; or find that the run there is of the same study.
 
     Raises:
@@ -208,7 +208,7 @@ def _compared(study: Study) -> dict[str, Any]:
     return value
 
 
-def _start(study: Study, run: RunFolder, task: Task, engine: str) -> None:
+def start_run(study: Study, run: RunFolder, task: Task, engine: str) -> None:
     """Run the real ServerApp against the real ClientApps."""
     workers = study.simulation.workers if study.simulation else 1
     run_config = {"folder": str(run.path.resolve())}
