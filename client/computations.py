@@ -21,7 +21,8 @@ from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness import auc
-from equipoise.common.fairness.tables import bin_scores, decide
+from equipoise.common.fairness.joint import interval_cells
+from equipoise.common.fairness.tables import bin_scores
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
@@ -243,18 +244,15 @@ def score_histogram(place: Workplace) -> Contribution:
 
 
 def decision_table(place: Workplace) -> Contribution:
-    """The cells (operating point, group, label, decision before, decision after) of each patient."""
-    before, after = _scores(place, "before"), _scores(place, "after")
-    points = place.query.inputs["thresholds"]["thresholds"]
-    cells = {}
-    for name, block in place.query.blocks.items():
-        group = place.group(name)
-        columns = [
-            (np.full_like(group, i), group, place.label, decide(before, first).astype(int), decide(after, second))
-            for i, (first, second) in enumerate(points)
-        ]
-        cells[name] = np.stack([np.ravel_multi_index(column, block.shape) for column in columns], axis=1)
-    return Fills(cells)
+    """The cell (group, label, interval of the score before, and after) of each patient, for every attribute."""
+    thresholds = place.query.inputs["thresholds"]["thresholds"]
+    before, after = interval_cells(_scores(place, "before"), _scores(place, "after"), *thresholds.T)
+    return Fills(
+        {
+            name: np.ravel_multi_index((place.group(name), place.label, before, after), block.shape)[:, None]
+            for name, block in place.query.blocks.items()
+        }
+    )
 
 
 def placement_sums(place: Workplace) -> Contribution:

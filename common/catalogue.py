@@ -245,7 +245,11 @@ def score_histogram(study: Study, split: SplitName, model: str) -> Query:
 
 
 def decision_table(study: Study, before: str, after: str, points: int) -> Query:
-    """Patients by operating point, group, label and both decisions. Inputs: two models, `thresholds` (points, 2)."""
+    """Patients by group, label and the interval of their score before and after, cut at the operating points.
+
+    One cell a patient; the pair tables of all operating points are margins of it (`equipoise.common.fairness.joint`).
+    Inputs: two models, `thresholds` (points, 2).
+    """
     return _table(
         study,
         "decision_table",
@@ -253,8 +257,8 @@ def decision_table(study: Study, before: str, after: str, points: int) -> Query:
         "evaluation",
         TABLES,
         {"before": before, "after": after, "attributes": [a.name for a in study.attributes]},
-        {a.name: (points, len(a.groups) + 1, 2, 2, 2) for a in study.attributes},
-        cells=points * len(study.attributes),
+        {a.name: (len(a.groups) + 1, 2, points + 1, points + 1) for a in study.attributes},
+        cells=len(study.attributes),
     )
 
 
