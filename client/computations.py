@@ -17,9 +17,10 @@ from torch import Tensor
 from equipoise.client.cohort import Split
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import ScoreCache, cells_of, network, patient_means, row_logits, rows_of
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.classifier import state_from_inputs
+from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
 from equipoise.common.fairness.tables import bin_scores
@@ -30,7 +31,7 @@ from equipoise.common.query import Query
 from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
 from equipoise.common.space import Space
 from equipoise.common.streams import torch_stream
-from equipoise.common.study import Study
+from equipoise.common.study import ScoreInputs, Study
 
 GRADIENT_BATCH = 64
 
@@ -277,6 +278,10 @@ def _nothing(query: Query) -> Totals:
 
 
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
+    inputs = place.study.inputs
+    if isinstance(inputs, ScoreInputs):
+        column = 0 if place.query.parameters[prefix] == BASE or inputs.after is None else 1
+        return patient_means(place.split.inputs[:, column], place.split)
     state = state_from_inputs(place.query.inputs, prefix)
     return place.scores.scores(place.study, state, place.split, place.query.split)
 

@@ -16,12 +16,14 @@ from typing import Any
 from safetensors.torch import save
 
 from equipoise.client.app import app as client_app
-from equipoise.client.cohort import SPLITS
+from equipoise.client.cohort import SPLITS, SplitName
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
-from equipoise.common.study_plan import alone_controls, arms_of
+from equipoise.common.methods import resolve
+from equipoise.common.models import given_scores
+from equipoise.common.study import PublicPool, ScoreInputs, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study_plan import alone_controls, arms_of, needs_pool
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report
@@ -103,7 +105,9 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     if study.model.weights is None:
         file = run.path / "vendor.safetensors"
         # A file that an earlier attempt left is of the same study only where the run has begun.
-        if not (file.exists() and run.task_file.exists()):
+        if isinstance(study.inputs, ScoreInputs):
+            write_whole(file, save(given_scores().state_dict()))
+        elif not (file.exists() and run.task_file.exists()):
             recipe = study.simulation.pretrain if study.simulation else None
             if recipe is None:
                 raise StudyError("simulation.pretrain is missing")
@@ -112,10 +116,11 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
     study = pin_weights(study, run.path)
-    if study.privacy.private and study.privacy.public_pool is None:
+    if study.privacy.public_pool is None and needs_pool(study):
         study = _with_pool(study, hospitals, run)
     if not study.sites.declared_patients:
-        declared = {site: sum(counts["train"]) for site, counts in census.items()}
+        counted: SplitName = "train" if resolve(study).trains else "test"
+        declared = {site: sum(counts[counted]) for site, counts in census.items()}
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))
@@ -189,6 +194,8 @@ def begin_run(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     if weights is None:
         raise StudyError("model.weights is missing")
     write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
+    if task.study.model.after is not None:
+        write_whole(run.path / "after.safetensors", Path(task.study.model.after.path).read_bytes())
     pool = task.study.privacy.public_pool
     if pool is not None:
         write_whole(run.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
@@ -201,8 +208,9 @@ def _compared(study: Study) -> dict[str, Any]:
     value = study.model_dump(mode="json", by_alias=True)
     if value["model"]["weights"] is not None:
         value["model"]["weights"].pop("path")
-    if value["privacy"]["public_pool"] is not None:
-        value["privacy"]["public_pool"].pop("path")
+    for named in (value["model"]["after"], value["privacy"]["public_pool"]):
+        if named is not None:
+            named.pop("path")
     if value["simulation"] is not None:
         value["simulation"].pop("workers")
     return value
