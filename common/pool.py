@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from equipoise.common.canonical import sha256
+from equipoise.common.canonical import digest_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.features import feature_table
@@ -56,7 +55,11 @@ class Pool:
                 f"{KEY} is missing: bases and clip bounds need unlabelled public images or rows; name a .zip, .csv or "
                 ".parquet file"
             )
-        return _read(Path(named.path), named.sha256, study.inputs)
+        key = digest_json([named.path, named.sha256, study.inputs.model_dump(mode="json")])
+        if key not in _kept:
+            _kept.clear()  # a run has one pool
+            _kept[key] = _read(Path(named.path), named.sha256, study.inputs)
+        return _kept[key]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,7 +87,9 @@ def network_of(study: Study, model: Classifier, *, base: bool = False) -> nn.Mod
     return network.eval()
 
 
-@lru_cache(maxsize=4)
+_kept: dict[str, Pool] = {}
+
+
 def _read(path: Path, digest: str | None, inputs: Inputs) -> Pool:
     if isinstance(inputs, ScoreInputs):
         raise StudyError(f"{KEY}: given scores need no pool; leave it out")
