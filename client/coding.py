@@ -115,8 +115,8 @@ class Coding:
         if broken:
             expected = "a probability from 0 to 1" if scale == "probability" else "a finite logit"
             raise DataError(
-                f"{self.where(broken[0], name)}: {len(broken)} of {len(values)} scores are not {expected}; correct them, "
-                "or declare the other scale"
+                f"{self.where(broken[0], name)}: {len(broken)} of {len(values)} scores are not {expected}; correct "
+                "them, or declare the other scale"
             )
         found = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
         return torch.logit(found, eps=SMALLEST_SCORE) if scale == "probability" else found

@@ -163,7 +163,7 @@ def densenet121(in_channels: int = 3) -> nn.Module:
 
 
 class GivenScores(nn.Module):
-    """Stands for a model that nobody here has: its scores are columns of the hospitals' manifests and are never computed.
+    """Stands for a model that nobody here has: its scores are columns of the hospitals' manifests, never computed.
 
     Its two weights exist so that a study has a file of weights, an extractor and a head like any other.
     """
