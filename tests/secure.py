@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.client.secure_session import Asked, Contribution, Peers, SecureSessions
+from equipoise.client.secure_store import MemoryStore, SessionStore
+from equipoise.common.errors import SecureSumError
+from equipoise.common.privacy.plan import ReleasePlan
+from equipoise.common.query import Query
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
+from equipoise.common.secure_sum.layout import parts_of, rooms_of
 from equipoise.common.secure_sum.messages import (
     Consents,
     Delivery,
@@ -21,9 +27,11 @@ from equipoise.common.secure_sum.messages import (
     Reply,
     Stage,
     pack_reply,
+    split_request,
 )
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 
 Points = Mapping[str, NDArray[np.int64]]
 QUERY = "5a" * 32
@@ -130,3 +138,66 @@ class Release:
         for stage in Stage:
             self.stage([site for site, when in gone.items() if when <= stage])
         return self.coordinator.total()
+
+
+class SecureDoor:
+    """A site's door that answers secure releases, and nothing else: a stand-in for the agent around the real sessions.
+
+    Args:
+        site: its name.
+        keys: everybody's identity keys, as the site pins them.
+        points: what it contributes.
+        patients: declared patients of all sites.
+        plan: what protects the query.
+        store: where the sessions keep their state.
+
+    Attributes:
+        contributed: how often the contribution was asked for.
+        seen: what it has sent.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        keys: Mapping[str, bytes],
+        points: Points,
+        patients: int = 0,
+        plan: ReleasePlan | None = None,
+        store: SessionStore | None = None,
+    ) -> None:
+        self.site, self.points, self.patients = site, points, patients
+        self.plan = plan or ReleasePlan.none()
+        self.contributed = 0
+        self.seen: list[bytes] = []
+        self._known: dict[str, Any] = {}
+        identity = {identity.public: identity for identity in IDENTITIES}[keys[site]]
+        self.sessions = SecureSessions(site, identity, Peers(keys), store if store is not None else MemoryStore())
+
+    def answer(self, request: bytes) -> bytes:
+        """The reply to a stage, or a code."""
+        header, arrays = unpack(request)
+        message, own, rest = split_request(header, arrays)
+        self._known.update(split_bundles(rest))
+        if not {header["study"], *header["inputs"].values()} <= set(self._known):
+            return self._code("need_inputs")
+        inputs = {role: self._known[digest] for role, digest in header["inputs"].items()}
+        query = Query.from_public(header["query"], inputs)
+        rooms = rooms_of(query, self.plan.sampler, len(message["terms"]["cohort"]), self.patients)
+        asked = Asked(header["run"], header["release"], query.digest, parts_of(query, rooms), self.plan.honest)
+        try:
+            reply = self.sessions.answer(asked, message, own, self._contribute)
+        except SecureSumError as error:
+            return self._code(error.code)
+        self.seen.append(reply)
+        return reply
+
+    def restart(self) -> None:
+        """Lose what an agent holds in memory: the inputs received."""
+        self._known = {}
+
+    def _contribute(self) -> Contribution:
+        self.contributed += 1
+        return Contribution(self.points, {"ledger": f"head of {self.site}"})
+
+    def _code(self, code: str) -> bytes:
+        return pack({"protocol": PROTOCOL, "code": code, "site": self.site}, {})

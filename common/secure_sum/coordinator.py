@@ -113,6 +113,12 @@ class Coordinator:
             self._unmaskings[site] = self._checked(site, arrays)
         self.answered.add(site)
 
+    @property
+    def needed(self) -> int:
+        """Least number of replies in the present stage."""
+        early = self.stage is not None and self.stage <= Stage.INPUT
+        return self.terms.quorum if early else self.terms.threshold
+
     def advance(self) -> bool:
         """End the stage with the replies that are there; whether the sum is complete.
 
@@ -121,11 +127,10 @@ class Coordinator:
         """
         if self.stage is None:
             return True
-        needed = self.terms.quorum if self.stage <= Stage.INPUT else self.terms.threshold
-        if len(self.answered) < needed:
+        if len(self.answered) < self.needed:
             raise QuorumError(
-                f"secure sum, stage {self.stage.name}: {len(self.answered)} of {len(self.asked)} sites answered, "
-                f"{needed} are needed ({self.terms.words})"
+                f"stage {self.stage.name}: {len(self.answered)} of {len(self.asked)} sites answered, {self.needed} are "
+                f"needed ({self.terms.words})"
             )
         left = tuple(sorted(self.answered))
         if self.stage is Stage.ADVERTISE:
@@ -212,7 +217,7 @@ class Coordinator:
         most = part.reach * len(self._survivors)
         if numbers.size and max(int(numbers.max()), -int(numbers.min())) > most:
             raise QuorumError(
-                f"secure sum: {name} lies beyond what {len(self._survivors)} sites can send; a site broke the "
+                f"{name} lies beyond what {len(self._survivors)} sites can send; a site broke the "
                 "protocol, and no sum is given"
             )
         return numbers.astype(np.int64)

@@ -27,8 +27,8 @@ from equipoise.common.wire import PROTOCOL, pack, unpack
 Arrays = Mapping[str, NDArray[Any]]
 Form = tuple[type[np.generic], tuple[int, ...]]
 SEALED_BYTES = 2 * SHARE_BYTES + TAG_BYTES
+SECURE = "secure"  # key of a request's header, and prefix of its arrays, of what belongs to the secure sum
 HEADER_BYTES = 2**16  # room for a reply's header, which holds no more than three digests, a signature and names
-_SITE_BYTES = 80  # a site's name in a header
 
 
 class Stage(IntEnum):
@@ -309,6 +309,14 @@ def unpack_reply(data: bytes, terms: Terms, stage: Stage, site: str) -> tuple[di
     return fields, arrays, signature
 
 
+def split_request(header: Mapping[str, Any], arrays: Arrays) -> tuple[Any, dict[str, NDArray[Any]], Arrays]:
+    """What a request holds of the secure sum (the part of its header, None without one; its arrays), and the rest."""
+    prefix = f"{SECURE}/"
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    rest = {name: array for name, array in arrays.items() if not name.startswith(prefix)}
+    return header.get(SECURE), own, rest
+
+
 def reply_limit(terms: Terms, stage: Stage) -> int:
     """The most bytes that a site's reply may have."""
     count = len(terms.cohort)
@@ -320,11 +328,6 @@ def reply_limit(terms: Terms, stage: Stage) -> int:
         Stage.UNMASK: count * SHARE_BYTES,
     }
     return content[stage] + HEADER_BYTES
-
-
-def request_limit(terms: Terms) -> int:
-    """The most bytes that the arrays of a request may have, in any stage."""
-    return len(terms.cohort) * (2 * KEY_BYTES + 2 * SIGNATURE_BYTES + SEALED_BYTES + _SITE_BYTES)
 
 
 def check_arrays(arrays: Arrays, forms: Mapping[str, Form]) -> None:
