@@ -50,6 +50,14 @@ class QuorumError(EquipoiseError):
     code = "quorum"
 
 
+class SecureSumError(QuorumError):
+    """A message of the secure sum failed a check; its own `code` says which, and never anything about patients."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class TranscriptError(EquipoiseError):
     """A transcript is truncated, changed or forged, or a resumed run asks something else than it did before."""
 

@@ -46,6 +46,9 @@ class Mechanism(Protocol):
     def describe(self) -> dict[str, float | str]:
         """Law, scale and standard deviation (in steps), for reports and plans."""
 
+    def tail_steps(self, probability: float) -> int:
+        """A number of steps that one coordinate's noise exceeds, up or down, with at most `probability`."""
+
 
 @dataclass(frozen=True)
 class NoNoise:
@@ -58,6 +61,11 @@ class NoNoise:
     def describe(self) -> dict[str, float | str]:
         """Law and standard deviation."""
         return {"law": "none", "standard_deviation_steps": 0.0}
+
+    def tail_steps(self, probability: float) -> int:
+        """0, with certainty."""
+        _check_probability(probability)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,10 @@ class DiscreteLaplace:
             "scale_steps": self.scale_steps,
             "standard_deviation_steps": deviation,
         }
+
+    def tail_steps(self, probability: float) -> int:
+        """P(|K| >= j) <= 2 exp(-j / scale)."""
+        return _exponential_tail(self.scale_steps, probability)
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,14 @@ class DiscreteGaussian:
             "standard_deviation_steps": self.sigma_steps,
         }
 
+    def tail_steps(self, probability: float) -> int:
+        """P(|K| >= j) <= 2 exp(-j^2 / (2 sigma^2)), by Chernoff.
+
+        E exp(tK) = exp(t^2 sigma^2 / 2) S(t sigma^2) / S(0), S(c) the sum of exp(-(k - c)^2 / (2 sigma^2)) over the
+        integers k, which is largest at c = 0.
+        """
+        return _gaussian_tail(self.sigma_steps, probability)
+
 
 @dataclass(frozen=True)
 class RoundedGaussian:
@@ -182,11 +202,30 @@ class RoundedGaussian:
             "standard_deviation_steps": math.sqrt(self.sigma_steps**2 + 1 / 12),
         }
 
+    def tail_steps(self, probability: float) -> int:
+        """P(|round(sigma N)| >= j) = P(|N| >= (j - 1/2) / sigma) <= 2 exp(-(j - 1/2)^2 / (2 sigma^2))."""
+        return _gaussian_tail(self.sigma_steps, probability) + 1
+
 
 def _shaped(
     sample: Callable[[float, int, np.random.Generator], Points], scale: float, shape: tuple[int, ...]
 ) -> Points:
     return sample(scale, math.prod(shape), secret_generator()).reshape(shape)
+
+
+def _exponential_tail(scale: float, probability: float) -> int:
+    _check_probability(probability)
+    return math.ceil(scale * math.log(2 / probability))
+
+
+def _gaussian_tail(sigma: float, probability: float) -> int:
+    _check_probability(probability)
+    return math.ceil(sigma * math.sqrt(2 * math.log(2 / probability)))
+
+
+def _check_probability(probability: float) -> None:
+    if not 0 < probability < 1:
+        raise ValueError(f"probability={probability}: expected more than 0, less than 1")
 
 
 def _check(name: str, scale: float) -> None:
