@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.computations import COMPUTATIONS, Workplace
-from equipoise.client.ledger import Ledger
-from equipoise.client.policy import check_query, check_study
+from equipoise.client.ledger import Ledger, Request
+from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
+from equipoise.client.release import release
 from equipoise.client.workbench import ScoreCache
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.config import validate
@@ -25,6 +27,7 @@ from equipoise.common.errors import EquipoiseError, RefusedError, StorageError
 from equipoise.common.query import Arrays, Query
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
+from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 
 Opener = Callable[[Study, Site], Patients]
@@ -39,17 +42,20 @@ class SiteAgent:
         approved: hashes of the studies that the hospital approved.
         bundles: store of the inputs received; agents of one process may share it.
         open_cohort: opens the cohort and keeps it; agents of one process may share it.
-        scratch: a simulated site: privacy mode none is allowed and the ledger does not wait for the disk.
+        scratch: a simulated site: privacy mode none is allowed, nothing is charged against a cap, and the ledger does
+            not wait for the disk.
+        check_plan: what a plan has to pass (tests of single queries pass another).
     """
 
     def __init__(
         self,
         site: Site,
         state: Path,
-        approved: frozenset[str],
+        approved: Container[str],
         bundles: BundleStore | None = None,
         open_cohort: Opener | None = None,
         scratch: bool = False,
+        check_plan: Callable[[Site, Study, StudyPlan, bool], None] = check_queries,
     ) -> None:
         self.site = site
         self.ledger = Ledger(state / "ledger.sqlite", durable=not scratch)
@@ -60,6 +66,8 @@ class SiteAgent:
         self._scratch = scratch
         self._scores = ScoreCache()
         self._studies: dict[str, Study] = {}
+        self._plans: dict[tuple[str, str], StudyPlan] = {}
+        self._check_plan = check_plan
         self._checked: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
@@ -81,35 +89,82 @@ class SiteAgent:
 
     def _release(self, request: bytes) -> bytes:
         header, arrays = unpack(request)
+        asked = Request("", str(header["run"]), int(header["release"]), str(header["head"]))
         if header.get("close"):
-            return self._close(header)
-        self._bundles.add(split_bundles(arrays), {header["study"], *header["inputs"].values()})
+            return self._close(header, asked)
+        self._bundles.add(split_bundles(arrays), {header["study"], header["plan"], *header["inputs"].values()})
         study = self._study(header["study"])
-        query = Query.from_public(header["query"], self._inputs(study, header["inputs"]))
-        check_query(self.site, query)
-        run, number = str(header["run"]), int(header["release"])
-        sealed = self.ledger.recall(run, number, query.digest)
+        if study.hash not in self._approved:
+            raise RefusedError(f"study {study.study}: hash {study.hash} is no longer approved at {self.site.site}")
+        asked = replace(asked, study=study.hash)
+        entry = self._entry(study, header, asked)
+        query = entry.query.with_inputs(**self._inputs(study, header["inputs"]))
+        sealed = self.ledger.recall(asked, query.digest)
         if sealed is not None:
             return sealed
-        cohort = self._open_cohort(study, self.site)
-        if not self._scratch and cohort.patients < self.site.caps.cohort_minimum:
-            raise RefusedError(f"{cohort.patients} patients, fewer than caps.cohort_minimum of {self.site.site}")
-        self.ledger.reserve(run, number, query.digest, query.name, query.split, str(header["head"]))
-        place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, number)
-        points = query.encode(COMPUTATIONS[query.name](place))
+        account = self.site.data.account if entry.account == STUDY else f"control {entry.account}"
+        self._begin(study, header["plan"], entry, asked, account)
+        cohort = self._patients(study, asked, query)
+        charge = self.ledger.reserve(asked, query, account)
+        place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, asked.number)
+        points = release(charge, query, COMPUTATIONS[query.name](place))
         reply = pack(
-            {"protocol": PROTOCOL, "code": "ok", "site": self.site.site, "release": number, "query": query.digest},
+            {
+                "protocol": PROTOCOL,
+                "code": "ok",
+                "site": self.site.site,
+                "release": asked.number,
+                "query": query.digest,
+                "ledger": charge.head,
+            },
             points,
         )
-        self.ledger.seal(run, number, reply)
+        self.ledger.seal(charge, reply)
         return reply
 
-    def _close(self, header: Mapping[str, Any]) -> bytes:
-        """Write down the last head of a run of an approved study; nothing is computed."""
+    def _close(self, header: Mapping[str, Any], asked: Request) -> bytes:
+        """Write down the last head of an arm of an approved study; nothing is computed."""
         if header["study"] not in self._approved:
             raise RefusedError(f"study hash {header['study']} is not approved at {self.site.site}")
-        self.ledger.reserve(str(header["run"]), int(header["release"]), "", "close", "", str(header["head"]))
+        self.ledger.end_run(replace(asked, study=str(header["study"])), done=bool(header["done"]))
         return self._code("ok")
+
+    def _begin(self, study: Study, digest: str, entry: Entry, asked: Request, account: str) -> None:
+        """Reserve the whole plan, before data are read; the first release of a run does it for all."""
+        plan = self._plans[study.hash, digest]
+        plans = {split: plan.plans(split, entry.account) for split in SPLITS} if study.privacy.private else {}
+        caps = None if self._scratch or not study.privacy.private else life_caps(self.site)
+        self.ledger.begin_study(study.hash, asked.whole_run, account, digest, plans, caps)
+
+    def _patients(self, study: Study, asked: Request, query: Query) -> Patients:
+        """The cohort, once it is known to be the one that the run began with, and large enough."""
+        cohort = self._open_cohort(study, self.site)
+        if not self._scratch:
+            check_cohort(self.site, cohort, query)
+            self.ledger.pin_data(study.hash, asked.whole_run, cohort.fingerprint)
+            self.ledger.register(self.site.data.account, cohort.members(), cohort.fingerprint)
+            if study.privacy.private:
+                # Patients who turn out to be another account's, or in another split, have spent more than was known.
+                self.ledger.check_caps(self.site.data.account, life_caps(self.site))
+        return cohort
+
+    def _entry(self, study: Study, header: Mapping[str, Any], asked: Request) -> Entry:
+        """The query that the request names, from the plan that the site has checked."""
+        digest = str(header["plan"])
+        if (study.hash, digest) not in self._plans:
+            bundle = self._bundles.get(digest)
+            if bundle is None:
+                raise _MissingInputsError
+            plan = StudyPlan.from_bundle(bundle)
+            self._check_plan(self.site, study, plan, self._scratch)
+            self._plans[study.hash, digest] = plan
+        entries, index = self._plans[study.hash, digest].entries, header["index"]
+        if not isinstance(index, int) or not 0 <= index < len(entries):
+            raise RefusedError(f"query {index!r} is not one of the {len(entries)} of the plan")
+        entry = entries[index]
+        if asked.run.partition("/")[2] != entry.arm:
+            raise RefusedError(f"query {index} belongs to {entry.arm}, not to run {asked.run!r}")
+        return entry
 
     def _study(self, digest: str) -> Study:
         """The study in the bundle called `digest`, once it has passed the site's policy."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-import torch
 from torch import Tensor
 
-from equipoise.client.manifest import Manifest, number, same
 from equipoise.common.errors import DataError
+from equipoise.common.features import feature_table
+from equipoise.common.manifest import Manifest, number, same
 from equipoise.common.sitefile import Site
-from equipoise.common.study import UNKNOWN, Attribute, Feature, Label, TableInputs
+from equipoise.common.study import UNKNOWN, Attribute, Label, TableInputs
 
 
 class Coding:
@@ -87,36 +87,12 @@ class Coding:
         return bisect_right(attribute.cuts or [], found)
 
     def table(self, inputs: TableInputs) -> Tensor:
-        """All rows as float32 (rows, F): the scaled values, then the missing flags, F = 2 * number of features.
-
-        A value is clipped to its declared range and scaled to [-1, 1]; a missing one is 0 with its flag at 1, so that
-        every row is bounded whatever the manifest holds.
+        """All rows as the model's inputs; see `equipoise.common.features.feature_table`.
 
         Raises:
             DataError: no such column, or a value that is no finite number.
         """
-        columns = [self._feature(feature) for feature in inputs.features]
-        values = torch.tensor([value for value, _ in columns], dtype=torch.float32)
-        flags = torch.tensor([flag for _, flag in columns], dtype=torch.float32)
-        return torch.cat([values, flags]).T.contiguous()
-
-    def _feature(self, feature: Feature) -> tuple[list[float], list[bool]]:
-        name = self.name(feature.name)
-        low, high = feature.range
-        values, flags = [], []
-        for row, text in enumerate(self.manifest.column(name, f"feature {feature.name} of the study")):
-            found = number(text)
-            if found is None and text != "":
-                raise DataError(
-                    f"{self.where(row, name)}: {text!r} is not a number, and feature {feature.name} is one; correct "
-                    "it, or leave it empty if missing"
-                )
-            missing = found is None or found in feature.missing
-            flags.append(missing)
-            values.append(
-                0.0 if found is None or missing else 2 * (min(max(found, low), high) - low) / (high - low) - 1
-            )
-        return values, flags
+        return feature_table(self.manifest, inputs, self.name, self.where)
 
     def _coded(self, column: str, purpose: str) -> list[str]:
         coding = {same(key): same(value) for key, value in self._site.coding.get(column, {}).items()}

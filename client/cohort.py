@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from equipoise.client.coding import Coding
-from equipoise.client.images import ImageStore
-from equipoise.client.manifest import read_manifest
+from equipoise.common.canonical import digest_json
 from equipoise.common.errors import DataError
+from equipoise.common.images import ImageStore
+from equipoise.common.manifest import read_manifest
 from equipoise.common.sitefile import FractionSplits, Site
 from equipoise.common.study import ImageInputs, Study
 
@@ -64,7 +65,8 @@ class Cohort:
 
     Attributes:
         site: the site's name.
-        fingerprint: SHA-256 of the manifest's bytes; the cohort is the same as long as it is.
+        fingerprint: SHA-256 over the manifest's bytes, the images' names, sizes and times, and how the site file reads
+            them; the cohort is the same as long as it is.
 
     Raises:
         DataError: one line that names the site, the file, the row and the column, and what to do.
@@ -74,7 +76,7 @@ class Cohort:
         manifest = read_manifest(Path(site.data.manifest))
         coding = Coding(manifest, site)
         self.site = site.site
-        self.fingerprint = manifest.fingerprint
+        self.fingerprint = _fingerprint(manifest.fingerprint, site)
         identifiers = manifest.column(site.data.patient, "data.patient of the site file")
         if "" in identifiers:
             where = coding.where(identifiers.index(""), site.data.patient)
@@ -92,7 +94,8 @@ class Cohort:
             )
             for attribute in study.attributes
         }
-        self._split = self._splits(list(numbering), coding, site)
+        self._patients = list(numbering)
+        self._split = self._splits(self._patients, coding, site)
 
         self._table: Tensor | None = None
         if isinstance(study.inputs, ImageInputs):
@@ -120,6 +123,10 @@ class Cohort:
     def split_patients(self, name: SplitName) -> int:
         """Number of patients in a split; decodes nothing."""
         return self._split.count(name)
+
+    def members(self) -> list[tuple[str, str]]:
+        """(identifier, split) of every patient; they stay at the site."""
+        return list(zip(self._patients, self._split, strict=True))
 
     def split(self, name: SplitName) -> Split:
         """The decoded patients of a split, possibly none; decoded at the first call and kept.
@@ -168,6 +175,16 @@ class Cohort:
                         "patient has one group and one split, so make its rows agree"
                     )
         return [values[rows[0]] for rows in self._rows]
+
+
+def _fingerprint(manifest: str, site: Site) -> str:
+    files: list[tuple[str, int, int]] = []
+    if site.data.images is not None:
+        root = Path(site.data.images)
+        found = sorted(root.rglob("*")) if root.is_dir() else [root]
+        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file()]
+    reading = site.data.model_dump(mode="json", exclude={"manifest", "images", "account"})
+    return digest_json([manifest, [list(file) for file in files], reading, site.coding])
 
 
 def split_of(patient: str, key: bytes, splits: FractionSplits) -> SplitName:

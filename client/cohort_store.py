@@ -30,6 +30,13 @@ class Patients(Protocol):
     def split_patients(self, name: SplitName) -> int:
         """Number of patients in a split."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the data; the cohort is the same as long as it is."""
+
+    def members(self) -> list[tuple[str, str]]:
+        """(identifier, split) of every patient, for the ledger."""
+
 
 class CohortStore:
     """Opens each cohort once for all studies that read it alike; keeps the last ones, up to `most_bytes` of rows.

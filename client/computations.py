@@ -1,4 +1,8 @@
-"""What a site computes for each query of the catalogue. All of it runs behind the door, in the site agent."""
+"""What a site computes for each query of the catalogue. All of it runs behind the door, in the site agent.
+
+A computation returns what patients contribute (`equipoise.client.contribution`); it neither adds over them, where noise
+has to protect them, nor adds noise: `equipoise.client.release` does.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise.client.cohort import Split
+from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
 from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness import auc
-from equipoise.common.fairness.tables import bin_scores, decide, histogram, pair_table
+from equipoise.common.fairness.tables import bin_scores, decide
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
-from equipoise.common.query import Arrays, Query
-from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities
+from equipoise.common.private_step import contributions
+from equipoise.common.query import Query
+from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
+from equipoise.common.space import Space
 from equipoise.common.streams import torch_stream
 from equipoise.common.study import Study
 
@@ -62,22 +69,27 @@ class Workplace:
         return torch.from_numpy(weights["task"].reshape(-1)), torch.from_numpy(weights["bias"].reshape(-1))
 
 
-def cell_statistics(place: Workplace) -> Arrays:
+def cell_counts(place: Workplace) -> Contribution:
+    """The cell of each patient."""
+    return Fills({"patients": cells_of(place.study, place.split).numpy()[:, None]})
+
+
+def cell_statistics(place: Workplace) -> Contribution:
     """Patients and sums of the patients' mean scores by cell."""
     study, split = place.study, place.split
     cells = 2 * (len(study.primary.groups) + 1)
     cell = cells_of(study, split)
     logits = row_logits(study, network(study, state_from_inputs(place.query.inputs)), split)
     scores = _sums_by_cell(torch.sigmoid(logits), split, cell, cells)
-    return {"patients": _patients_by_cell(cell, cells), "scores": scores}
+    return Totals({"patients": _patients_by_cell(cell, cells), "scores": scores})
 
 
-def sensitivities(place: Workplace) -> Arrays:
+def sensitivities(place: Workplace) -> Contribution:
     """Per-patient sensitivities; see `equipoise.common.sensitivities`."""
     study, split = place.study, place.split
     model = network(study, state_from_inputs(place.query.inputs))
     if not split.patients:
-        return {name: np.zeros(block.shape) for name, block in place.query.blocks.items()}
+        return _nothing(place.query)
     bias, task = patient_sensitivities(
         model,
         place.layout,
@@ -88,16 +100,16 @@ def sensitivities(place: Workplace) -> Arrays:
         *place.cell_weights(),
         place.query.parameters["granularity"],
     )
-    return {"bias": bias, "task": task}
+    return Totals({"bias": bias, "task": task})
 
 
-def batch_squares(place: Workplace) -> Arrays:
+def batch_squares(place: Workplace) -> Contribution:
     """The published sensitivities over this site's shuffled mini-batches."""
     study, split, parameters = place.study, place.split, place.query.parameters
     model = network(study, state_from_inputs(place.query.inputs))
     cell = cells_of(study, split)
     if not split.patients:
-        return {name: np.zeros(block.shape) for name, block in place.query.blocks.items()}
+        return _nothing(place.query)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.randperm(len(split.patient), generator=place.generator("batches"))
@@ -114,10 +126,10 @@ def batch_squares(place: Workplace) -> Arrays:
         parameters["form"],
         parameters["granularity"],
     )
-    return {"bias": bias, "task": task, "batches": np.array([count])}
+    return Totals({"bias": bias, "task": task, "batches": np.array([count])})
 
 
-def gradient_sum(place: Workplace) -> Arrays:
+def gradient_sum(place: Workplace) -> Contribution:
     """Gradient of the patients' losses, summed, and patients and sums of scores by cell."""
     study, split, layout = place.study, place.split, place.layout
     model = network(study, state_from_inputs(place.query.inputs))
@@ -135,14 +147,54 @@ def gradient_sum(place: Workplace) -> Arrays:
         logits.append(z.detach())
     p = torch.sigmoid(torch.cat(logits)) if logits else torch.zeros(0)
     scores = _sums_by_cell(p, split, cell, len(task))
-    return {"gradient": total, "patients": _patients_by_cell(cell, len(task)), "scores": scores}
+    return Totals({"gradient": total, "patients": _patients_by_cell(cell, len(task)), "scores": scores})
 
 
-def local_training(place: Workplace) -> Arrays:
+def whitened_gradient(place: Workplace) -> Contribution:
+    """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides."""
+    study, split, query = place.study, place.split, place.query
+    parameters, weights, basis = query.parameters, query.inputs["weights"], query.inputs["basis"]
+    # The space belongs to the vendor's weights; where the model is now does not change its filters.
+    base = {name: value for name, value in query.inputs.items() if name == "model.base"}
+    space = Space.of(
+        network(study, state_from_inputs(base)),
+        parameters["space"],
+        head=study.model.head,
+        seed=study.seed,
+        rank=parameters["rank"],
+    )
+    if "mask" in query.inputs:
+        space = space.masked(query.inputs["mask"])
+    model = network(study, state_from_inputs(query.inputs))
+    directions, clip = torch.from_numpy(basis["basis"]), float(basis["clip"][0])
+    cell = cells_of(study, split)
+
+    def parts() -> Iterator[NDArray[np.float64]]:
+        for rows in patient_slices(split.patient, GRADIENT_BATCH):
+            mine = split.patient[rows]
+            first, last = int(mine[0]), int(mine[-1]) + 1
+            logits, dz = space.logit_gradients(model, rows_of(study, model, split, rows))
+            vectors = contributions(
+                logits,
+                dz.double().cpu() @ directions,
+                mine - first,
+                split.label[first:last],
+                cell[first:last],
+                weights["task"],
+                weights["bias"],
+                beta=parameters["beta"],
+                clip=clip,
+            )
+            yield vectors / clip
+
+    return Rows(parts())
+
+
+def local_training(place: Workplace) -> Contribution:
     """This site's change after local epochs, times its declared share of all patients."""
     study, query = place.study, place.query
     if not place.split.patients:
-        return {name: np.zeros(block.shape) for name, block in query.blocks.items()}
+        return _nothing(query)
     declared = study.sites.declared_patients
     share = declared[place.site] / max(sum(declared.values()), 1)
     change, scores = train_locally(
@@ -156,37 +208,36 @@ def local_training(place: Workplace) -> Arrays:
         place.generator("local training"),
     )
     patients = _patients_by_cell(cells_of(study, place.split), scores.size)
-    return {"change": share * change, "patients": patients, "scores": scores}
+    return Totals({"change": share * change, "patients": patients, "scores": scores})
 
 
-def score_histogram(place: Workplace) -> Arrays:
-    """Patients by group, label and score bin."""
-    query = place.query
-    edges = query.inputs["edges"]["edges"]
-    bins = bin_scores(_scores(place, "model"), edges)
-    return {
-        name: histogram(bins, place.label, place.group(name), query.blocks[name].shape[0], len(edges) + 1)
-        for name in _attributes(query)
-    }
+def score_histogram(place: Workplace) -> Contribution:
+    """The cell (group, label, score bin) of each patient, for every attribute of the query."""
+    bins = bin_scores(_scores(place, "model"), place.query.inputs["edges"]["edges"])
+    return Fills(
+        {
+            name: np.ravel_multi_index((place.group(name), place.label, bins), block.shape)[:, None]
+            for name, block in place.query.blocks.items()
+        }
+    )
 
 
-def decision_table(place: Workplace) -> Arrays:
-    """Patients by operating point, group, label, decision before and decision after."""
-    query = place.query
+def decision_table(place: Workplace) -> Contribution:
+    """The cells (operating point, group, label, decision before, decision after) of each patient."""
     before, after = _scores(place, "before"), _scores(place, "after")
-    points = query.inputs["thresholds"]["thresholds"]
-    return {
-        name: np.stack(
-            [
-                pair_table(decide(before, first), decide(after, second), place.label, place.group(name), block.shape[1])
-                for first, second in points
-            ]
-        )
-        for name, block in query.blocks.items()
-    }
+    points = place.query.inputs["thresholds"]["thresholds"]
+    cells = {}
+    for name, block in place.query.blocks.items():
+        group = place.group(name)
+        columns = [
+            (np.full_like(group, i), group, place.label, decide(before, first).astype(int), decide(after, second))
+            for i, (first, second) in enumerate(points)
+        ]
+        cells[name] = np.stack([np.ravel_multi_index(column, block.shape) for column in columns], axis=1)
+    return Fills(cells)
 
 
-def placement_sums(place: Workplace) -> Arrays:
+def placement_sums(place: Workplace) -> Contribution:
     """Sums of placements within each group, for the paired variance of an AUC change."""
     query = place.query
     edges = query.inputs["edges"]["edges"]
@@ -199,11 +250,12 @@ def placement_sums(place: Workplace) -> Arrays:
             for role in ("before", "after")
         )
         result[name] = auc.placement_sums(before, after, place.label, group, block.shape[0])
-    return result
+    return Totals(result)
 
 
-def _attributes(query: Query) -> list[str]:
-    return list(query.parameters["attributes"])
+def _nothing(query: Query) -> Totals:
+    """What a site without patients of the split contributes to an exact sum."""
+    return Totals({name: np.zeros(block.shape) for name, block in query.blocks.items()})
 
 
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
@@ -221,11 +273,13 @@ def _sums_by_cell(p: Tensor, split: Split, cell: Tensor, cells: int) -> NDArray[
     return sums.numpy().reshape(-1, 2)
 
 
-COMPUTATIONS: dict[str, Callable[[Workplace], Arrays]] = {
+COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
+    "cell_counts": cell_counts,
     "cell_statistics": cell_statistics,
     "sensitivities": sensitivities,
     "batch_sensitivities": batch_squares,
     "gradient_sum": gradient_sum,
+    "whitened_gradient": whitened_gradient,
     "local_training": local_training,
     "score_histogram": score_histogram,
     "decision_table": decision_table,

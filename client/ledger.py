@@ -1,46 +1,90 @@
-"""The site's ledger: every release it ever made, in a SQLite file of its own, each row chained to the one before.
+"""The site's ledger: every release it ever made and what it cost, chained (`equipoise.client.chain`).
 
-A release goes through two writes: `reserve`, before any patient is read, and `seal`, before the first byte leaves the
-door. A request that comes again is answered with the sealed reply, byte for byte; a different request under the same
-number is refused. Each row keeps the head of the coordinator's transcript as the request named it, so a transcript
-that is forged later no longer fits what the sites remember.
+Kinds of entries, in the order in which a study makes them:
+
+    patients  the set of patients that an account stands for (keyed hashes lie beside, in `member`)
+    join mix  two sets turned out to overlap; the splits of a set turned out not to be disjoint
+    data      the fingerprint of the data that a run began with, to which it is held
+    study     a run of a study begins: its whole plan is reserved, or refused where it does not fit under the caps
+    release   one query is about to be computed: charged, whatever then happens
+    seal      the reply as it will leave, by its digest; the reply itself lies in `sealed` until the run goes on
+    close     the last transcript head of an arm; with `done`, what the run's plan did not ask is given back
+
+A release is written before a patient is read and sealed before its first byte leaves. A request that comes again gets
+the sealed reply, byte for byte, a bounded number of times. A number is used once: another query under it, or the same
+after its reply was let go, is refused. Every `release` keeps the head of the coordinator's transcript as the request
+named it, and the reply names the head of the ledger, so each side can show that the other was set back.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import threading
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from equipoise.common.canonical import digest_json
-from equipoise.common.errors import RefusedError, StorageError
+from equipoise.client.accounts import Account, Accounts
+from equipoise.client.chain import Chain, Entry
+from equipoise.client.members import MEMBERS, Member, tag_of
+from equipoise.common.canonical import sha256
+from equipoise.common.errors import RefusedError
+from equipoise.common.privacy.accounting import PrivacyCost
+from equipoise.common.privacy.plan import ReleasePlan
+from equipoise.common.query import Query, SplitName
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS release (
-    run TEXT NOT NULL, number INTEGER NOT NULL, query TEXT NOT NULL, name TEXT NOT NULL, split TEXT NOT NULL,
-    head TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL, reply BLOB,
-    PRIMARY KEY (run, number)
-) STRICT
-"""
+_SEALED = (
+    "CREATE TABLE IF NOT EXISTS sealed (study TEXT NOT NULL, run TEXT NOT NULL, number INTEGER NOT NULL, "
+    "query TEXT NOT NULL, attempts INTEGER NOT NULL, sent INTEGER NOT NULL, reply BLOB, "
+    "PRIMARY KEY (study, run, number)) STRICT"
+)
+_NOTES = "CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
+_THIS = "WHERE study = ? AND run = ? AND number = ?"
+MOST_ATTEMPTS = 16  # of a computation that broke off before it was sealed
+MOST_RESENDS = 64  # of one sealed reply
+_FROM_THE_LEDGER = object()
 
 
 @dataclass(frozen=True)
-class Row:
-    """One release: who asked what, and the transcript's head before it."""
+class Request:
+    """Which release of which run, as the coordinator names it."""
 
-    run: str
+    study: str
+    run: str  # of one arm, "<run>/<arm>"
     number: int
-    query: str
-    name: str
-    split: str
-    head: str
-    previous: str
-    hash: str
+    head: str  # of the coordinator's transcript
 
-    def expected_hash(self) -> str:
-        """The hash that the row's content gives."""
-        return digest_json([self.run, self.number, self.query, self.name, self.split, self.head, self.previous])
+    @property
+    def whole_run(self) -> str:
+        """The run that the arm belongs to."""
+        return self.run.partition("/")[0]
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Key of the release."""
+        return self.study, self.run, self.number
+
+
+class Charge:
+    """Leave to make one release: given by `Ledger.reserve` alone, and used up by it."""
+
+    def __init__(self, request: Request, query: str, head: str, token: object) -> None:
+        if token is not _FROM_THE_LEDGER:
+            raise RefusedError("a charge comes from the ledger; nothing can be released without one")
+        self.request = request
+        self.head = head  # of the ledger, with this release written down
+        self._query = query
+        self._used = False
+
+    def use(self, query: str) -> None:
+        """Use it for the query with this digest.
+
+        Raises:
+            RefusedError: it was given for another query, or is used up.
+        """
+        if self._used or query != self._query:
+            raise RefusedError("a charge pays for one release of one query; nothing was sent")
+        self._used = True
 
 
 class Ledger:
@@ -52,108 +96,263 @@ class Ledger:
     """
 
     def __init__(self, path: Path, durable: bool = True) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # No statement is kept: one would hold on to the last reply that it wrote.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=0)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-            self._db.execute("PRAGMA cache_size=-64")
-            self._db.execute(_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(f"ledger {path}: cannot be opened or written ({error})") from None
+        self._forget()
+        self._chain = Chain(path, (_SEALED, MEMBERS, _NOTES), self._take_in, self._forget, durable)
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        self._chain.close()
 
-    def recall(self, run: str, number: int, query: str) -> bytes | None:
+    def begin_study(
+        self,
+        study: str,
+        run: str,
+        account: str,
+        plan: str,
+        plans: Mapping[SplitName, Sequence[ReleasePlan]],
+        caps: PrivacyCost | None,
+    ) -> None:
+        """Reserve all that a run may ask of an account; does nothing where the run has begun already.
+
+        Args:
+            study, run: hash of the study, name of the run.
+            account: who pays.
+            plan: digest of the study's plan.
+            plans: split -> release plans, those with noise.
+            caps: the most that the account may ever spend; None where it is charged to nobody (a simulation).
+
+        Raises:
+            RefusedError: it does not fit under the caps, the run has ended, or it began with another plan.
+        """
+        with self._chain.writing():
+            if (study, run) in self._done:
+                raise RefusedError(f"run {run} of study {study[:12]} has ended; start another run")
+            begun = self._begun.get((study, run, account))
+            if begun is not None:
+                if begun != plan:
+                    raise RefusedError(f"run {run} began with another plan; a run keeps the plan that it began with")
+                return
+            if caps is not None:
+                self._admit(account, plans, caps)
+            reserved = {
+                split: {
+                    "events": [one.event.to_json() for one in listed],
+                    "events_if_others_collude": [one.event_if_others_collude.to_json() for one in listed],
+                }
+                for split, listed in plans.items()
+                if listed
+            }
+            self._chain.append(kind="study", study=study, run=run, account=account, plan=plan, reserved=reserved)
+
+    def _admit(self, account: str, plans: Mapping[Any, Sequence[ReleasePlan]], caps: PrivacyCost) -> None:
+        held = self._accounts.account(account)
+        for split, listed in plans.items():
+            if not held.filter(split, caps).admits(listed):
+                raise RefusedError(
+                    f"the study's releases on {split} do not fit under caps.epsilon={caps.epsilon:g} (and "
+                    f"{caps.epsilon_if_others_collude:g} if all others collude) beside what account {account!r} has "
+                    "spent and reserved (`equipoise ledger show`); decline the study, or raise the caps knowingly"
+                )
+
+    def check_caps(self, account: str, caps: PrivacyCost) -> None:
+        """Whether what an account has spent and reserved is still within the caps.
+
+        Raises:
+            RefusedError: it is not (accounts joined, splits mixed, or the caps were lowered).
+        """
+        with self._chain.lock:
+            self._chain.catch_up()
+            self._admit(account, {split: [] for split in self._accounts.account(account).splits}, caps)
+
+    def recall(self, request: Request, query: str) -> bytes | None:
         """The sealed reply to this very request, or None where nothing was sealed.
 
         Raises:
-            RefusedError: release `number` of the run was another query.
+            RefusedError: the number was another query, its reply was let go, or it was sent too often.
         """
-        with self._lock:
-            found = self._db.execute(
-                "SELECT query, reply FROM release WHERE run = ? AND number = ?", (run, number)
+        with self._chain.writing():
+            found = self._chain.db.execute(
+                f"SELECT query, attempts, sent, reply FROM sealed {_THIS}",  # noqa: S608
+                request.place,
             ).fetchone()
-        if found is None:
-            return None
-        if found[0] != query:
-            raise RefusedError(f"run {run}: release {number} was another query before; a number is used once")
-        reply: bytes | None = found[1]
-        return reply
+            if found is None:
+                return None
+            asked, attempts, sent, reply = found
+            name = f"run {request.run}: release {request.number}"
+            if asked != query:
+                raise RefusedError(f"{name} was another query before; a number is used once")
+            if reply is None and sent:
+                raise RefusedError(f"{name} was answered, and its reply was let go when the run went on")
+            if reply is None:
+                if attempts >= MOST_ATTEMPTS:
+                    raise RefusedError(f"{name} broke off {attempts} times; it is not tried again")
+                return None
+            if sent > MOST_RESENDS:
+                raise RefusedError(f"{name} was sent {sent} times; it is not sent again")
+            self._chain.db.execute(f"UPDATE sealed SET sent = sent + 1 {_THIS}", request.place)  # noqa: S608
+        return bytes(reply)
 
-    def reserve(self, run: str, number: int, query: str, name: str, split: str, head: str) -> None:
-        """Write the release down before anything is computed; does nothing where it stands already."""
-        with self._lock, self._writing():
-            if self._db.execute("SELECT 1 FROM release WHERE run = ? AND number = ?", (run, number)).fetchone():
+    def reserve(self, request: Request, query: Query, account: str) -> Charge:
+        """Write the release down, charged, before anything is computed.
+
+        Raises:
+            RefusedError: the run did not begin, or has ended.
+        """
+        with self._chain.writing():
+            if (request.study, request.whole_run) in self._done:
+                raise RefusedError(f"run {request.whole_run} has ended; it may ask nothing more")
+            if (request.study, request.whole_run, account) not in self._begun:
+                raise RefusedError(f"run {request.whole_run}: nothing is reserved for it at account {account!r}")
+            place = (request.study, request.whole_run, query.index)
+            if self._asked.get(place, request.place) != request.place:
+                raise RefusedError(f"run {request.run}: query {query.index} of the plan was asked already")
+            db = self._chain.db
+            tried = f"UPDATE sealed SET attempts = attempts + 1 {_THIS}"  # noqa: S608
+            if db.execute(tried, request.place).rowcount == 0:
+                # The replies of earlier releases are in the coordinator's transcript by now.
+                let_go = "UPDATE sealed SET reply = NULL WHERE study = ? AND run = ? AND reply IS NOT NULL"
+                db.execute(let_go, request.place[:2])
+                db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?, 1, 0, NULL)", (*request.place, query.digest))
+                self._chain.append(
+                    kind="release",
+                    **_named(request),
+                    head=request.head,
+                    account=account,
+                    index=query.index,
+                    query=query.digest,
+                    name=query.name,
+                    split=query.split,
+                    event=query.plan.event.to_json(),
+                    event_if_others_collude=query.plan.event_if_others_collude.to_json(),
+                )
+            # Otherwise it was charged when it was first tried, and nothing left the door.
+            return Charge(request, query.digest, self._chain.head, _FROM_THE_LEDGER)
+
+    def seal(self, charge: Charge, reply: bytes) -> None:
+        """Keep the reply, before it is sent."""
+        with self._chain.writing():
+            kept = f"UPDATE sealed SET reply = ?, sent = 1 {_THIS}"  # noqa: S608
+            self._chain.db.execute(kept, (reply, *charge.request.place))
+            self._chain.append(kind="seal", **_named(charge.request), reply=sha256(reply))
+
+    def end_run(self, request: Request, done: bool) -> None:
+        """Note the last head of an arm; with `done` the run is over, and what it did not ask is given back."""
+        with self._chain.writing():
+            if (request.study, request.whole_run) not in self._done:
+                self._chain.append(kind="close", **_named(request), head=request.head, done=done)
+
+    def pin_data(self, study: str, run: str, fingerprint: str) -> None:
+        """Hold a run to the data that it began with.
+
+        Raises:
+            RefusedError: the data changed since.
+        """
+        with self._chain.writing():
+            begun = self._data.get((study, run))
+            if begun is None:
+                self._chain.append(kind="data", study=study, run=run, fingerprint=fingerprint)
+            elif begun != fingerprint:
+                raise RefusedError(
+                    f"run {run}: the data changed since the run began; put them back, or end the run and approve "
+                    "another study"
+                )
+
+    def register(self, account: str, patients: Iterable[tuple[str, str]], fingerprint: str) -> None:
+        """Note the patients of an account and their splits: overlapping accounts join, moved patients mix its splits.
+
+        Args:
+            account: the account that the site file names.
+            patients: (identifier, split) of every patient; only keyed hashes are kept.
+            fingerprint: of the data; data that are registered already are not read again.
+        """
+        with self._chain.writing():
+            note = f"patients of {account}"
+            if self._note(note) == fingerprint.encode():
                 return
-            last = self._db.execute("SELECT hash FROM release ORDER BY rowid DESC LIMIT 1").fetchone()
-            previous = last[0] if last else ""
-            row = Row(run, number, query, name, split, head, previous, "")
-            # The replies of earlier releases are in the coordinator's transcript by now.
-            self._db.execute("UPDATE release SET reply = NULL WHERE run = ? AND reply IS NOT NULL", (run,))
-            self._db.execute(
-                "INSERT INTO release (run, number, query, name, split, head, previous, hash) VALUES (?,?,?,?,?,?,?,?)",
-                (run, number, query, name, split, head, previous, row.expected_hash()),
+            key = self._note("member key")
+            if key is None:
+                key = secrets.token_bytes(32)
+                self._chain.db.execute("INSERT INTO note VALUES ('member key', ?)", (key,))
+            tags = {tag_of(key, patient): split for patient, split in patients}
+            overlapping, moved = self._known(tags)
+            digest = sha256(b"".join(sorted(tags)))
+            self._chain.append(
+                kind="patients", account=account, patients=len(tags), set=digest, fingerprint=fingerprint
             )
+            mine = self._accounts.name(account)
+            for other in sorted({self._accounts.name(name) for name in overlapping} - {mine}):
+                self._chain.append(kind="join", into=account, account=other)
+            if moved:
+                self._chain.append(kind="mix", account=account, moved=moved)
+            rows = [Member(tag, account, split) for tag, split in tags.items()]
+            self._chain.db.executemany("INSERT OR REPLACE INTO member VALUES (?, ?, ?)", rows)
+            self._chain.db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (note, fingerprint.encode()))
 
-    def seal(self, run: str, number: int, reply: bytes) -> None:
-        """Keep the reply before it is sent."""
-        with self._lock, self._writing():
-            self._db.execute("UPDATE release SET reply = ? WHERE run = ? AND number = ?", (reply, run, number))
+    def _note(self, name: str) -> bytes | None:
+        found = self._chain.db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+        return None if found is None else bytes(found[0])
 
-    def rows(self) -> list[Row]:
-        """All releases, oldest first.
+    def _known(self, tags: Mapping[bytes, str]) -> tuple[set[str], int]:
+        """Accounts that some of the patients belong to, and how many patients lay in another split before."""
+        accounts, moved = set(), 0
+        for tag, account, split in self._chain.db.execute("SELECT tag, account, split FROM member"):
+            if tag in tags:
+                accounts.add(account)
+                moved += split != tags[tag]
+        return accounts, moved
+
+    @property
+    def head(self) -> str:
+        """Hash of the last entry."""
+        with self._chain.lock:
+            self._chain.catch_up()
+            return self._chain.head
+
+    def account(self, name: str) -> Account:
+        """What an account has spent and reserved, up to now."""
+        with self._chain.lock:
+            self._chain.catch_up()
+            return self._accounts.account(name)
+
+    def account_names(self) -> list[str]:
+        """Accounts that there are; joined ones under the name that they have now."""
+        with self._chain.lock:
+            self._chain.catch_up()
+            return sorted(self._accounts.by_name)
+
+    def entries(self) -> list[Entry]:
+        """All entries, oldest first.
 
         Raises:
             StorageError: the file is damaged.
         """
-        try:
-            with self._lock:
-                found = self._db.execute(
-                    "SELECT run, number, query, name, split, head, previous, hash FROM release ORDER BY rowid"
-                ).fetchall()
-        except sqlite3.Error as error:
-            raise StorageError(f"ledger {self._path}: cannot be read ({error}); restore the file") from None
-        return [Row(*row) for row in found]
+        return self._chain.entries()
 
-    def broken_row(self) -> Row | None:
-        """The first row that does not fit its hash or the row before it; None where the chain holds."""
-        previous = ""
-        for row in self.rows():
-            if row.previous != previous or row.hash != row.expected_hash():
-                return row
-            previous = row.hash
-        return None
+    def broken_entry(self) -> Entry | None:
+        """The first entry that does not fit its hash or the entry before it; None where the chain holds."""
+        return self._chain.broken()
 
-    def _writing(self) -> _Transaction:
-        return _Transaction(self._db, self._path)
+    def _take_in(self, entry: Entry) -> None:
+        body = entry.body
+        if entry.kind == "study":
+            self._begun[body["study"], body["run"], body["account"]] = body["plan"]
+        if entry.kind == "close" and body["done"]:
+            self._done.add((body["study"], body["run"].partition("/")[0]))
+        if entry.kind == "release":
+            asked = (body["study"], body["run"].partition("/")[0], body["index"])
+            self._asked[asked] = (body["study"], body["run"], body["number"])
+        if entry.kind == "data":
+            self._data[body["study"], body["run"]] = body["fingerprint"]
+        self._accounts.apply(body)
+
+    def _forget(self) -> None:
+        """Nothing is known yet, or what was taken in was rolled back."""
+        self._accounts = Accounts()
+        self._begun: dict[tuple[str, str, str], str] = {}
+        self._done: set[tuple[str, str]] = set()
+        self._asked: dict[tuple[str, str, int | None], tuple[str, str, int]] = {}
+        self._data: dict[tuple[str, str], str] = {}
 
 
-class _Transaction:
-    """One write: whole or not at all."""
-
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
-        self._db, self._path = db, path
-
-    def __enter__(self) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise StorageError(f"ledger {self._path}: cannot be written ({error}); nothing was sent") from None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            try:
-                self._db.execute("COMMIT")
-                return
-            except sqlite3.Error as failure:
-                error = failure
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-        if isinstance(error, sqlite3.Error):
-            raise StorageError(f"ledger {self._path}: cannot be written ({error}); nothing was sent") from None
+def _named(request: Request) -> dict[str, Any]:
+    return {"study": request.study, "run": request.run, "number": request.number}

@@ -1,17 +1,27 @@
 """Every query there is: a closed list, since a free callable could break a proof.
 
-Each function gives the public part of one query; the site-side computation of the same name is in
+Each function gives the template of one query; the site-side computation of the same name is in
 `equipoise.client.computations`. `groups` counts the declared levels and `unknown`.
+
+    tables     cell_counts, score_histogram, decision_table     integers; exact, or discrete Laplace noise
+    vectors    block_sensitivities, whitened_gradient           one clipped vector a patient; exact, or Gaussian noise
+    training   private_training                                 a site's own DP-SGD steps
+    exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, local_training, placement_sums
+               have no private form and are refused where noise has to protect the patients
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
-from equipoise.common.query import Block, Query
+from equipoise.common.privacy.plan import ReleasePlan
+from equipoise.common.private_step import joint_bound
+from equipoise.common.query import TEMPLATE_STEPS, Block, Query, SplitName
+from equipoise.common.space import Kind
 from equipoise.common.study import Study
 
 # Largest L2 norm of one patient's weighted gradient, and largest change of a weight in one local training. Without
@@ -19,6 +29,9 @@ from equipoise.common.study import Study
 GRADIENT_BOUND = 2.0**12
 SQUARE_BOUND = 2.0**8  # of the squared gradient of one mini-batch's mean loss
 UPDATE_BOUND = 2.0**8
+
+# Phases that a study's budget is shared among, by split.
+COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
 
 
 def groups_of(study: Study, attribute: str | None = None) -> int:
@@ -30,6 +43,49 @@ def groups_of(study: Study, attribute: str | None = None) -> int:
 def declared_total(study: Study) -> int:
     """Patients over all sites, as declared in public."""
     return max(sum(study.sites.declared_patients.values()), 1)
+
+
+def _table(
+    study: Study,
+    name: str,
+    split: SplitName,
+    phase: str,
+    budget: str,
+    parameters: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    cells: int,
+) -> Query:
+    """A query of integer tables of which a patient fills at most `cells` cells in all, one in each that it fills."""
+    blocks = {block: Block.counts(shape, per_patient=cells) for block, shape in shapes.items()}
+    query = Query(name, "patient_sum", split, phase, parameters, blocks, budget=budget)
+    if not study.privacy.private:
+        return query
+    plan = ReleasePlan.counts(cells, sum(block.size for block in blocks.values()), noise=TEMPLATE_STEPS)
+    return query.under(plan)
+
+
+def _vector(
+    study: Study,
+    name: str,
+    phase: str,
+    budget: str,
+    parameters: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    clip: float,
+) -> Query:
+    """A query of one vector a patient over the train split, of L2 norm at most `clip`, cut into blocks."""
+    if not study.privacy.private:
+        blocks = {block: Block.real(shape, clip, declared_total(study)) for block, shape in shapes.items()}
+        return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget)
+    plan = ReleasePlan.vector(clip, sum(math.prod(shape) for shape in shapes.values()), noise=clip)
+    blocks = {block: Block.noisy(shape, plan) for block, shape in shapes.items()}
+    return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget).under(plan)
+
+
+def cell_counts(study: Study) -> Query:
+    """Patients by cell (group x label). No inputs."""
+    shapes = {"patients": (groups_of(study), 2)}
+    return _table(study, "cell_counts", "train", "counts", COUNTS, {"attribute": study.primary.name}, shapes, cells=1)
 
 
 def cell_statistics(study: Study) -> Query:
@@ -111,6 +167,24 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
     )
 
 
+def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directions: int, beta: float) -> Query:
+    """The gradient of the global loss in whitened directions, in units of the clip bound, and the scores by cell.
+
+    Inputs: the model, `weights`, `basis` (basis V (D, k) and clip bound C, both public) and, where the space is
+    masked, `mask`. One clipped vector a patient (`equipoise.common.private_step.contributions`), divided by C: the plan
+    depends on shapes alone.
+    """
+    return _vector(
+        study,
+        "whitened_gradient",
+        phase,
+        ROUNDS,
+        {"attribute": study.primary.name, "space": space, "rank": rank, "beta": beta},
+        {"gradient": (directions,), "scores": (groups_of(study), 2)},
+        clip=joint_bound(1.0),
+    )
+
+
 def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any]) -> Query:
     """A site's weighted change of the trained tensors after local epochs. Inputs: the model, `weights`, `mask`.
 
@@ -133,29 +207,35 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
     )
 
 
-def score_histogram(study: Study, split: str, model: str) -> Query:
-    """Patients by group, label and bin of the score, for every attribute. Inputs: the model, `edges`."""
-    return Query(
-        name="score_histogram",
-        kind="patient_sum",
-        split=split,  # type: ignore[arg-type]
-        phase="evaluation",
-        parameters={"model": model, "attributes": [a.name for a in study.attributes]},
-        blocks={a.name: Block.counts((len(a.groups) + 1, 2, study.evaluation.bins)) for a in study.attributes},
+def score_histogram(study: Study, split: SplitName, model: str) -> Query:
+    """Patients by group, label and bin of the score. Inputs: the model, `edges`.
+
+    For every attribute; under noise for the primary one alone, which the gates judge.
+    """
+    attributes = [study.primary] if study.privacy.private else study.attributes
+    return _table(
+        study,
+        "score_histogram",
+        split,
+        "evaluation",
+        HISTOGRAM,
+        {"model": model, "attributes": [a.name for a in attributes]},
+        {a.name: (len(a.groups) + 1, 2, study.score_bins) for a in attributes},
+        cells=len(attributes),
     )
 
 
 def decision_table(study: Study, before: str, after: str, points: int) -> Query:
     """Patients by operating point, group, label and both decisions. Inputs: two models, `thresholds` (points, 2)."""
-    return Query(
-        name="decision_table",
-        kind="patient_sum",
-        split="test",
-        phase="evaluation",
-        parameters={"before": before, "after": after, "attributes": [a.name for a in study.attributes]},
-        blocks={
-            a.name: Block.counts((points, len(a.groups) + 1, 2, 2, 2), per_patient=points) for a in study.attributes
-        },
+    return _table(
+        study,
+        "decision_table",
+        "test",
+        "evaluation",
+        TABLES,
+        {"before": before, "after": after, "attributes": [a.name for a in study.attributes]},
+        {a.name: (points, len(a.groups) + 1, 2, 2, 2) for a in study.attributes},
+        cells=points * len(study.attributes),
     )
 
 

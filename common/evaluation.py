@@ -4,6 +4,9 @@ Each model is scored at three operating points: `rule`, the declared rule applie
 where it calls as many patients positive as the base model does (a collapsed or shifted model has no advantage there);
 and `base_threshold`, the base model's own threshold. Thresholds are fixed before any test patient is counted, except
 where a study asks for the median of the test scores (the synthetic benchmark's convention).
+
+Where noise protects the patients, less is asked: histograms of few bins for the primary attribute alone, at edges from
+the scores of the public pool, and no placements, since their sums have no private form.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from numpy.typing import NDArray
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
-from equipoise.common.fairness.tables import Counts, Floats, hybrid_edges
+from equipoise.common.fairness.tables import Counts, Floats, hybrid_edges, quantile_edges
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
-from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.pool import Pool, network_of
+from equipoise.common.query import Arrays, Query, SplitName, Sum
 from equipoise.common.study import Study
 
 BASE = "base"
@@ -33,6 +37,7 @@ class Measured:
 
     Attributes:
         edges: inner edges of the score bins, logits.
+        noise: variance of the noise on each cell of the histograms and of the pair tables; 0 without privacy.
         histograms: (model, split) -> attribute -> counts[g, y, bin].
         thresholds: model -> logit threshold at each of POINTS.
         pairs: (before, after) -> attribute -> counts[point, g, y, decision before, decision after].
@@ -85,10 +90,10 @@ def check_rule(study: Study) -> None:
         )
 
 
-def splits_needed(study: Study) -> list[str]:
+def splits_needed(study: Study) -> list[SplitName]:
     """Splits whose histograms an evaluation needs."""
     evaluation = study.evaluation
-    needed = {"test", evaluation.rate_match.source}
+    needed: set[SplitName] = {"test", evaluation.rate_match.source}
     if parse_rule(evaluation.threshold.rule).needs_histogram:
         needed.add(evaluation.threshold.source)
     return sorted(needed, reverse=True)  # validation before test
@@ -107,6 +112,8 @@ def plan(study: Study, models: list[str], method: str | None) -> list[Query]:
     tables = [
         catalogue.decision_table(study, before, after, len(POINTS)) for before, after in comparisons(models, method)
     ]
+    if study.privacy.private:
+        return histograms + tables
     placements = [catalogue.placement_sums(study, BASE, model) for model in models if model != BASE]
     return histograms + tables + placements
 
@@ -118,13 +125,13 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
         DataError: there is no positive or no negative test patient anywhere, so nothing can be measured.
     """
     names = list(models)
-    measured = Measured(hybrid_edges(None, study.evaluation.bins))
+    measured = Measured(_edges(study, models))
     edges: Arrays = {"edges": measured.edges}
     for split in splits_needed(study):
         for name in names:
             query = catalogue.score_histogram(study, split, name)
             total = yield query.with_inputs(**models[name].inputs(), edges=edges)
-            measured.histograms[name, split] = {a.name: total.count(a.name) for a in study.attributes}
+            measured.histograms[name, split] = {attribute: total.count(attribute) for attribute in query.blocks}
         _check_labels(study, measured.histograms[BASE, split][study.primary.name], split)
     for name in names:
         measured.choose_thresholds(study, name)
@@ -135,6 +142,8 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
             **models[before].inputs("before"), **models[after].inputs("after"), thresholds={"thresholds": thresholds}
         )
         measured.pairs[before, after] = {a.name: total.count(a.name) for a in study.attributes}
+    if study.privacy.private:
+        return measured
     for name in names[1:]:
         pooled = {
             f"{role}.{a.name}": measured.histograms[model, "test"][a.name]
@@ -147,6 +156,15 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
         )
         measured.placements[name] = {a.name: total.value(a.name) for a in study.attributes}
     return measured
+
+
+def _edges(study: Study, models: Mapping[str, Classifier]) -> Floats:
+    """Inner edges of the score bins: fixed ones, or under noise quantiles of the public pool's scores."""
+    if not study.privacy.private:
+        return hybrid_edges(None, study.score_bins)
+    pool = Pool.of(study)
+    scores = [pool.scores(network_of(study, model)).numpy() for model in models.values()]
+    return quantile_edges(np.concatenate(scores), study.score_bins)
 
 
 def _check_labels(study: Study, histogram: Counts, split: str) -> None:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.common.cells import BiasLoss, Cells, bias_weights, task_weights
+from equipoise.common.cells import Balance, BiasLoss, Cells, bias_weights, task_weights
 
 Vector = NDArray[np.float64]
 
@@ -41,19 +41,25 @@ def joint_bound(clip: float) -> float:
 
 
 def round_weights(
-    counts: Cells, score_sums: Cells | None, loss: BiasLoss = "equalized_odds", *, smoothing: float = 0.08
+    counts: Cells,
+    score_sums: Cells | None,
+    loss: BiasLoss = "equalized_odds",
+    *,
+    smoothing: float = 0.08,
+    balance: Balance = "cells",
 ) -> tuple[Cells, Cells]:
     """Task and bias weights by cell, (G + 1, 2) each, from released counts and sums of scores.
 
-    All cells weigh alike in the task loss, at most 4 times the mean. The bias weights are those of twice the bias loss
-    (for two groups: of the sum over labels of the gaps of mean scores), under the same cap.
+    Cells weigh in the task loss as `balance` says, at most 4 times the mean. The bias weights are those of twice the
+    bias loss (for two groups: of the sum over labels of the gaps of mean scores), under the same cap.
 
     Args:
         counts: noisy patients by cell.
         score_sums: sums of p by cell; None before the first release, where no gap is known and the bias weighs 0.
         smoothing: gap at which its sign counts in full; a smaller one counts in proportion.
+        balance: see `equipoise.common.cells.task_weights`.
     """
-    free, task = task_weights(counts, "cells"), task_weights(counts, "cells", CAP)
+    free, task = task_weights(counts, balance), task_weights(counts, balance, CAP)
     if score_sums is None:
         return task, np.zeros_like(task)
     held = np.divide(task, free, out=np.zeros_like(task), where=free > 0)

@@ -6,10 +6,15 @@ method's `plan(study)` lists public parts; at run time the method adds the input
 
 Kinds: `patient_sum`, a sum over a site's patients of vectors of bounded norm; `site_update`, a site's weighted update
 after several local steps.
+
+What protects a query is its release plan (`equipoise.common.privacy.plan`): law, bound, lattice, noise, sampling and
+event in one object. A method writes queries as templates, whose noise says nothing; the study's plan
+(`equipoise.common.study_plan`) gives each its noise and its place.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,9 +25,13 @@ from numpy.typing import NDArray
 
 from equipoise.common.canonical import digest_arrays, digest_json
 from equipoise.common.lattice import Lattice
+from equipoise.common.privacy.plan import ReleasePlan
 
 Arrays = Mapping[str, NDArray[Any]]
 Kind = Literal["patient_sum", "site_update"]
+SplitName = Literal["train", "validation", "test"]
+
+NOISY_STEPS = 2.0**48  # a noised sum may reach this many lattice steps; what is larger is no sum of patients
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,24 @@ class Block:
         room = 16 * max(patients, 1)
         return cls(shape, patient_l2, patient_l2 * room, Lattice.for_bound(patient_l2, room).step)
 
+    @classmethod
+    def noisy(cls, shape: tuple[int, ...], plan: ReleasePlan) -> Block:
+        """A part of the one vector that `plan` clips, noises and accounts for."""
+        return cls(shape, plan.sensitivity, NOISY_STEPS * plan.step, plan.step)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
     @property
     def lattice(self) -> Lattice:
         """The lattice of the block."""
         return Lattice(self.step)
+
+
+UNPROTECTED = ReleasePlan.none()
+TEMPLATE_STEPS = 64.0  # noise of a template in lattice steps; any value that every law supports would do
 
 
 @dataclass(frozen=True)
@@ -65,21 +88,45 @@ class Query:
 
     name: str
     kind: Kind
-    split: Literal["train", "validation", "test"]
+    split: SplitName
     phase: str  # what the progress display and the plan call it
     parameters: Mapping[str, Any]
     blocks: Mapping[str, Block]
     inputs: Mapping[str, Arrays] = field(default_factory=dict)
     version: int = 1
+    budget: str = ""  # whose share of the split's budget pays for it, as in the study's `privacy.split`
+    plan: ReleasePlan = UNPROTECTED
+    index: int | None = None  # place in the study's plan; None in a template
 
     def with_inputs(self, **inputs: Arrays) -> Query:
         """The planned query with its arrays, ready to be asked."""
         return replace(self, inputs=inputs)
 
+    def under(self, plan: ReleasePlan) -> Query:
+        """The template with the plan that protects it."""
+        return replace(self, plan=plan)
+
+    def placed(self, index: int, noise: float | None = None) -> Query:
+        """The template at its place in the study's plan, with the noise that its share of the budget asks for."""
+        plan = self.plan if noise is None else replace(self.plan, noise=noise)
+        return replace(self, index=index, plan=plan)
+
+    @property
+    def private(self) -> bool:
+        """Whether noise protects the patients."""
+        return self.plan.kind != "none"
+
+    @cached_property
+    def template(self) -> str:
+        """Digest of the public part without place and noise: what a method may ask for."""
+        plan = self.plan if not self.private else replace(self.plan, noise=self.plan.step * TEMPLATE_STEPS)
+        return digest_json({**self.public, "plan": plan.to_json(), "index": None})
+
     @cached_property
     def public(self) -> dict[str, Any]:
         """The part that a plan lists, as canonical JSON values."""
         return {
+            "index": self.index,
             "name": self.name,
             "version": self.version,
             "kind": self.kind,
@@ -95,7 +142,8 @@ class Query:
                 }
                 for name, block in self.blocks.items()
             },
-            "mechanism": "none",
+            "budget": self.budget,
+            "plan": self.plan.to_json(),
         }
 
     @cached_property
@@ -124,6 +172,9 @@ class Query:
             blocks=blocks,
             inputs=inputs,
             version=public["version"],
+            budget=public["budget"],
+            plan=ReleasePlan.from_json(public["plan"]),
+            index=public["index"],
         )
 
     def encode(self, values: Arrays) -> dict[str, NDArray[np.int64]]:
@@ -145,11 +196,19 @@ class Query:
 
 @dataclass(frozen=True)
 class Sum:
-    """A completed release: the exact sum over the sites that answered."""
+    """A completed release: the exact sum over the sites that answered.
+
+    Attributes:
+        query: what was asked.
+        cohort: the sites that answered.
+        points: block -> sums on its lattice.
+        witness: site -> head of its ledger when it answered; no part of the result.
+    """
 
     query: Query
     cohort: tuple[str, ...]
     points: Mapping[str, NDArray[np.int64]]
+    witness: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, block: str) -> NDArray[np.float64]:
         """The sum of `block` in its unit, float64."""
@@ -158,3 +217,13 @@ class Sum:
     def count(self, block: str) -> NDArray[np.int64]:
         """The sum of a block of counts, int64."""
         return self.points[block]
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise on every entry, in the unit of the values; 0 without privacy.
+
+        Every site that answered added what its plan says: all of the noise, or its share.
+        """
+        plan = self.query.plan
+        deviation = float(plan.sampler.describe()["standard_deviation_steps"]) * plan.step
+        return len(self.cohort) * deviation**2

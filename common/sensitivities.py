@@ -61,7 +61,7 @@ def patient_sensitivities(
     """
     gradients = RowGradients(model, list(layout.shapes))
     totals = {name: torch.zeros(2, 0, dtype=torch.float64) for name in layout.shapes}
-    for part in _patient_chunks(patient, _rows_at_once(layout)):
+    for part in patient_slices(patient, _rows_at_once(layout)):
         x = rows(part)
         mine = patient[part]
         owner = mine - mine[0]
@@ -154,7 +154,7 @@ def _rows_at_once(layout: Layout) -> int:
     return max(1, min(32, CHUNK_BYTES // max(1, 4 * layout.size)))
 
 
-def _patient_chunks(patient: Tensor, rows: int) -> Iterator[slice]:
+def patient_slices(patient: Tensor, rows: int) -> Iterator[slice]:
     """Slices of at most `rows` rows that never divide a patient (a patient with more rows is one slice)."""
     if len(patient) == 0:
         return

@@ -41,6 +41,7 @@ class SiteData(Strict):
     splits: FractionSplits | ColumnSplits = FractionSplits(train=0.6, validation=0.2, test=0.2)
     split_key: str = Field(default="", pattern="^([0-9a-f]{2})*$")
     synthetic: bool = False
+    account: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # of the ledger
 
     @model_validator(mode="after")
     def _keyed(self) -> Self:
@@ -53,12 +54,27 @@ class SiteData(Strict):
 
 
 class Caps(Strict):
-    """What the hospital lets anyone ask."""
+    """What the hospital lets anyone ask.
 
+    `epsilon`, `epsilon_if_others_collude` and `delta` hold for the life of the data set. Without an epsilon no private
+    study takes place here.
+    """
+
+    epsilon: float | None = Field(default=None, gt=0)
+    epsilon_if_others_collude: float | None = Field(default=None, gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
     cohort_minimum: int = Field(default=50, ge=1)
+    split_minimum: int = Field(default=10, ge=1)
     methods: list[str] | Literal["all"] = "all"
     queries: list[str] | Literal["all"] = "all"
     models: list[str] = ["equipoise.common.models:*"]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        alone = self.epsilon_if_others_collude
+        if alone is not None and (self.epsilon is None or alone < self.epsilon):
+            raise ValueError("epsilon_if_others_collude needs an epsilon and is at least as large")
+        return self
 
 
 class Peers(Strict):

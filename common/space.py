@@ -129,7 +129,7 @@ class Space:
             raise ModelError(f"space: no layer's name begins with model.head={head!r}; give the prefix of the last one")
         return cls(tuple(parts))
 
-    def masked(self, mask: Mapping[str, NDArray[np.float64]], least: float = LEAST_MASK) -> Space:
+    def masked(self, mask: Mapping[str, NDArray[np.floating]], least: float = LEAST_MASK) -> Space:
         """The space with every direction multiplied by its mask value, without those that are (nearly) 0.
 
         Whitening comes after: a tensor with a small mask then contributes little to every direction that is released,

@@ -7,6 +7,7 @@ the digests of what they name.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from equipoise.common.config import Strict, override, read_yaml, validate
 from equipoise.common.errors import ModelError, StudyError
 
 UNKNOWN = "unknown"
+EXACT_BINS, PRIVATE_BINS = 1024, 16  # evaluation specification, 0.6 (measured)
 Scalar = bool | int | float | str
 
 
@@ -140,10 +142,66 @@ class MethodSpec(Strict):
         return dict(self.model_extra or {})
 
 
-class Privacy(Strict):
-    """How a release is protected. `none` is for simulations and data that a site declares synthetic."""
+class PublicPool(Strict):
+    """Unlabelled public rows at the coordinator: bases and bounds of private releases come from them and never travel.
 
-    mode: Literal["none"] = "none"
+    A `.zip` of images, a `.csv` or `.parquet` with the study's features, or a `.safetensors` with decoded `rows`.
+    """
+
+    path: str
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    labels: Literal["none"] = "none"
+
+
+Shares = dict[str, Annotated[float, Field(gt=0, le=1)]]
+
+
+class BudgetSplit(Strict):
+    """Share of the budget that each phase gets, by split of the patients; None asks for the default.
+
+    The splits are disjoint patients, so each has the whole epsilon to itself.
+    """
+
+    train: Shares | None = None
+    validation: Shares | None = None
+    test: Shares | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for split in ("train", "validation", "test"):
+            shares: Shares | None = getattr(self, split)
+            if shares is not None and abs(math.fsum(shares.values()) - 1) > 1e-9:
+                raise ValueError(f"the shares of {split} sum to {math.fsum(shares.values()):g}, expected 1")
+        return self
+
+
+class Privacy(Strict):
+    """How a release is protected.
+
+    `none` is for simulations and data that a site declares synthetic. In `local` every hospital's release is private by
+    itself. `controls` says whether each control has a budget of its own, which only a simulation can grant since it is
+    charged to nobody (`own`), or shares the study's (`shared`).
+    """
+
+    mode: Literal["none", "local"] = "none"
+    epsilon: float | None = Field(default=None, gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    public_pool: PublicPool | None = None
+    split: BudgetSplit = BudgetSplit()
+    controls: Literal["own", "shared"] = "own"
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.mode == "none" and (self.epsilon is not None or self.public_pool is not None):
+            raise ValueError("mode none has no epsilon and no public_pool; write mode: local, or leave them out")
+        if self.mode != "none" and self.epsilon is None:
+            raise ValueError(f"mode {self.mode} needs an epsilon, for instance epsilon: 3")
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether noise protects the patients."""
+        return self.mode != "none"
 
 
 class Threshold(Strict):
@@ -195,7 +253,7 @@ class Evaluation(Strict):
     rate_match: RateMatch = RateMatch()
     primary: Literal["equalized_odds_difference", "equalized_odds_mean"] = "equalized_odds_difference"
     margin: float = Field(default=0.05, gt=0, lt=1)
-    bins: int = Field(default=1024, ge=8, le=4096)
+    bins: int | None = Field(default=None, ge=8, le=4096)  # of the score; by default 1024, under noise 16
     gates: Gates = Gates()
 
 
@@ -217,6 +275,7 @@ class SyntheticHospitals(Strict):
     patients: int = Field(default=300, ge=1)
     validation: int = Field(default=100, ge=0)
     test: int = Field(default=1600, ge=4)
+    pool: Literal["diverse", "vendor"] = "diverse"  # whose unlabelled images a private study takes for public
 
 
 class PublicHospitals(Strict):
@@ -286,10 +345,16 @@ class Study(Strict):
     def hash(self) -> str:
         """SHA-256 of the rendered study without its simulation part: what a site approves."""
         rendered = self.model_dump(mode="json", by_alias=True, exclude={"simulation"})
-        if rendered["model"]["weights"] is not None:
-            # The path is the coordinator's own; the digest of what it names is the contract.
-            rendered["model"]["weights"].pop("path")
+        # Paths are the coordinator's own; the digest of what they name is the contract.
+        for named in (rendered["model"]["weights"], rendered["privacy"]["public_pool"]):
+            if named is not None:
+                named.pop("path")
         return digest_json(rendered)
+
+    @property
+    def score_bins(self) -> int:
+        """Bins of a score histogram: fine without noise, few under it (each bin takes its own noise)."""
+        return self.evaluation.bins or (PRIVATE_BINS if self.privacy.private else EXACT_BINS)
 
     def with_method(self, name: str, **parameters: Any) -> Study:
         """The same study under another method, without controls."""
@@ -310,11 +375,39 @@ def load_study(path: Path, assignments: list[str] | None = None) -> Study:
         hospitals = study.simulation.hospitals.model_copy(update={"path": str(folder)})
         simulation = study.simulation.model_copy(update={"hospitals": hospitals})
         study = study.model_copy(update={"simulation": simulation})
+    if study.privacy.public_pool is not None:
+        study = pin_pool(study, path.parent)
     if study.model.weights is None:
         if study.simulation is None:
             raise StudyError(f"{path}: model.weights is missing; name a safetensors file")
         return study
     return pin_weights(study, path.parent)
+
+
+def pin_pool(study: Study, folder: Path) -> Study:
+    """The study with its public pool's absolute path and digest filled in.
+
+    Raises:
+        StudyError: no such file, or it is another one than declared.
+    """
+    pool = study.privacy.public_pool
+    if pool is None:
+        raise StudyError("privacy.public_pool is missing; name unlabelled public images or rows")
+    file = (folder / pool.path).resolve()
+    try:
+        digest = sha256(file.read_bytes())
+    except OSError:
+        raise StudyError(
+            f"privacy.public_pool.path={pool.path}: no readable file at {file}; give a .zip of images, a .csv or a "
+            ".parquet of rows"
+        ) from None
+    if pool.sha256 not in (None, digest):
+        raise StudyError(
+            f"privacy.public_pool.sha256: {file} has digest {digest}, the study declares {pool.sha256}; use the "
+            "declared file or correct the digest"
+        )
+    pinned = study.privacy.model_copy(update={"public_pool": PublicPool(path=str(file), sha256=digest)})
+    return study.model_copy(update={"privacy": pinned})
 
 
 def pin_weights(study: Study, folder: Path) -> Study:

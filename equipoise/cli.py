@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from equipoise import __version__
+from equipoise.commands import ledger
 from equipoise.common.errors import EquipoiseError, StorageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 2 study or option, 3 data, 4 model, 5 refused by a site, 6 too few sites, 7 transcript, "
     "8 storage, 130 interrupted.",
 )
+
+
+app.add_typer(ledger.app, name="ledger")
 
 
 class Format(StrEnum):
@@ -139,21 +143,18 @@ def plan(
     study_file: StudyFile, method: MethodOption = None, sets: Sets = None, output: FormatOption = Format.TEXT
 ) -> None:
     """Show what a study would ask of every site, before anything is read."""
+    from equipoise.commands.plan_text import plan_lines
     from equipoise.common.methods import resolve
     from equipoise.server.plan import describe_plan
 
     study = _study(study_file, method, sets)
     resolve(study)
-    rows = describe_plan(study)
+    found = describe_plan(study)
     if output is Format.JSON:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps(found))
     else:
-        typer.echo(f"{'arm':<12} {'times':>5}  {'phase':<12} {'query':<20} {'split':<10} {'up, bytes':>12}  epsilon")
-        for row in rows:
-            typer.echo(
-                f"{row['arm']:<12} {row['times']:>5}  {row['phase']:<12} {row['query']:<20} {row['split']:<10} "
-                f"{row['bytes_up']:>12,}  {row['epsilon']}"
-            )
+        for line in plan_lines(found):
+            typer.echo(line)
     _say_what_is_not_planned(study)
 
 

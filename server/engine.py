@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from equipoise.common.errors import TranscriptError
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.server.release import Delivered, PlainRelease, close_request
 from equipoise.server.transcript import Transcript
 from equipoise.server.transport import Transport
@@ -61,59 +62,68 @@ class Engine:
 
     Args:
         study: the study, checked.
+        plan: what it may ask, calibrated.
         transport: the line to connected sites; None to replay only (`equipoise verify`).
         watchers: lookers-on.
     """
 
-    def __init__(self, study: Study, transport: Transport | None, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(
+        self, study: Study, plan: StudyPlan, transport: Transport | None, watchers: Sequence[Watcher] = ()
+    ) -> None:
         self._study = study
+        self._plan = plan
         self._transport = transport
         self._watchers = watchers
         self._delivered = Delivered()
 
-    def under(self, study: Study) -> None:
-        """Ask what follows under `study` (a control's study differs from the method's)."""
-        self._study = study
+    def drive(self, steps: Generator[Query, Sum, ResultT], arm: str, transcript: Transcript) -> ResultT:
+        """Run `steps` to its result; every query must stand in the plan of `arm`, in order.
 
-    def drive(self, steps: Generator[Query, Sum, ResultT], plan: Sequence[Query], transcript: Transcript) -> ResultT:
-        """Run `steps` to its result; every query must stand in `plan`, in order.
+        A method yields templates with their inputs; what is asked is the plan's own query, with its noise.
 
         Raises:
             TranscriptError: a query outside the plan, or a transcript that does not fit the run.
             QuorumError: too few sites answered.
             StorageError: a sum could not be stored.
         """
+        plan = self._plan.arm(arm)
         place = 0
         number = 0
         try:
-            query = next(steps)
+            template = next(steps)
             while True:
-                place = _advance(plan, place, query)
+                place = _advance(plan, place, template)
+                query = plan[place - 1].with_inputs(**template.inputs)
                 total = transcript.replay(number, query)
                 if total is None:
                     total = self._ask(query, number, len(plan), transcript)
                 else:
                     self._tell(transcript.run, Finished(query, number, total.cohort, 0.0, {}, {}, replayed=True))
                 number += 1
-                query = steps.send(total)
+                template = steps.send(total)
         except StopIteration as end:
             if number < len(transcript.rows):
                 raise TranscriptError(
                     f"{transcript.folder}: holds {len(transcript.rows)} releases, the run asks for {number}; "
                     "the study or the code changed; start a new run"
                 ) from None
-            if self._transport is not None:
-                self._close(self._transport, number, transcript)
+            self._close(number, transcript, done=False)
             result: ResultT = end.value
             return result
 
-    def _close(self, transport: Transport, number: int, transcript: Transcript) -> None:
+    def finish(self, transcript: Transcript) -> None:
+        """Tell the sites that the whole run is over: they keep its last head and free what it reserved."""
+        self._close(len(transcript.rows), transcript, done=True)
+
+    def _close(self, number: int, transcript: Transcript, done: bool) -> None:
         """Tell the sites the transcript's last head, so that what they remember covers the last release too.
 
         A site that does not answer has the heads before it; nothing of the result depends on this.
         """
-        request = close_request(self._study, transcript.run, number, transcript.head)
-        for _ in transport.ask(dict.fromkeys(transport.nodes, request), self._study.sites.deadline_s):
+        if self._transport is None:
+            return
+        request = close_request(self._study, transcript.run, number, transcript.head, done)
+        for _ in self._transport.ask(dict.fromkeys(self._transport.nodes, request), self._study.sites.deadline_s):
             pass
 
     def _ask(self, query: Query, number: int, planned: int, transcript: Transcript) -> Sum:
@@ -126,7 +136,9 @@ class Engine:
         for watcher in self._watchers:
             watcher.began(transcript.run, query, number, planned, sites)
         started = time.monotonic()
-        release = PlainRelease(self._study, query, transcript.run, number, transcript.head, sites, self._delivered)
+        release = PlainRelease(
+            self._study, self._plan, query, transcript.run, number, transcript.head, sites, self._delivered
+        )
         down: dict[str, int] = dict.fromkeys(sites, 0)
         up: dict[str, int] = dict.fromkeys(sites, 0)
         while True:
@@ -154,7 +166,7 @@ class Engine:
 def _advance(plan: Sequence[Query], place: int, query: Query) -> int:
     """The place in the plan after `query`, which must be one of those that are left."""
     for index in range(place, len(plan)):
-        if plan[index].public == query.public:
+        if plan[index].template == query.template:
             return index + 1
     raise TranscriptError(
         f"query {query.name!r} (phase {query.phase}) is not in what is left of the plan; a method may only ask "

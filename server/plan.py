@@ -1,63 +1,159 @@
-"""`equipoise plan`: what a study asks of every site, before anything is read."""
+"""`equipoise plan`: what a study asks of every site, what it costs there and how wide intervals become.
+
+Nothing is read: the figures follow from the study alone, and hold at each of its hospitals alike.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from safetensors.torch import save
+from scipy.special import ndtri
 
-from equipoise.common import evaluation
-from equipoise.common.classifier import Classifier
-from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
-from equipoise.common.models import load_factory
+from equipoise.common.privacy.accounting import PrivacyCost, cost_of, parallel_max
+from equipoise.common.privacy.life import LifeFilter
+from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Query
 from equipoise.common.study import Study
+from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
+
+Row = dict[str, Any]
+SMALLER_GROUP = (20, 50, 100, 200, 400)  # positives, of whom the other group has three times as many
+RATE = 0.8
 
 
-def full_plan(study: Study) -> list[tuple[str, Query]]:
-    """Every query that a study and its controls may ask of a site: (arm, query), in order.
+def describe_plan(study: Study) -> Row:
+    """The plan as JSON values.
 
-    Shapes come from the model's factory alone; neither weights nor data are read.
+    Keys: `queries`, one row for each arm, phase and query; `costs`, by account and split, with the account's whole;
+    `widths`, expected half-widths of the gap in true positive rate; `mode`, `epsilon`, `delta`, `unit`.
     """
-    network = load_factory(study.model.factory, study.model.arguments)
-    model = Classifier.of(save(network.state_dict()), network, study.model.head)
-    arms = {study.method.name: study}
-    for name in study.method.controls:
-        variant = control_of(study, name) if name in METHOD_CONTROLS else None
-        if variant is not None:
-            arms[name] = variant
-    asked = [(name, query) for name, arm in arms.items() for query in resolve(arm).plan(arm, model)]
-    models = [evaluation.BASE, *arms]
-    return asked + [("evaluation", query) for query in evaluation.plan(study, models, study.method.name)]
+    plan = StudyPlan.of(study).calibrated(study)
+    private = study.privacy.private
+    return {
+        "mode": study.privacy.mode,
+        "epsilon": study.privacy.epsilon,
+        "delta": study.privacy.delta if private else None,
+        "unit": "patient (add or remove one, with all images)",
+        "queries": [_row(list(found), study) for _, found in groupby(sorted_by_payer(plan), key=_alike)],
+        "costs": _costs(plan, study) if private else [],
+        "widths": expected_widths(plan, study) if private else [],
+    }
 
 
-def describe_plan(study: Study) -> list[dict[str, Any]]:
-    """The plan as rows: arm, phase, query, split, how many times, bytes that a site sends, and what it costs."""
+def _alike(entry: Entry) -> tuple[str, str, str, str, str]:
+    return entry.arm, entry.query.phase, entry.query.name, entry.query.split, entry.account
+
+
+def sorted_by_payer(plan: StudyPlan) -> list[Entry]:
+    """The entries in their order, those of the evaluation by who pays."""
+    arms = {entry.arm: number for number, entry in reversed(list(enumerate(plan.entries)))}
+    payers = {account: number for number, account in enumerate(plan.accounts)}
+    return sorted(plan.entries, key=lambda e: (arms[e.arm], payers[e.account], e.query.index))
+
+
+def _row(entries: Sequence[Entry], study: Study) -> Row:
+    asked = [entry.query for entry in entries]
+    first = asked[0]
+    row: Row = {
+        "arm": entries[0].arm,
+        "account": entries[0].account,
+        "phase": first.phase,
+        "query": first.name,
+        "split": first.split,
+        "budget": first.budget,
+        "times": len(asked),
+        "bytes_up": sum(8 * block.size for query in asked for block in query.blocks.values()),
+        "epsilon": None,
+    }
+    if not first.private:
+        return row
+    cost = cost_of([query.plan for query in asked], study.privacy.delta)
+    return row | {
+        "epsilon": cost.epsilon,
+        "epsilon_if_others_collude": cost.epsilon_if_others_collude,
+        "law": first.plan.mechanism,
+        "bound": first.plan.sensitivity,
+        "noise": first.plan.noise,
+        "step": first.plan.step,
+    }
+
+
+def _costs(plan: StudyPlan, study: Study) -> list[Row]:
+    """By account: each split, then `all` (a patient is in one split, so the largest counts).
+
+    `cap` is the least lifetime cap under which an account that has spent nothing admits the releases; caps are counted
+    by a Renyi filter, which later studies may be chosen under, and ask more than the study's own epsilon.
+    """
     rows = []
-    for (arm, phase, name, split), queries in groupby(
-        full_plan(study), key=lambda row: (row[0], row[1].phase, row[1].name, row[1].split)
-    ):
-        asked = [query for _, query in queries]
-        rows.append(
-            {
-                "arm": arm,
-                "phase": phase,
-                "query": name,
-                "split": split,
-                "times": len(asked),
-                "bytes_up": sum(8 * _size(query) for query in asked),
-                "epsilon": "not private",
-            }
-        )
+    for account in plan.accounts:
+        splits = [split for split in SPLITS if plan.plans(split, account)]
+        costs = [plan.cost(split, study.privacy.delta, account) for split in splits]
+        if costs:
+            caps = [least_cap(plan.plans(split, account), study.privacy.delta) for split in splits]
+            rows += [
+                _cost(account, split, cost) | {"cap": cap} for split, cost, cap in zip(splits, costs, caps, strict=True)
+            ]
+            rows.append(_cost(account, "all", parallel_max(costs)) | {"cap": max(caps)})
     return rows
 
 
-def _size(query: Query) -> int:
-    total = 0
-    for block in query.blocks.values():
-        size = 1
-        for length in block.shape:
-            size *= length
-        total += size
-    return total
+def least_cap(plans: Sequence[ReleasePlan], delta: float) -> float:
+    """The least cap on epsilon, to a hundredth, under which a life filter that is empty admits `plans`."""
+    low, high = 0, 1
+    while not _admits(high, plans, delta):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _admits(middle, plans, delta) else (middle, high)
+    return high / 100
+
+
+def _admits(hundredths: int, plans: Sequence[ReleasePlan], delta: float) -> bool:
+    cap = hundredths / 100
+    # Only the honest majority's view is asked here: the other cap is free to be larger.
+    return LifeFilter.open(PrivacyCost(cap, 1e6, delta)).admits(plans)
+
+
+def _cost(account: str, split: str, cost: PrivacyCost) -> Row:
+    return {
+        "account": account or "study",
+        "charged": account == STUDY,
+        "split": split,
+        "epsilon": cost.epsilon,
+        "epsilon_if_others_collude": cost.epsilon_if_others_collude,
+    }
+
+
+def expected_widths(plan: StudyPlan, study: Study) -> list[Row]:
+    """Half-width of the 95 % interval of the gap in true positive rate, with the noise of all sites and without.
+
+    For two groups with a rate of 0.8, of which the larger has three times the positives of the smaller: the numbers of
+    patients are the hospitals' own and not known here.
+    """
+    tables = [e.query for e in plan.entries if e.account == STUDY and e.query.name == "decision_table"]
+    if not tables:
+        return []
+    sites = max(len(study.sites.declared_patients), study.sites.minimum)
+    # A rate's cell is the sum of two cells of the pair table: positive after, whatever was before.
+    variance = 2 * sites * _cell_variance(tables[0])
+    z = float(ndtri(0.975))
+    rows = []
+    for smaller in SMALLER_GROUP:
+        halves = {
+            name: z * math.sqrt(sum(_rate_variance(n, noise) for n in (smaller, 3 * smaller)))
+            for name, noise in (("without_noise", 0.0), ("with_noise", variance))
+        }
+        rows.append({"positives_of_the_smaller_group": smaller, "sites": sites} | halves)
+    return rows
+
+
+def _cell_variance(query: Query) -> float:
+    return float(query.plan.sampler.describe()["standard_deviation_steps"]) ** 2
+
+
+def _rate_variance(n: int, noise: float) -> float:
+    """Variance of a rate of n patients under noise on numerator and denominator (evaluation specification 4)."""
+    return RATE * (1 - RATE) / n + noise * ((1 - RATE) ** 2 + RATE**2) / n**2

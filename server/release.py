@@ -18,6 +18,7 @@ from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import QuorumError
 from equipoise.common.query import Arrays, Query, Sum
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, pack_bundles, unpack
 
 NEED_INPUTS = "need_inputs"
@@ -65,7 +66,15 @@ class PlainRelease:
     """One stage: every site sends its integers and the server adds them."""
 
     def __init__(
-        self, study: Study, query: Query, run: str, number: int, head: str, sites: Sequence[str], delivered: Delivered
+        self,
+        study: Study,
+        plan: StudyPlan,
+        query: Query,
+        run: str,
+        number: int,
+        head: str,
+        sites: Sequence[str],
+        delivered: Delivered,
     ) -> None:
         self.query = query
         self._study = study
@@ -75,11 +84,12 @@ class PlainRelease:
         self._asking = set(self._sites)
         self._codes: dict[str, str] = {}
         self._cohort: list[str] = []
+        self._witness: dict[str, str] = {}
         self._points = {name: np.zeros(block.shape, dtype=np.int64) for name, block in query.blocks.items()}
         document = study_bundle(study)
         digest = digest_arrays(document)
-        roles = {**query.inputs, "study": document}
-        digests = {**query.input_digests, "study": digest}
+        roles = {**query.inputs, "study": document, "plan": plan.bundle}
+        digests = {**query.input_digests, "study": digest, "plan": plan.digest}
         self._bundles: dict[str, Arrays] = {digests[role]: arrays for role, arrays in roles.items()}
         self._header = {
             "protocol": PROTOCOL,
@@ -88,7 +98,8 @@ class PlainRelease:
             "stage": 0,
             "head": head,
             "study": digest,
-            "query": query.public,
+            "plan": plan.digest,
+            "index": query.index,
             "inputs": query.input_digests,
         }
 
@@ -137,7 +148,7 @@ class PlainRelease:
 
     def total(self) -> Sum:
         """The exact sum over the sites that answered."""
-        return Sum(self.query, tuple(sorted(self._cohort)), self._points)
+        return Sum(self.query, tuple(sorted(self._cohort)), self._points, self._witness)
 
     def _take(self, site: str, payload: bytes) -> str | None:
         """Add a reply's integers; the code of what is wrong with it, or None."""
@@ -163,6 +174,7 @@ class PlainRelease:
         if not all(_within(sums[name], block.site_bound / block.step) for name, block in self.query.blocks.items()):
             return "out_of_range"
         self._points = sums
+        self._witness[site] = str(header.get("ledger", ""))[:64]
         return None
 
 
@@ -171,19 +183,25 @@ def quorum(study: Study, sites: int) -> int:
     return max(study.sites.minimum, math.ceil(study.sites.quorum * sites - 1e-9))
 
 
-def close_request(study: Study, run: str, number: int, head: str) -> bytes:
-    """The message that ends a run: it asks nothing and leaves the transcript's last head with the site."""
-    header = {"protocol": PROTOCOL, "run": run, "release": number, "head": head, "study": study.hash, "close": True}
-    return pack(header, {})
+def close_request(study: Study, run: str, number: int, head: str, done: bool) -> bytes:
+    """The message that ends an arm: it asks nothing and leaves the transcript's last head with the site.
+
+    With `done` the whole run is over, and the site frees what its plan reserved and did not ask.
+    """
+    header = {"protocol": PROTOCOL, "run": run, "release": number, "head": head, "study": study.hash}
+    return pack({**header, "close": True, "done": done}, {})
 
 
 def study_bundle(study: Study) -> Arrays:
     """The study as the sites get it: without its simulation part and without the coordinator's paths."""
     rendered = study.model_copy(update={"simulation": None})
-    weights = rendered.model.weights
+    weights, pool = rendered.model.weights, rendered.privacy.public_pool
     if weights is not None:
         bare = rendered.model.model_copy(update={"weights": weights.model_copy(update={"path": ""})})
         rendered = rendered.model_copy(update={"model": bare})
+    if pool is not None:
+        privacy = rendered.privacy.model_copy(update={"public_pool": pool.model_copy(update={"path": ""})})
+        rendered = rendered.model_copy(update={"privacy": privacy})
     text = rendered.model_dump_json(by_alias=True, exclude={"simulation"})
     return {"json": np.frombuffer(text.encode(), dtype=np.uint8)}
 

@@ -18,10 +18,10 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.evaluation import BASE, Measured
 from equipoise.common.methods import resolve
 from equipoise.common.methods.method import Outcome
-from equipoise.common.study import Study
+from equipoise.common.study_plan import EVALUATION
 from equipoise.server.engine import Engine, Watcher
 from equipoise.server.rounds import RoundLog
-from equipoise.server.rundir import EVALUATION, Arm, RunFolder, Task
+from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.server.transport import Transport
 
 _watchers: list[Watcher] = []
@@ -45,20 +45,21 @@ def main(grid: Grid, run_config: Mapping[str, UserConfigValue]) -> None:
     folder.mend()
     transport = Transport(grid)
     transport.connect(task.sites, task.study.sites.deadline_s)
-    engine = Engine(task.study, transport, [RoundLog(folder.path / "rounds.jsonl"), *_watchers])
+    engine = Engine(task.study, folder.plan(), transport, [RoundLog(folder.path / "rounds.jsonl"), *_watchers])
     for arm in task.arms:
         folder.write_outcome(arm.name, run_arm(engine, folder, arm))
+    last = task.arms[-1].name if task.arms else EVALUATION
     if task.evaluate:
         measure(engine, folder, task)
+        last = EVALUATION
+    engine.finish(folder.transcript(task.study_of(last), last))
 
 
 def run_arm(engine: Engine, folder: RunFolder, arm: Arm) -> Outcome:
     """Train one arm, or replay it."""
     base = folder.base(arm.study)
-    method = resolve(arm.study)
-    transcript = folder.transcript(arm.study, arm.name)
-    engine.under(arm.study)
-    return engine.drive(method.run(arm.study, base), method.plan(arm.study, base), transcript)
+    study = folder.placed(arm.study)
+    return engine.drive(resolve(study).run(study, base), arm.name, folder.transcript(arm.study, arm.name))
 
 
 def measure(engine: Engine, folder: RunFolder, task: Task) -> Measured:
@@ -67,13 +68,5 @@ def measure(engine: Engine, folder: RunFolder, task: Task) -> Measured:
     models: dict[str, Classifier] = {BASE: base}
     models.update({name: folder.result(name, base) for name in task.evaluate})
     method = task.arms[0].name if task.arms else None
-    steps = evaluation.evaluate(task.study, models, method)
-    engine.under(task.study)
-    return engine.drive(
-        steps, evaluation.plan(task.study, list(models), method), folder.transcript(task.study, EVALUATION)
-    )
-
-
-def approved_studies(task: Task) -> list[Study]:
-    """The studies that a site has to approve for the task: its own and each arm's."""
-    return [task.study, *(arm.study for arm in task.arms)]
+    steps = evaluation.evaluate(folder.placed(task.study), models, method)
+    return engine.drive(steps, EVALUATION, folder.transcript(task.study, EVALUATION))

@@ -2,7 +2,9 @@
 
 runs/<study>/
   task.json              the study as run, its arms and its sites
+  plan.json              every query that the task may ask, with its noise
   base.safetensors       the vendor's weights
+  pool.*                 the public pool, where the study has one
   model.safetensors      the method's result
   notes.json             what the method says of how it came about (the mask)
   transcript/            the method's released sums
@@ -21,18 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save
 
 from equipoise.common.canonical import sha256
 from equipoise.common.classifier import Classifier
-from equipoise.common.errors import StudyError, TranscriptError
+from equipoise.common.errors import RefusedError, StudyError, TranscriptError
 from equipoise.common.files import drop_unfinished_line, write_whole
 from equipoise.common.methods.method import Outcome
 from equipoise.common.models import build
-from equipoise.common.study import Study
-from equipoise.server.transcript import Transcript
-
-EVALUATION = "evaluation"
+from equipoise.common.study import PublicPool, Study
+from equipoise.common.study_plan import EVALUATION, StudyPlan
+from equipoise.server.transcript import WITNESS, Transcript
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Task:
     evaluate: tuple[str, ...]
     facts: dict[str, Any]
 
+    def study_of(self, name: str) -> Study:
+        """The study in which an arm is the method; the task's own for the evaluation."""
+        return next((arm.study for arm in self.arms if arm.name == name), self.study)
+
 
 class RunFolder:
     """One run's folder."""
@@ -79,7 +85,8 @@ class RunFolder:
         return str(self._task_value()["run"])
 
     def write_task(self, task: Task) -> None:
-        """Begin a run."""
+        """Begin a run: its plan, then the task, by which a run is known to have begun."""
+        write_whole(self.path / "plan.json", StudyPlan.of(task.study).calibrated(task.study).bundle["json"].tobytes())
         value = {
             "run": self.path.resolve().name,
             "study": task.study.model_dump(mode="json", by_alias=True),
@@ -121,11 +128,32 @@ class RunFolder:
             raise TranscriptError(f"{self.task_file}: changed since the run began; restore the file")
         return value
 
+    def plan(self) -> StudyPlan:
+        """What the task may ask, with the noise that was found when the run began.
+
+        Raises:
+            TranscriptError: the file is missing or is no plan.
+        """
+        file = self.path / "plan.json"
+        try:
+            return StudyPlan.from_bundle({"json": np.frombuffer(file.read_bytes(), dtype=np.uint8)})
+        except (OSError, RefusedError):
+            raise TranscriptError(f"{file}: missing or changed since the run began; restore the file") from None
+
+    def placed(self, study: Study) -> Study:
+        """The study with its public pool where the run keeps a copy."""
+        pool = study.privacy.public_pool
+        if pool is None:
+            return study
+        kept = PublicPool(path=str((self.path / f"pool{Path(pool.path).suffix}").resolve()), sha256=pool.sha256)
+        return study.model_copy(update={"privacy": study.privacy.model_copy(update={"public_pool": kept})})
+
     def mend(self) -> None:
         """Cut off the lines that a crash left unfinished, so that the run can go on."""
         task = self.task()
         for place in (self.path / EVALUATION, *(self.arm_folder(arm.name) / "transcript" for arm in task.arms)):
             drop_unfinished_line(place / "chain.jsonl")
+            drop_unfinished_line(place / WITNESS)
         drop_unfinished_line(self.path / "rounds.jsonl")
 
     def arm_folder(self, name: str) -> Path:

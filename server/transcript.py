@@ -2,7 +2,9 @@
 
 Each completed release is a file of integers and a row in `chain.jsonl` that names the query's digest, the sites and the
 digest of the file, chained by hash to the row before. A method is deterministic given these sums and the study's public
-seed, so a run resumes, and is verified, by replaying them. Only sums are stored, never what one site sent.
+seed, so a run resumes, and is verified, by replaying them. Only sums are stored, never what one site sent. Beside them
+`witness.jsonl` keeps the head of each site's ledger as its replies named it, so that a ledger which was set back to an
+older copy is found; it is no part of the chain, since times are in it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from equipoise.common.errors import QuorumError, TranscriptError
 from equipoise.common.files import append_line, write_whole
 from equipoise.common.query import Query, Sum
 from equipoise.common.wire import PROTOCOL, pack, unpack
+
+WITNESS = "witness.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Transcript:
         data = pack({**header, "inputs": total.query.input_digests, "cohort": list(total.cohort)}, total.points)
         write_whole(self._file(number), data)
         row = Row.make(number, total, sha256(data), self.head)
+        append_line(self.folder / WITNESS, canonical_json({"release": number, "ledgers": dict(total.witness)}))
         append_line(self._chain, canonical_json(row.to_json()))
         self.rows.append(row)
 
@@ -167,6 +172,24 @@ class Transcript:
         if canonical_json(row.to_json()) != line:
             raise TranscriptError(f"{self._chain}: line {number + 1} is not written as a transcript writes it")
         return row
+
+
+def witnessed_heads(folder: Path, site: str) -> list[str]:
+    """Heads of a site's ledger that the transcripts below a run's folder name.
+
+    Raises:
+        TranscriptError: a line cannot be read.
+    """
+    heads = []
+    for file in sorted(folder.rglob(WITNESS)):
+        for line in file.read_bytes().splitlines():
+            try:
+                head = json.loads(line)["ledgers"].get(site)
+            except (ValueError, KeyError, AttributeError):
+                raise TranscriptError(f"{file}: a line is not whole; the run did not end (resume it)") from None
+            if head:
+                heads.append(head)
+    return heads
 
 
 def missing_heads(transcript: Transcript, witnessed: Sequence[str]) -> list[str]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
+from equipoise.common.study_plan import EVALUATION
 from equipoise.server.engine import Engine
 from equipoise.server.report.build import report_json
 from equipoise.server.report.page import render
 from equipoise.server.run import run_arm
-from equipoise.server.rundir import EVALUATION, RunFolder, model_bytes
+from equipoise.server.rundir import RunFolder, model_bytes
 from equipoise.server.transcript import missing_heads
 
 SEAL = "seal.json"
@@ -75,7 +76,7 @@ def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]
     for folder in folders:
         for arm in folder.task().arms:
             folder.transcript(arm.study, arm.name).check()
-            outcome = run_arm(Engine(arm.study, None), folder, arm)
+            outcome = run_arm(Engine(arm.study, folder.plan(), None), folder, arm)
             file = folder.arm_folder(arm.name) / "model.safetensors"
             if model_bytes(outcome.classifier) != file.read_bytes():
                 raise TranscriptError(f"{file}: is not what the released sums give; restore the run")

@@ -59,7 +59,7 @@ def write_auc_noise(run: RunFolder, hospitals: Mapping[str, Patients]) -> None:
     """
     task = run.task()
     study, method = task.study, task.arms[0].name
-    measured = measure(Engine(study, None), run, task)
+    measured = measure(Engine(study, run.plan(), None), run, task)
     base = run.base(study)
     models = {BASE: base, method: run.result(method, base)}
     splits = {split: _scored(study, hospitals, models, split) for split in evaluation.splits_needed(study)}
@@ -124,8 +124,8 @@ def _matching_size(
 def _tables(
     study: Study,
     measured: Measured,
-    splits: Mapping[str, Scored],
-    normals: Mapping[str, NDArray[np.float64]],
+    splits: Mapping[SplitName, Scored],
+    normals: Mapping[SplitName, NDArray[np.float64]],
     size: float,
     draw: int,
     method: str,

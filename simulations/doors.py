@@ -16,11 +16,11 @@ from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort import Cohort, Split, SplitName
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.ledger import Ledger
+from equipoise.common.canonical import digest_json
 from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
-from equipoise.server.run import approved_studies
 from equipoise.server.rundir import RunFolder
 
 
@@ -43,6 +43,19 @@ class PooledCohort:
     def split_patients(self, name: SplitName) -> int:
         """Number of patients in a split."""
         return sum(cohort.split_patients(name) for cohort in self._cohorts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all hospitals' data."""
+        return digest_json([cohort.fingerprint for cohort in self._cohorts])
+
+    def members(self) -> list[tuple[str, str]]:
+        """(identifier, split) of every patient, hospital after hospital."""
+        return [
+            (f"{index}/{patient}", split)
+            for index, cohort in enumerate(self._cohorts)
+            for patient, split in cohort.members()
+        ]
 
     def split(self, name: SplitName) -> Split:
         """The patients of all hospitals in a split, hospital after hospital."""
@@ -84,12 +97,14 @@ def remembered_heads(folder: Path) -> dict[str, list[tuple[str, str]]]:
     for file in sorted((folder / "sites").glob("*/ledger.sqlite")):
         ledger = Ledger(file, durable=False)
         try:
-            broken, rows = ledger.broken_row(), ledger.rows()
+            broken, entries = ledger.broken_entry(), ledger.entries()
         finally:
             ledger.close()
         if broken is not None:
-            raise TranscriptError(f"{file}: release {broken.number} of {broken.run} was changed in the ledger")
-        remembered[file.parent.name] = [(row.run, row.head) for row in rows]
+            raise TranscriptError(f"{file}: entry {broken.seq} ({broken.kind}) was changed in the ledger")
+        remembered[file.parent.name] = [
+            (entry.body["run"], entry.body["head"]) for entry in entries if entry.kind in ("release", "close")
+        ]
     return remembered
 
 
@@ -107,7 +122,7 @@ def open_site(site: str, folder: str) -> SiteAgent:
     return SiteAgent(
         load_site(files[0]).model_copy(update={"site": site}),
         run.path / "sites" / site,
-        approved=frozenset(study.hash for study in approved_studies(run.task())),
+        approved=frozenset([run.task().study.hash]),
         bundles=bundles(),
         open_cohort=pooled if len(files) > 1 else cohorts(),
         scratch=True,

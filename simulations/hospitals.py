@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from equipoise.client.cohort import Cohort, Split
 from equipoise.common.errors import StudyError
 from equipoise.common.sitefile import load_site
-from equipoise.common.study import FolderHospitals, PublicHospitals, Study, SyntheticHospitals
+from equipoise.common.study import FolderHospitals, PublicHospitals, Study, SyntheticHospitals, TableInputs
 from equipoise.simulations.sitefolder import SITE_FILE, SitePaths, write_site
 
 
@@ -23,11 +25,13 @@ class Hospitals:
     Attributes:
         sites: site name -> its site file.
         vendor: writes the vendor's own data as a site folder and gives its site file; None where there is none.
+        pool: decodes unlabelled public rows, for a private study that names none; None where there are none.
         facts: what the report should say of the data.
     """
 
     sites: dict[str, Path]
     vendor: Callable[[], Path] | None
+    pool: Callable[[], Tensor] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def vendor_split(self, study: Study) -> Split:
@@ -89,7 +93,16 @@ def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospit
         ).site_file
 
     facts = {"source": f"synthetic dermoscopy, bench {wanted.bench}", "note": "", "synthetic": True}
-    return Hospitals({paths.site: paths.site_file for paths in written}, vendor, facts)
+
+    def pool() -> Tensor:
+        images = (
+            synthetic.diverse_pool(study.seed, wanted.count)
+            if wanted.pool == "diverse"
+            else synthetic.vendor_pool(wanted.bench, study.seed)
+        )
+        return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+
+    return Hospitals({paths.site: paths.site_file for paths in written}, vendor, pool, facts)
 
 
 def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
@@ -98,7 +111,14 @@ def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
     write = {"heart": public.write_heart, "ham10000": public.write_ham10000}[wanted.kind]
     written = write(folder, public.public_data_folder(), study.seed)
     facts = {"source": wanted.kind, "note": written.note, "synthetic": False}
-    return Hospitals(_by_name(written.sites), lambda: written.vendor.site_file, facts)
+
+    def pool() -> Tensor:
+        if wanted.kind == "heart" and isinstance(study.inputs, TableInputs):
+            return public.heart_pool(study.inputs, study.seed)
+        # The vendor's held-out lesions, whose labels nobody looks at.
+        return Cohort(study, load_site(written.vendor.site_file)).split("validation").inputs
+
+    return Hospitals(_by_name(written.sites), lambda: written.vendor.site_file, pool, facts)
 
 
 def _folders(wanted: FolderHospitals) -> Hospitals:
@@ -119,7 +139,7 @@ def _folders(wanted: FolderHospitals) -> Hospitals:
             raise StudyError(f"{key}: {sites[name]} and {file} both say site: {name}; rename one")
         sites[name] = file
     synthetic = all(load_site(file).data.synthetic for file in sites.values())
-    return Hospitals(sites, None, {"source": "hospitals' own folders", "note": "", "synthetic": synthetic})
+    return Hospitals(sites, None, None, {"source": "hospitals' own folders", "note": "", "synthetic": synthetic})
 
 
 def _by_name(paths: list[SitePaths]) -> dict[str, Path]:

@@ -19,10 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from equipoise.client.manifest import Manifest, number, read_manifest, same
+import numpy as np
+import torch
+from torch import Tensor
+
 from equipoise.common.errors import StudyError
+from equipoise.common.manifest import Manifest, number, read_manifest, same
 from equipoise.common.sitefile import FractionSplits
-from equipoise.common.streams import stream_seed
+from equipoise.common.streams import numpy_stream, stream_seed
+from equipoise.common.study import TableInputs
 from equipoise.simulations.sitefolder import SitePaths, write_site
 
 VARIABLE = "EQUIPOISE_DATA"
@@ -44,6 +49,7 @@ HEART_FEATURES = (
     "ca",
     "thal",
 )
+HEART_POOL, HEART_POOL_LEVELS = 600, 7
 HEART_NOTE = "UCI Heart Disease has no patient identifiers: the unit is the row"
 HEART_VENDOR_SITE = "cleveland"
 HEART_VENDOR_SHARE = 0.40
@@ -140,6 +146,22 @@ def write_heart(folder: Path, data_folder: Path, seed: int) -> PublicSites:
     data = {"splits": {"column": "split"}}
     written = write_site(folder, VENDOR, (*header, "split"), vendor, data=data, coding=coding)
     return PublicSites(sites, written, HEART_NOTE)
+
+
+def heart_pool(inputs: TableInputs, seed: int) -> Tensor:
+    """600 public rows as the study's inputs, float32 (600, F): draws from the declared ranges, none of them a patient.
+
+    A feature whose declared range has at most seven whole numbers is drawn among them, any other evenly over its range.
+    """
+    stream = numpy_stream(seed, "heart", "pool")
+    columns = []
+    for feature in inputs.features:
+        low, high = feature.range
+        whole = float(low).is_integer() and float(high).is_integer() and high - low < HEART_POOL_LEVELS
+        drawn = stream.integers(int(low), int(high) + 1, HEART_POOL) if whole else stream.uniform(low, high, HEART_POOL)
+        columns.append(2 * (drawn - low) / (high - low) - 1)
+    values = torch.tensor(np.array(columns).T, dtype=torch.float32)
+    return torch.cat([values, torch.zeros_like(values)], dim=1)
 
 
 def write_ham10000(

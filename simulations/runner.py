@@ -20,8 +20,8 @@ from equipoise.client.cohort import SPLITS
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.methods import METHOD_CONTROLS, control_of
-from equipoise.common.study import Study, Weights, pin_weights
+from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study_plan import alone_controls, arms_of
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report
@@ -112,6 +112,8 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
     study = pin_weights(study, run.path)
+    if study.privacy.private and study.privacy.public_pool is None:
+        study = _with_pool(study, hospitals, run)
     if not study.sites.declared_patients:
         declared = {site: sum(counts["train"]) for site, counts in census.items()}
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
@@ -123,17 +125,21 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     return study
 
 
+def _with_pool(study: Study, hospitals: Hospitals, run: RunFolder) -> Study:
+    """The study with the hospitals' own public pool, written beside the vendor's model."""
+    if hospitals.pool is None:
+        raise StudyError("privacy.public_pool is missing, and these hospitals come without one; name unlabelled rows")
+    file = run.path / "public-pool.safetensors"
+    if not (file.exists() and run.task_file.exists()):
+        write_whole(file, save({"rows": hospitals.pool()}))
+    privacy = study.privacy.model_copy(update={"public_pool": PublicPool(path=file.name)})
+    return pin_pool(study.model_copy(update={"privacy": privacy}), run.path)
+
+
 def _main_task(study: Study, hospitals: Hospitals) -> Task:
-    method = Arm(study.method.name, study)
-    controls = []
-    for name in study.method.controls:
-        if name in METHOD_CONTROLS:
-            variant = control_of(study, name)
-            if variant is not None:
-                controls.append(Arm(name, variant))
-    alone = [name for name, _, _ in _alone(study, hospitals)]
-    evaluate = (method.name, *(arm.name for arm in controls), *alone)
-    return Task(study, (method, *controls), tuple(hospitals.sites), evaluate, hospitals.facts)
+    arms = tuple(Arm(name, variant) for name, variant in arms_of(study).items())
+    evaluate = (*(arm.name for arm in arms), *alone_controls(study))
+    return Task(study, arms, tuple(hospitals.sites), evaluate, hospitals.facts)
 
 
 def _alone(study: Study, hospitals: Hospitals) -> list[tuple[str, str, list[Path]]]:
@@ -143,7 +149,7 @@ def _alone(study: Study, hospitals: Hospitals) -> list[tuple[str, str, list[Path
     if "pooled" in controls:
         result.append(("pooled", "pooled", list(hospitals.sites.values())))
     if "local_only" in controls:
-        result += [(f"local_only/{site}", site, [file]) for site, file in hospitals.sites.items()]
+        result += [(f"local_only/{site}", site, [hospitals.sites[site]]) for site in study.sites.declared_patients]
     if "server_only" in controls:
         if hospitals.vendor is None:
             raise StudyError("method.controls: server_only needs the vendor's data, and these hospitals have none")
@@ -156,7 +162,8 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
     for name, site, files in _alone(study, hospitals):
         patients = open_hospital(study, files).split_patients("train")
         sites = study.sites.model_copy(update={"minimum": 1, "declared_patients": {site: patients}})
-        alone = study.model_copy(update={"sites": sites})
+        bare = study.method.model_copy(update={"controls": []})
+        alone = study.model_copy(update={"sites": sites, "method": bare})
         own = RunFolder(run.path / "controls" / name)
         task = Task(alone, (Arm(name, alone),), (site,), (), {})
         _begin(own, task, {site: files})
@@ -182,6 +189,9 @@ def _begin(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     if weights is None:
         raise StudyError("model.weights is missing")
     write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
+    pool = task.study.privacy.public_pool
+    if pool is not None:
+        write_whole(run.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
     write_hospitals_file(run.path, files)
     run.write_task(task)
 
@@ -191,6 +201,8 @@ def _compared(study: Study) -> dict[str, Any]:
     value = study.model_dump(mode="json", by_alias=True)
     if value["model"]["weights"] is not None:
         value["model"]["weights"].pop("path")
+    if value["privacy"]["public_pool"] is not None:
+        value["privacy"]["public_pool"].pop("path")
     if value["simulation"] is not None:
         value["simulation"].pop("workers")
     return value

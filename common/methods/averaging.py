@@ -1,9 +1,10 @@
-"""The two kinds of rounds that trained methods share: federated averaging, and full-gradient steps."""
+"""Two kinds of rounds that trained methods share: federated averaging, and full-gradient steps of all weights."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,13 @@ from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.query import Arrays, Query, Sum
 from equipoise.common.study import Study
+
+Step = Literal["fedavg", "full_gradient", "whitened"]
+
+
+def step_of(study: Study, chosen: Step | None) -> Step:
+    """The kind of rounds: as chosen; by default whitened under privacy, which keeps its effect there, else averages."""
+    return chosen or ("whitened" if study.privacy.private else "fedavg")
 
 
 class LocalSteps(Strict):

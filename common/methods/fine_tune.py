@@ -1,32 +1,35 @@
 """Fine-tuning by the task loss alone: the controls that any debiasing has to beat.
 
 `loss: plain` weighs every patient alike (more data, no fairness term); `classes` balances the labels; `cells` balances
-group x label. `part: head` trains the last layer only. Rounds are federated averages (McMahan et al. 2017, FedAvg) or
-full-gradient steps.
+group x label. `part: head` trains the last layer only. Rounds are federated averages (McMahan et al. 2017, FedAvg),
+full-gradient steps, or whitened rounds, which are the default where noise protects the patients.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from equipoise.common import catalogue
-from equipoise.common.cells import task_weights
+from equipoise.common.cells import Balance, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.layout import Layout
 from equipoise.common.methods.averaging import (
     LocalSteps,
     Momentum,
+    Step,
     Weighting,
     averaged_round,
     check_labels,
     gradient_round,
+    step_of,
     training_query,
 )
 from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -37,8 +40,9 @@ class FineTune(LocalSteps):
     loss: Literal["plain", "classes", "cells"] = "cells"
     part: Literal["whole", "head"] = "whole"
     weight_cap: float = Field(default=4.0, gt=0)
-    step: Literal["fedavg", "full_gradient"] = "fedavg"
-    rounds: int = Field(default=5, ge=1)
+    step: Step | None = None
+    rounds: int = Field(default=5, ge=1)  # of fedavg and full_gradient
+    whitened: Whitened = Whitened()
 
 
 def parameters_of(study: Study) -> FineTune:
@@ -49,23 +53,27 @@ def parameters_of(study: Study) -> FineTune:
 def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order."""
     p = parameters_of(study)
-    layout = model.layout(p.part)
-    return [catalogue.cell_statistics(study), *(_round_query(study, layout, p, r) for r in range(p.rounds))]
+    counts, layout = catalogue.cell_counts(study), model.layout(p.part)
+    if step_of(study, p.step) == "whitened":
+        return [counts, *plan_rounds(study, model, _task_only(p), _course(p))]
+    return [counts, *(_round_query(study, layout, p, r) for r in range(p.rounds))]
 
 
 def run(study: Study, model: Classifier) -> Steps:
     """Cell counts, then rounds."""
     p = parameters_of(study)
-    cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
+    cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
     check_labels(study, counts)
-    balance: Any = "none" if p.loss == "plain" else p.loss
-    weighting = Weighting(task_weights(counts, balance, p.weight_cap), np.zeros_like(counts))
+    if step_of(study, p.step) == "whitened":
+        model, notes = yield from run_rounds(study, model, _task_only(p), _course(p), counts)
+        return Outcome(model, notes)
+    weighting = Weighting(task_weights(counts, _balance(p), p.weight_cap), np.zeros_like(counts))
     layout = model.layout(p.part)
     momentum = Momentum(p.lr, p.momentum, np.zeros(layout.size))
     for round_ in range(p.rounds):
         query = _round_query(study, layout, p, round_)
-        if p.step == "fedavg":
+        if step_of(study, p.step) == "fedavg":
             model, _, _ = yield from averaged_round(study, model, query, layout, None, {"task": weighting.task})
         else:
             gradient, _, _ = yield from gradient_round(model, query, weighting)
@@ -73,8 +81,20 @@ def run(study: Study, model: Classifier) -> Steps:
     return Outcome(model)
 
 
+def _balance(p: FineTune) -> Balance:
+    return "none" if p.loss == "plain" else p.loss
+
+
+def _task_only(p: FineTune) -> Whitened:
+    return p.whitened.model_copy(update={"beta": 1.0})
+
+
+def _course(p: FineTune) -> Course:
+    return Course("head" if p.part == "head" else "whole", p.part, balance=_balance(p))
+
+
 def _round_query(study: Study, layout: Layout, p: FineTune, round_: int) -> Query:
-    if p.step == "full_gradient":
+    if step_of(study, p.step) == "full_gradient":
         return catalogue.gradient_sum(study, layout, p.part, 1.0)
     return training_query(study, layout, p.part, p, 1.0, round_)
 

@@ -167,7 +167,7 @@ def _soft_mask(study: Study, model: Classifier, p: Swift, weighting: Weighting) 
 
 def _extreme_groups(study: Study, model: Classifier, counts: Cells) -> Generator[Query, Sum, Cells]:
     """Counts with every group but the best and the worst by AUC set to zero (the published reduction to two)."""
-    edges = hybrid_edges(None, study.evaluation.bins)
+    edges = hybrid_edges(None, study.score_bins)
     query = catalogue.score_histogram(study, "train", "base")
     total = yield query.with_inputs(**model.inputs(), edges={"edges": edges})
     aucs = np.array([np.nan if e.value is None else e.value for e in auc_by_group(total.count(study.primary.name))])

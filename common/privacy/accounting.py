@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
 
-ORDERS: tuple[float, ...] = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
+# Renyi orders at which costs are kept; the last, infinity, is pure differential privacy, which only Laplace noise has.
+FINITE: tuple[float, ...] = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
+ORDERS: tuple[float, ...] = (*FINITE, math.inf)
 SERIES_FROM = 2.5  # below, dp_accounting's series for orders that are no integers may not converge
 COARSEST, FINEST = 1e-3, 1e-5  # discretisation of the privacy loss
 
@@ -85,7 +87,12 @@ def epsilon_of(events: Sequence[Event], delta: float) -> float:
         return 0.0
     if any(event.law == "none" for event in events):
         return math.inf
-    merged = _merged(events)
+    return _epsilon_of(tuple(_merged(events)), delta)
+
+
+@lru_cache(maxsize=1024)
+def _epsilon_of(merged: tuple[Event, ...], delta: float) -> float:
+    """The same question is asked for every site of a simulation, and for every control of one shape."""
     interval = _interval(merged)
     total = reduce(lambda left, right: left.compose(right), (_loss(event, interval) for event in merged))
     return float(total.get_epsilon_for_delta(delta))
@@ -96,7 +103,15 @@ def rdp_epsilon_of(events: Sequence[Event], delta: float) -> float:
     _check_delta(delta)
     if not events:
         return 0.0
-    return float(rdp.compute_epsilon(ORDERS, rdp_curve(events, ORDERS), delta)[0])
+    return epsilon_of_curve(rdp_curve(events, ORDERS), delta)
+
+
+def epsilon_of_curve(curve: Sequence[float] | NDArray[np.float64], delta: float) -> float:
+    """Epsilon at `delta` of a Renyi curve at ORDERS: the least over the orders, pure privacy among them."""
+    costs = np.asarray(curve, dtype=np.float64)
+    if not costs.any():
+        return 0.0
+    return min(float(rdp.compute_epsilon(FINITE, costs[:-1], delta)[0]), float(costs[-1]))
 
 
 def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.float64]:
@@ -111,30 +126,38 @@ def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.fl
         if event.law == "none":
             return np.full_like(alpha, math.inf)
         if event.rate < 1:
-            total += _sampled_curve(event, alpha)
+            total += _sampled_curve(event, tuple(orders))
         elif event.law == "discrete_laplace":
             epsilon = 1 / event.noise
             # The loss is +epsilon with probability 1 / (1 + exp(-epsilon)), else -epsilon.
-            above = (alpha - 1) * epsilon
+            finite = np.isfinite(alpha)
+            above = (alpha[finite] - 1) * epsilon
             moment = np.logaddexp(above, -above - epsilon) - math.log1p(math.exp(-epsilon))
-            total += event.count * moment / (alpha - 1)
+            total[finite] += event.count * moment / (alpha[finite] - 1)
+            total[~finite] += event.count * epsilon
         else:
             total += event.count * alpha / (2 * event.noise**2)
     return total
 
 
-def _sampled_curve(event: Event, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
+@lru_cache(maxsize=256)
+def _sampled_curve(event: Event, orders: tuple[float, ...]) -> NDArray[np.float64]:
     """Renyi divergence of the Poisson-sampled Gaussian [3], from dp_accounting where its series converges."""
-    safe = (alpha >= SERIES_FROM) | (alpha == np.rint(alpha))
-    accountant = rdp.RdpAccountant([*alpha[safe], max(math.ceil(alpha.max()), 2)])
+    alpha = np.array(orders)
+    finite = alpha[np.isfinite(alpha)]
+    safe = (finite >= SERIES_FROM) | (finite == np.rint(finite))
+    accountant = rdp.RdpAccountant([*finite[safe], max(math.ceil(finite.max()), 2)])
     accountant.compose(event.dp_event)
-    computed = np.full(alpha.size + 1, math.inf)
+    computed = np.full(finite.size + 1, math.inf)
     computed[np.append(safe, True)] = accountant.rdp
     # The divergence grows with the order, so what holds at a larger order holds at a smaller one.
-    positions = np.argsort(np.append(alpha, math.inf))[::-1]
+    positions = np.argsort(np.append(finite, math.inf))[::-1]
     upper = np.empty_like(computed)
     upper[positions] = np.minimum.accumulate(computed[positions])
-    return upper[:-1]
+    curve = np.full(alpha.size, math.inf)
+    curve[np.isfinite(alpha)] = upper[:-1]
+    curve.flags.writeable = False  # it is kept
+    return curve
 
 
 def _merged(events: Sequence[Event]) -> list[Event]:

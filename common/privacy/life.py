@@ -24,11 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from dp_accounting.rdp import rdp_privacy_accountant as rdp
 from numpy.typing import NDArray
 
 from equipoise.common.errors import RefusedError
-from equipoise.common.privacy.accounting import ORDERS, PrivacyCost, rdp_curve
+from equipoise.common.privacy.accounting import FINITE, ORDERS, PrivacyCost, epsilon_of_curve, rdp_curve
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
 
@@ -42,9 +41,14 @@ class LifeFilter:
     Formal guarantee:
         Unit: patient; relation: add or remove one. Whatever studies are chosen in view of earlier releases, all that is
         ever charged is (caps.epsilon, caps.delta)-private to an honest majority's view and
-        (caps.epsilon_if_others_collude, caps.delta)-private to a server with all other sites ([1] at the order of each
-        cap; [4] from there to epsilon and delta). The order depends on the cap alone. That one order decides, not the
-        best of many after the fact, because the best order would itself depend on the releases.
+        (caps.epsilon_if_others_collude, caps.delta)-private to a server with all other sites. A study is admitted if
+        afterwards one of two sums keeps its budget: (a) of the Renyi costs at the order of the cap ([1]; [4] from there
+        to epsilon and delta), an order that depends on the cap alone, since the best order after the fact would depend
+        on the releases; (b) of the pure epsilons, at the cap itself.
+        Both together are a filter: split the outcomes S by which sum kept its budget at the end. Where (a) did, it did
+        all along, as costs only grow; on these outcomes the history is that of the filter (a) alone, so
+        P(S, a) <= e^epsilon Q(S, a) + delta. On the others (b) did, and every likelihood ratio is at most e^epsilon, so
+        P(S, b) <= e^epsilon Q(S, b). Add the two.
 
     Attributes:
         caps: the largest cost ever, for each observer.
@@ -78,12 +82,8 @@ class LifeFilter:
     def admits(self, plans: Sequence[ReleasePlan]) -> bool:
         """Whether all releases of `plans` fit under both caps beside what has been charged."""
         after = self._after(plans)
-        return all(
-            curve[index] <= budget
-            for curve, (index, budget) in (
-                (after.curve, best_order(self.caps.epsilon, self.caps.delta)),
-                (after.curve_if_others_collude, best_order(self.caps.epsilon_if_others_collude, self.caps.delta)),
-            )
+        return _keeps(after.curve, self.caps.epsilon, self.caps.delta) and _keeps(
+            after.curve_if_others_collude, self.caps.epsilon_if_others_collude, self.caps.delta
         )
 
     def charged(self, plans: Sequence[ReleasePlan]) -> LifeFilter:
@@ -100,15 +100,15 @@ class LifeFilter:
         return self._after(plans)
 
     def spent(self) -> PrivacyCost:
-        """Epsilon at the caps' delta of what has been charged, by RDP at the best order; for display.
+        """Epsilon at the caps' delta of what has been charged, at the best order; for display.
 
         It is the guarantee for studies fixed in advance; for studies chosen on the way the caps are.
         """
-        honest, alone = (
-            float(rdp.compute_epsilon(ORDERS, np.array(curve), self.caps.delta)[0]) if any(curve) else 0.0
-            for curve in (self.curve, self.curve_if_others_collude)
+        return PrivacyCost(
+            epsilon_of_curve(self.curve, self.caps.delta),
+            epsilon_of_curve(self.curve_if_others_collude, self.caps.delta),
+            self.caps.delta,
         )
-        return PrivacyCost(honest, alone, self.caps.delta)
 
     def _after(self, plans: Sequence[ReleasePlan]) -> LifeFilter:
         return replace(
@@ -123,7 +123,7 @@ class LifeFilter:
         """Plain JSON values; floats keep every bit, an infinite cost is null."""
         return {
             "caps": asdict(self.caps),
-            "orders": list(ORDERS),
+            "orders": _finite_or_none(ORDERS),
             "curve": _finite_or_none(self.curve),
             "curve_if_others_collude": _finite_or_none(self.curve_if_others_collude),
         }
@@ -137,7 +137,7 @@ class LifeFilter:
         """
         if set(value) != {"caps", "orders", "curve", "curve_if_others_collude"}:
             raise ValueError(f"account with keys {sorted(value)}: expected caps, orders and two curves")
-        if tuple(value["orders"]) != ORDERS:
+        if list(value["orders"]) != _finite_or_none(ORDERS):
             raise ValueError("account at other Renyi orders than this version's; its costs cannot be added to")
         curve, alone = (
             tuple(math.inf if cost is None else cost for cost in value[name])
@@ -177,14 +177,19 @@ def best_order(epsilon: float, delta: float) -> tuple[int, float]:
 
     The budget at order a is epsilon - log(1 - 1/a) + log(delta a) / (a - 1) ([4]); a Gaussian costs in proportion to a.
     """
-    alpha = np.array(ORDERS)
+    alpha = np.array(FINITE)
     budgets = epsilon - np.log1p(-1 / alpha) + np.log(delta * alpha) / (alpha - 1)
     index = int(np.argmax(budgets / alpha))
     return index, float(budgets[index])
 
 
+def _keeps(curve: Curve, epsilon: float, delta: float) -> bool:
+    index, budget = best_order(epsilon, delta)
+    return curve[index] <= budget or curve[-1] <= epsilon
+
+
 def _finite_or_none(curve: Curve) -> list[float | None]:
-    """JSON has no infinity: a cost without bound is null."""
+    """JSON has no infinity: a cost without bound, and the order of pure privacy, is null."""
     return [cost if math.isfinite(cost) else None for cost in curve]
 
 

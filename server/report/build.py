@@ -20,6 +20,7 @@ from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import RateMatch, Study, Threshold
+from equipoise.common.study_plan import EVALUATION
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
 from equipoise.server.report.limits import limits
@@ -29,7 +30,7 @@ from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import summary, summary_lines
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
-from equipoise.server.rundir import EVALUATION, RunFolder, Task
+from equipoise.server.rundir import RunFolder, Task
 from equipoise.server.transcript import Row
 
 __all__ = ["SCHEMA", "build_report", "compose", "report_json", "summary_lines"]
@@ -66,7 +67,7 @@ def report_json(run: RunFolder) -> Json:
     task = run.task()
     if not task.arms or task.arms[0].name not in task.evaluate:
         raise StudyError(f"{run.path}: nothing was evaluated in this run, so there is nothing to report")
-    measured = measure(Engine(task.study, None), run, task)
+    measured = measure(Engine(task.study, run.plan(), None), run, task)
     noise = add_auc_noise(run, measured, task.arms[0].name)
     notes = json.loads((run.path / "notes.json").read_text())
     rows = {arm.name: run.transcript(arm.study, arm.name).rows for arm in task.arms}

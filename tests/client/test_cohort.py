@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from equipoise.client.cohort import SPLITS, Cohort, split_of
-from equipoise.client.images import decode_image
 from equipoise.common.errors import DataError
+from equipoise.common.images import decode_image
 from equipoise.common.sitefile import FractionSplits, Site
 from equipoise.common.study import Study
 

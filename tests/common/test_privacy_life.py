@@ -114,3 +114,20 @@ def test_accounts_that_become_one() -> None:
     assert summed([one, two]) == one.charged(SHARED)
     with pytest.raises(ValueError, match="different caps"):
         joined([one, LifeFilter.open(replace(CAPS, epsilon=5.0))])
+
+
+def test_pure_releases_are_admitted_to_their_exact_sum() -> None:
+    """Tables of epsilon 1 fit three times under a cap of 3, though the Renyi sum alone would refuse the third."""
+    table = [ReleasePlan.counts(cells=1, dimensions=4, noise=1.0)]
+    account = LifeFilter.open(PrivacyCost(3.0, 3.0, 1e-5))
+    for _ in range(3):
+        assert account.admits(table)
+        account = account.charged(table)
+    assert not account.admits(table)
+    assert account.spent().epsilon == pytest.approx(3.0)
+    # One Gaussian release ends pure privacy: from then on the Renyi sum decides, and it is used up.
+    assert not account.admits([ReleasePlan.vector(1.0, 2, noise=1e4)])
+    # The other way round: after a Gaussian the pure sum is infinite and admits nothing by itself.
+    gaussian = LifeFilter.open(PrivacyCost(3.0, 3.0, 1e-5)).charged([ReleasePlan.vector(1.0, 2, noise=50.0)])
+    assert gaussian.admits(table)
+    assert not gaussian.charged(table).admits(table)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from equipoise.client.cohort import SPLITS, Cohort
-from equipoise.client.manifest import Manifest, read_manifest
 from equipoise.common.errors import DataError, StudyError
+from equipoise.common.manifest import Manifest, read_manifest
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.simulations.public import PublicSites, public_data_folder, write_ham10000, write_heart

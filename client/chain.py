@@ -1,0 +1,159 @@
+"""A list of entries in a SQLite file that is only ever added to, each entry chained by hash to the one before.
+
+A write is whole or not at all, on the disk when it returns, and alone among all processes that have the file open;
+whoever writes has first taken in what the others wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equipoise.common.canonical import canonical_json, digest_json
+from equipoise.common.errors import StorageError
+
+_ENTRIES = (
+    "CREATE TABLE IF NOT EXISTS entry (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, "
+    "hash TEXT NOT NULL) STRICT"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its place, what it says (with `kind` and `time`), and the two hashes that chain it."""
+
+    seq: int
+    body: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    @property
+    def kind(self) -> str:
+        """What the entry is about."""
+        return str(self.body["kind"])
+
+    def expected_hash(self) -> str:
+        """The hash that the entry's content gives."""
+        return digest_json([self.seq, self.body, self.previous])
+
+
+class Chain:
+    """The chained entries of one file, and tables beside them that the owner writes in the same transactions.
+
+    Args:
+        path: the SQLite file; made if missing.
+        tables: statements that make the owner's tables.
+        take_in: told every entry once, in order.
+        start_again: told to forget all entries; they will be told again.
+        durable: wait for the disk at every write.
+
+    Raises:
+        StorageError: the file cannot be opened or written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tables: Sequence[str],
+        take_in: Callable[[Entry], None],
+        start_again: Callable[[], None],
+        durable: bool,
+    ) -> None:
+        self._path = path
+        self._take_in, self._start_again = take_in, start_again
+        self._seq, self._head = 0, ""
+        self.lock = threading.RLock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # No statement is kept: one would hold on to the last reply that it wrote.
+            self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=0)
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+            self.db.execute("PRAGMA cache_size=-64")
+            for table in (_ENTRIES, *tables):
+                self.db.execute(table)
+        except (sqlite3.Error, OSError) as error:
+            raise StorageError(f"ledger {path}: cannot be opened or written ({error})") from None
+
+    @property
+    def head(self) -> str:
+        """Hash of the last entry taken in."""
+        return self._head
+
+    def append(self, **body: Any) -> None:
+        """Add an entry; inside `writing` only."""
+        timed = {**body, "time": round(time.time(), 3)}
+        entry = Entry(self._seq + 1, timed, self._head, "")
+        digest = entry.expected_hash()
+        text = canonical_json(timed).decode("ascii")
+        self.db.execute("INSERT INTO entry VALUES (?, ?, ?, ?)", (entry.seq, text, self._head, digest))
+        self._advance(Entry(entry.seq, timed, self._head, digest))
+
+    def catch_up(self) -> None:
+        """Take in what another process added."""
+        for entry in self.entries(self._seq):
+            self._advance(entry)
+
+    def _advance(self, entry: Entry) -> None:
+        self._seq, self._head = entry.seq, entry.hash
+        self._take_in(entry)
+
+    def entries(self, after: int = 0) -> list[Entry]:
+        """All entries past a place, oldest first.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        try:
+            with self.lock:
+                rows = self.db.execute(
+                    "SELECT seq, body, previous, hash FROM entry WHERE seq > ? ORDER BY seq", (after,)
+                ).fetchall()
+            return [Entry(seq, json.loads(body), previous, found) for seq, body, previous, found in rows]
+        except (sqlite3.Error, ValueError) as error:
+            raise StorageError(f"ledger {self._path}: cannot be read ({error}); restore the file") from None
+
+    def broken(self) -> Entry | None:
+        """The first entry that does not fit its hash or the entry before it; None where the chain holds."""
+        previous, last = "", 0
+        for entry in self.entries():
+            if entry.previous != previous or entry.hash != entry.expected_hash() or entry.seq != last + 1:
+                return entry
+            previous, last = entry.hash, entry.seq
+        return None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One write.
+
+        Raises:
+            StorageError: it could not be written; nothing of it was.
+        """
+        with self.lock:
+            before = self._seq
+            try:
+                self.db.execute("BEGIN IMMEDIATE")
+                self.catch_up()
+                before = self._seq
+                yield
+                self.db.execute("COMMIT")
+            except BaseException as error:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                if self._seq != before:
+                    self._seq, self._head = 0, ""
+                    self._start_again()
+                if isinstance(error, sqlite3.Error):
+                    raise StorageError(f"ledger {self._path}: cannot be written ({error}); nothing was sent") from None
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self.db.close()

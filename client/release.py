@@ -1,0 +1,100 @@
+"""The door's last step: from what patients contribute to the integers that leave, bounded and noised by one plan.
+
+Nothing else in a hospital makes integers for the network, and this does nothing without a charge that the ledger gave
+for this very release. It takes the query's release plan and no other number, so that what is clipped, what is added
+and what is accounted cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.client.contribution import Contribution, Fills, Noised, Rows
+from equipoise.client.ledger import Charge
+from equipoise.common.errors import RefusedError
+from equipoise.common.privacy.rounding import clip_and_round
+from equipoise.common.query import Query
+
+Points = NDArray[np.int64]
+
+
+def release(charge: Charge, query: Query, contribution: Contribution) -> dict[str, Points]:
+    """The site's integers for a query, by block.
+
+    Args:
+        charge: from `Ledger.reserve`, for this query; used up here.
+        query: from the approved plan.
+        contribution: what the computation of the query returned.
+
+    Formal guarantee:
+        Unit: patient, with all images; relation: add or remove one. The sum over patients before noise moves by at most
+        the plan's sensitivity (in its norm): a patient's vector is clipped and rounded, whatever it holds, and a
+        patient fills at most `clip` different cells by one each. Noise is one draw of the plan's own mechanism, from
+        the site's cryptographic generator. The event is the plan's event.
+
+    Edge cases:
+        No patients: the noise alone. NaN or infinity in a vector: that patient contributes 0. A cell out of range: not
+        counted. Plan `none`: exact sums on the lattice, and no guarantee.
+
+    Raises:
+        RefusedError: the charge is used up or of another query; a total where patients have to be bounded; a value
+            that is not finite or beyond its bound, without privacy.
+    """
+    charge.use(query.digest)
+    if isinstance(contribution, Fills):
+        return _counted(query, contribution)
+    if isinstance(contribution, Rows):
+        return _summed(query, contribution)
+    steps_are_noised = isinstance(contribution, Noised) and query.plan.kind == "dp_sgd"
+    if query.private and not steps_are_noised:
+        raise RefusedError(f"{query.name}: a total cannot be made private; nothing was sent")
+    return query.encode(contribution.values)
+
+
+def _counted(query: Query, fills: Fills) -> dict[str, Points]:
+    plan = query.plan
+    if set(fills.cells) != set(query.blocks) or plan.kind not in ("counts", "none"):
+        raise RefusedError(f"{query.name}: cells {sorted(fills.cells)} under a plan of kind {plan.kind}")
+    offsets = dict(zip(query.blocks, np.cumsum([0, *(block.size for block in query.blocks.values())]), strict=False))
+    columns = [
+        np.where((fills.cells[name] >= 0) & (fills.cells[name] < block.size), fills.cells[name] + offsets[name], -1)
+        for name, block in query.blocks.items()
+    ]
+    cells = np.concatenate(columns, axis=1)
+    if query.private and cells.shape[1] > plan.clip:
+        raise RefusedError(f"{query.name}: {cells.shape[1]} cells a patient, the plan bounds them by {plan.clip:g}")
+    # A cell that a patient fills twice counts once: the accounted event moves different cells by one step each.
+    cells = np.sort(cells, axis=1)
+    cells[:, 1:][cells[:, 1:] == cells[:, :-1]] = -1
+    size = sum(block.size for block in query.blocks.values())
+    counted = np.bincount(cells[cells >= 0], minlength=size).astype(np.int64)
+    return _blocks(query, counted + plan.sampler.noise((size,)))
+
+
+def _summed(query: Query, rows: Rows) -> dict[str, Points]:
+    plan = query.plan
+    size = sum(block.size for block in query.blocks.values())
+    if not query.private:
+        exact = np.zeros(size)
+        for part in rows.parts:
+            exact += part.sum(axis=0)
+        return query.encode({name: values.reshape(query.blocks[name].shape) for name, values in _cut(query, exact)})
+    if plan.kind != "vector" or plan.dimensions != size:
+        raise RefusedError(f"{query.name}: vectors of {size} entries under a plan of kind {plan.kind}")
+    total = np.zeros(size, dtype=np.int64)
+    for part in rows.parts:
+        total += clip_and_round(part, plan.clip, plan.step, plan.norm).sum(axis=0)
+    return _blocks(query, total + plan.sampler.noise((size,)))
+
+
+def _cut(query: Query, flat: NDArray[np.generic]) -> list[tuple[str, NDArray[np.generic]]]:
+    bounds = np.cumsum([0, *(block.size for block in query.blocks.values())])
+    return [(name, flat[bounds[i] : bounds[i + 1]]) for i, name in enumerate(query.blocks)]
+
+
+def _blocks(query: Query, flat: Points) -> dict[str, Points]:
+    shapes: Mapping[str, tuple[int, ...]] = {name: block.shape for name, block in query.blocks.items()}
+    return {name: np.ascontiguousarray(values.reshape(shapes[name])) for name, values in _cut(query, flat)}

@@ -1,0 +1,172 @@
+"""Whitened full-gradient rounds: a few public directions in which the model moves, by one private sum a round.
+
+The rounds of `private_head`, and of `swift` and `fine_tune` under `step: whitened`. What moves is a small linear space
+of weight changes (`equipoise.common.space`), in directions that an unlabelled public pool makes alike
+(`equipoise.common.whitening`); what a patient sends is one clipped vector (`equipoise.common.private_step`). They run
+without noise too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from equipoise.common import catalogue
+from equipoise.common.cells import Balance, BiasLoss, Cells
+from equipoise.common.classifier import Classifier
+from equipoise.common.config import Strict
+from equipoise.common.errors import DataError
+from equipoise.common.mask import SoftMask
+from equipoise.common.pool import Pool, network_of
+from equipoise.common.private_step import CollapseGuard, Descent, Scores, round_weights, split_total
+from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.space import RANK, Kind, Space
+from equipoise.common.study import Study
+from equipoise.common.whitening import CANNOT_SEE, CLIP_PERCENTILE, check_pool, pool_gradients, whiten
+
+Vector = NDArray[np.float64]
+
+
+class Whitened(Strict):
+    """Parameters of the rounds; the defaults are those of the space `whole` (docs/decisions, measured)."""
+
+    rounds: int = Field(default=10, ge=1)
+    lr: float = Field(default=0.4, gt=0)
+    momentum: float = Field(default=0.8, ge=0, lt=1)
+    beta: float = Field(default=0.9, ge=0, le=1)  # share of the task loss
+    directions: int = Field(default=32, ge=1)
+    damp: float = Field(default=0.1, gt=0)
+    clip_percentile: float = Field(default=CLIP_PERCENTILE, gt=0, le=100)
+    rank: int = Field(default=RANK, ge=1)
+    smoothing: float = Field(default=0.08, gt=0)
+    memory: float = Field(default=0.5, gt=0, le=1)  # weight of a round's own score sums against those before
+    collapse_share: float = Field(default=0.5, gt=0, lt=1)  # of the separation at the start; below it the rounds end
+    accept_poor_pool: bool = False
+
+
+@dataclass(frozen=True)
+class Course:
+    """What rounds are about.
+
+    Attributes:
+        kind: the space that moves.
+        phase: what the progress display and the plan call the rounds.
+        loss: the bias loss.
+        balance: weights of the cells in the task loss.
+    """
+
+    kind: Kind
+    phase: str
+    loss: BiasLoss = "equalized_odds"
+    balance: Balance = "cells"
+
+
+def plan_rounds(study: Study, model: Classifier, p: Whitened, course: Course) -> list[Query]:
+    """The queries of the rounds, planned."""
+    return [_query(study, model, p, course)] * p.rounds
+
+
+def run_rounds(
+    study: Study, model: Classifier, p: Whitened, course: Course, counts: Cells, mask: SoftMask | None = None
+) -> Generator[Query, Sum, tuple[Classifier, dict[str, Any]]]:
+    """The classifier after the rounds, and what the report shows of them.
+
+    Args:
+        model: the vendor's classifier.
+        counts: released patients by cell, (G + 1, 2).
+        mask: factors of the space's directions (`Space.masked`); None for 1.
+
+    Raises:
+        DataError: the public pool is too small or too uniform to whiten with.
+        ModelError: the model has a layer that the space does not know.
+    """
+    start = _Start.of(study, model, p, course, mask)
+    query = _query(study, model, p, course)
+    descent = Descent.start(query.blocks["gradient"].size, rounds=p.rounds, lr=p.lr, momentum=p.momentum)
+    guard, scores = CollapseGuard(share=p.collapse_share), None
+    separations: list[float] = []
+    for point in range(p.rounds):
+        task, bias = round_weights(
+            counts, None if scores is None else scores.sums, course.loss, smoothing=p.smoothing, balance=course.balance
+        )
+        moved = start.moved(model, descent.u)
+        weights: Arrays = {"task": task, "bias": bias}
+        total = yield query.with_inputs(**moved.inputs(), weights=weights, **start.inputs)
+        gradient, released = _read(total, start.clip, counts)
+        scores = released.blended(scores, p.memory)
+        guard = guard.watched(point, scores)
+        separations.append(scores.separation)
+        if guard.collapsed:
+            break
+        descent = descent.stepped(gradient, float(np.maximum(counts, 0.0).sum()))
+    notes = {
+        "rounds": {
+            "space": course.kind,
+            "directions": query.blocks["gradient"].size,
+            "coordinates": start.space.size,
+            "clip_bound": start.clip,
+            "separation_by_round": separations,
+            "collapsed": guard.collapsed,
+            "guard_blind": guard.blind,
+            "pool": {"rows": start.pool_rows, "problems": list(start.problems), "cannot_see": CANNOT_SEE},
+        }
+    }
+    return start.moved(model, guard.outcome(descent)), notes
+
+
+def _query(study: Study, model: Classifier, p: Whitened, course: Course) -> Query:
+    # The head has its own number of coordinates at most; a wider basis would release noise alone.
+    directions = min(p.directions, model.layout("head").size) if course.kind == "head" else p.directions
+    return catalogue.whitened_gradient(study, course.phase, course.kind, p.rank, directions, p.beta)
+
+
+def _read(total: Sum, clip: float, counts: Cells) -> tuple[Vector, Scores]:
+    """The gradient in its own unit, and the scores, from a sum in units of the clip bound."""
+    flat = np.concatenate([total.value("gradient"), total.value("scores").reshape(-1)])
+    directions = total.query.blocks["gradient"].size
+    gradient, scores = split_total(flat, directions, 1.0, counts, float(np.sqrt(total.noise_variance)))
+    return gradient * clip, scores
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is public before the first round."""
+
+    space: Space
+    basis: Vector
+    clip: float
+    inputs: Mapping[str, Arrays]
+    pool_rows: int
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, study: Study, model: Classifier, p: Whitened, course: Course, mask: SoftMask | None) -> _Start:
+        pool, network = Pool.of(study), network_of(study, model, base=True)
+        space = Space.of(network, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
+        inputs: dict[str, Arrays] = {}
+        if mask is not None:
+            # The very numbers that travel, so that a site's masked space is this one.
+            factors = {part.name: mask.values[part.name].astype(np.float32) for part in space.parts}
+            space, inputs["mask"] = space.masked(factors), factors
+        directions = _query(study, model, p, course).blocks["gradient"].size
+        logits, gradients = pool_gradients(space, network, pool.batches())
+        whitening = whiten(logits, gradients, directions=directions, damp=p.damp, percentile=p.clip_percentile)
+        check = check_pool(pool.normalised(), logits, gradients, whitening.directions)
+        if check.problems and not p.accept_poor_pool:
+            raise DataError(f"{check.problems[0]} (or set accept_poor_pool: true)")
+        # A pool that knows fewer directions leaves the last ones empty; the plan fixed their number.
+        basis = np.zeros((space.size, directions))
+        basis[:, : whitening.directions] = whitening.basis
+        inputs["basis"] = {"basis": basis, "clip": np.array([whitening.clip])}
+        return cls(space, basis, whitening.clip, inputs, len(pool), check.problems)
+
+    def moved(self, model: Classifier, u: Vector) -> Classifier:
+        """The vendor's classifier moved to the point u."""
+        state = model.base
+        changes = self.space.weight_changes(self.basis @ u)
+        return model.with_values({name: state[name] + change for name, change in changes.items()})

@@ -1,0 +1,1 @@
+"""Commands that come in families, one file each; `equipoise.cli` registers them."""
