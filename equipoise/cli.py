@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from equipoise import __version__
-from equipoise.commands import ledger
+from equipoise.commands import agent, coordinator, ledger, runs, site
 from equipoise.common.errors import EquipoiseError, StorageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ app = typer.Typer(
 
 
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(site.app, name="site")
+app.add_typer(coordinator.app, name="coordinator")
+for command in (agent.agent, runs.submit, runs.status, runs.logs, runs.stop, runs.resume):
+    app.command()(command)
 
 
 class Format(StrEnum):
