@@ -34,6 +34,7 @@ def start_attempt(coordinator: Coordinator, run: RunFolder, approval_wait_s: flo
     """
     if in_progress(run.path):
         raise StorageError(f"{run.path}: the run is in progress; stop it first (equipoise stop {run.name})")
+    (run.path / FOLDER).mkdir(exist_ok=True)
     number = coordinator.start(run.path, approval_wait_s, track)
     append_line(run.path / FOLDER / "flower.jsonl", canonical_json({"run_id": number, "time": time.time()}))
     return number

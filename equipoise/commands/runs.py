@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from equipoise.commands.coordinator import HERE, FolderOption
+
+if TYPE_CHECKING:
+    from equipoise.server.coordinator import Coordinator
+    from equipoise.server.rundir import RunFolder
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -108,7 +112,7 @@ def resume(
         raise typer.Exit(wait_for_end(coordinator, found, _say))
 
 
-def _run(coordinator, run: str):  # type: ignore[no-untyped-def]
+def _run(coordinator: Coordinator, run: str) -> RunFolder:
     from equipoise.server.rundir import RunFolder
 
     path = Path(run) if (Path(run) / "task.json").exists() else coordinator.runs / run

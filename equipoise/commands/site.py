@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,6 +157,7 @@ def _site(folder: Path) -> Any:
 def _approvals(folder: Path) -> Approvals:
     from equipoise.client.approvals import Approvals
 
+    os.umask(0o077)  # what is decided is the agent's own, as all of its folder
     site = _site(folder)
     return Approvals(folder / "agent", () if site.approve == "manual" else site.approve)
 

@@ -45,7 +45,9 @@ def equipoise(*arguments: object, check: bool = True, timeout: float = 300, cwd:
 class Process:
     """A start script's process, in a group of its own, with its log."""
 
-    def __init__(self, script: Path, log: Path, prefix: Sequence[str] = (), environment: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self, script: Path, log: Path, prefix: Sequence[str] = (), environment: Mapping[str, str] = {}
+    ) -> None:
         self.script, self.log, self._prefix = script, log, tuple(prefix)
         self._environment = {**ENVIRONMENT, **environment}
         self.start()
@@ -115,12 +117,14 @@ class Deployment:
 
     def start(self) -> None:
         """Start everything and let the sites in."""
+        for site in self.cohorts:
+            self.start_agent(site, wait=False)
         self.start_superlink()
         for site in self.cohorts:
             self.enroll(site)
-        for site in self.cohorts:
-            self.start_agent(site)
             self.start_supernode(site)
+        for site in self.cohorts:
+            self.wait_for_agent(site)
 
     def start_superlink(self) -> None:
         self._start("superlink", self.coordinator / "start-superlink.sh")
@@ -131,9 +135,13 @@ class Deployment:
         file.write_text(equipoise("site", "enroll", "--folder", self.site(site)))
         equipoise("coordinator", "enroll", file, "--coordinator", self.coordinator)
 
-    def start_agent(self, site: str, prefix: Sequence[str] = ()) -> None:
-        door = self.site(site) / "door" / "agent.sock"
+    def start_agent(self, site: str, prefix: Sequence[str] = (), wait: bool = True) -> None:
         self._start(f"agent-{site}", self.site(site) / "start-agent.sh", prefix)
+        if wait:
+            self.wait_for_agent(site)
+
+    def wait_for_agent(self, site: str) -> None:
+        door = self.site(site) / "door" / "agent.sock"
         log = self.processes[f"agent-{site}"]
         self.wait(lambda: door.exists() and f"listens at {door}" in log.text(), 60, f"the agent of {site} listens")
 
