@@ -8,6 +8,7 @@ details.
 from __future__ import annotations
 
 import grp
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from equipoise.common.errors import StorageError, StudyError
 
 _LONGEST_PATH = 100  # bytes that a Unix socket's name may have, with a little room
 _WORKERS = 4
+_log = logging.getLogger(__name__)
 _CALLS = 16
 
 
@@ -72,7 +74,13 @@ class AgentService(grpc.GenericRpcHandler):
             request = joined(chunks, self._most_bytes)
         except TooLargeError:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "")
-        yield from parts(self._door.answer(request))
+        try:
+            reply = self._door.answer(request)
+        except Exception:
+            # gRPC would send the exception's text to the other side.
+            _log.exception("the door failed")
+            context.abort(grpc.StatusCode.INTERNAL, "")
+        yield from parts(reply)
 
 
 def serve(door: Door, site: str, socket: Path, *, group: str | None = None, most_bytes: int = 2**30) -> grpc.Server:

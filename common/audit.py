@@ -33,6 +33,7 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
         drop_unfinished_line(path)
         rows = read_rows(path)
         self._last = str(rows[-1].get("hash")) if rows else ""

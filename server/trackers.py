@@ -60,11 +60,11 @@ def open_trackers(names: Sequence[str], folder: RunFolder) -> list[Watcher]:
 def _tensorboard(folder: Path, run: str) -> Scalar:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def write(name: str, value: float, step: int) -> None:
-        writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+        writer.add_scalar(name, value, step)
+        writer.flush()
 
     return write
 

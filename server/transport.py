@@ -158,9 +158,17 @@ class Transport:
         nodes: Flower's node id of each connected site.
     """
 
-    def __init__(self, grid: Grid, *, max_reply_bytes: int = 2**30) -> None:
-        """A line over `grid`; a reply of more than `max_reply_bytes` is not handed on."""
+    def __init__(
+        self, grid: Grid, *, max_reply_bytes: int = 2**30, ask_again_after_s: float = _ASK_AGAIN_AFTER_S
+    ) -> None:
+        """A line over `grid`; a reply of more than `max_reply_bytes` is not handed on.
+
+        A site that was lost is asked again every `ask_again_after_s` seconds, until its deadline. One that stayed lost
+        is asked once in what follows, until it answers, so that it costs one deadline and not one a release.
+        """
         self._grid = grid
+        self._ask_again_after_s = ask_again_after_s
+        self._missed: set[int] = set()
         self._max_reply_bytes = max_reply_bytes
         self.nodes: dict[str, int] = {}
 
@@ -240,7 +248,8 @@ class Transport:
         started = time.monotonic()
         sites = {self.nodes[site]: site for site in sizes}
         # Nodes to ask again, and when; only where sites are elsewhere: a local site that failed fails again.
-        again = {} if exchange.local else dict.fromkeys(refused, started + _ASK_AGAIN_AFTER_S)
+        patient = set() if exchange.local else set(sites) - self._missed
+        again = dict.fromkeys(refused & patient, started + self._ask_again_after_s)
         try:
             while exchange.waiting or again:
                 last_look = exchange.expired and not exchange.local
@@ -249,10 +258,14 @@ class Transport:
                     heard = True
                     site = sites[arrival.node]
                     reply = self._read(site, sizes[site], arrival, late=exchange.is_late(arrival.seconds))
-                    if reply.code in ASK_AGAIN and not exchange.local and not exchange.expired:
-                        again[arrival.node] = time.monotonic() + _ASK_AGAIN_AFTER_S
+                    if reply.code in ASK_AGAIN and arrival.node in patient and not exchange.expired:
+                        again[arrival.node] = time.monotonic() + self._ask_again_after_s
                         continue
                     del sites[arrival.node]
+                    if reply.code in ASK_AGAIN:
+                        self._missed.add(arrival.node)
+                    else:
+                        self._missed.discard(arrival.node)
                     yield reply
                 if last_look:
                     break
@@ -260,11 +273,12 @@ class Transport:
                 for node in due:
                     del again[node]
                 for node in exchange.send({node: mail[node] for node in due}) if due else ():
-                    again[node] = time.monotonic() + _ASK_AGAIN_AFTER_S
+                    again[node] = time.monotonic() + self._ask_again_after_s
                 if not heard:
                     if exchange.local:
                         break  # no site works and nothing is queued: the grid has been closed
                     exchange.pause()
+            self._missed.update(sites)
             for site in sites.values():  # silent until now, or the grid took no message for them
                 yield Reply(site, None, TIMEOUT, sizes[site], 0, time.monotonic() - started)
         finally:
