@@ -49,8 +49,8 @@ class Spend:
         return Spend(self.honest + other.honest, self.alone + other.alone)
 
     def less(self, other: Spend) -> Spend:
-        """What is left after `other` was taken out; never below nothing."""
-        return Spend(np.maximum(self.honest - other.honest, 0), np.maximum(self.alone - other.alone, 0))
+        """What is left after `other` was taken out; never below nothing, and infinite where it was."""
+        return Spend(_less(self.honest, other.honest), _less(self.alone, other.alone))
 
     def larger(self, other: Spend) -> Spend:
         """The larger at each order: both, on disjoint patients."""
@@ -179,6 +179,13 @@ class Accounts:
             if run in account.reserved:
                 kept = {other: splits for other, splits in account.reserved.items() if other != run}
                 self.by_name[name] = replace(account, reserved=kept)
+
+
+def _less(whole: Curve, part: Curve) -> Curve:
+    finite = np.isfinite(whole)
+    left = np.full_like(whole, np.inf)
+    left[finite] = np.maximum(whole[finite] - part[finite], 0.0)
+    return left
 
 
 def run_key(body: Body) -> str:

@@ -196,7 +196,8 @@ class Ledger:
         """Write the release down, charged, before anything is computed.
 
         Raises:
-            RefusedError: the run did not begin, or has ended.
+            RefusedError: the run did not begin or has ended, the query was asked already, or another process used the
+                number for another query or sealed its reply.
         """
         with self._chain.writing():
             if (request.study, request.whole_run) in self._done:
@@ -207,8 +208,8 @@ class Ledger:
             if self._asked.get(place, request.place) != request.place:
                 raise RefusedError(f"run {request.run}: query {query.index} of the plan was asked already")
             db = self._chain.db
-            tried = f"UPDATE sealed SET attempts = attempts + 1 {_THIS}"  # noqa: S608
-            if db.execute(tried, request.place).rowcount == 0:
+            known = db.execute(f"SELECT query, sent FROM sealed {_THIS}", request.place).fetchone()  # noqa: S608
+            if known is None:
                 # The replies of earlier releases are in the coordinator's transcript by now.
                 let_go = "UPDATE sealed SET reply = NULL WHERE study = ? AND run = ? AND reply IS NOT NULL"
                 db.execute(let_go, request.place[:2])
@@ -225,14 +226,27 @@ class Ledger:
                     event=query.plan.event.to_json(),
                     event_if_others_collude=query.plan.event_if_others_collude.to_json(),
                 )
-            # Otherwise it was charged when it was first tried, and nothing left the door.
+            else:
+                # It was charged when it was first tried, and nothing left the door.
+                name = f"run {request.run}: release {request.number}"
+                if known[0] != query.digest:
+                    raise RefusedError(f"{name} was another query before; a number is used once")
+                if known[1]:
+                    raise RefusedError(f"{name} was sealed by another process meanwhile; ask again")
+                db.execute(f"UPDATE sealed SET attempts = attempts + 1 {_THIS}", request.place)  # noqa: S608
             return Charge(request, query.digest, self._chain.head, _FROM_THE_LEDGER)
 
     def seal(self, charge: Charge, reply: bytes) -> None:
-        """Keep the reply, before it is sent."""
+        """Keep the reply, before it is sent.
+
+        Raises:
+            RefusedError: another process sealed a reply to the same request: one charge pays for one draw of the noise.
+        """
         with self._chain.writing():
-            kept = f"UPDATE sealed SET reply = ?, sent = 1 {_THIS}"  # noqa: S608
-            self._chain.db.execute(kept, (reply, *charge.request.place))
+            kept = f"UPDATE sealed SET reply = ?, sent = 1 {_THIS} AND sent = 0"  # noqa: S608
+            if self._chain.db.execute(kept, (reply, *charge.request.place)).rowcount == 0:
+                name = f"run {charge.request.run}: release {charge.request.number}"
+                raise RefusedError(f"{name} was sealed by another process meanwhile; ask again")
             self._chain.append(kind="seal", **_named(charge.request), reply=sha256(reply))
 
     def end_run(self, request: Request, done: bool) -> None:

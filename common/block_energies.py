@@ -14,7 +14,7 @@ score and the cross-entropy, since both gradients are multiples of the logit's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ Vector = NDArray[np.float64]
 _Call = tuple[str, nn.Module, Tensor, Tensor]
 
 ROUNDING = 1 - 2.0**-40
+ENERGY_BOUND = 2.0**0.5  # L2 bound of one patient's equalised energies: two halves of norm 1 at most
 FORMED_BYTES = 32 * 2**20  # gradients of one layer that are held at once
 
 
@@ -266,6 +267,17 @@ class Equalisation:
     task_unit: Vector
     bias_clip: float
     task_clip: float
+
+    @property
+    def arrays(self) -> dict[str, Vector]:
+        """As an input bundle of a query."""
+        clips = np.array([self.bias_clip, self.task_clip])
+        return {"bias_unit": self.bias_unit, "task_unit": self.task_unit, "clips": clips}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Vector]) -> Equalisation:
+        """From the bundle of `arrays`."""
+        return cls(arrays["bias_unit"], arrays["task_unit"], float(arrays["clips"][0]), float(arrays["clips"][1]))
 
     @classmethod
     def from_pool(

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from equipoise.common.block_energies import ENERGY_BOUND
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
 from equipoise.common.privacy.plan import ReleasePlan
@@ -167,6 +168,24 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
     )
 
 
+def block_sensitivities(study: Study, layout: Layout) -> Query:
+    """Squared gradient norms by tensor: of the score by cell, and of the cross-entropy. Inputs: the model, `units`.
+
+    One vector a patient, equalised by public units and clipped (`equipoise.common.block_energies.Equalisation`), so
+    that the plan depends on shapes alone.
+    """
+    tensors = len(layout.shapes)
+    return _vector(
+        study,
+        "block_sensitivities",
+        "mask",
+        MASK,
+        {"attribute": study.primary.name, "tensors": list(layout.shapes)},
+        {"bias": (groups_of(study), 2, tensors), "task": (tensors,)},
+        clip=ENERGY_BOUND,
+    )
+
+
 def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directions: int, beta: float) -> Query:
     """The gradient of the global loss in whitened directions, in units of the clip bound, and the scores by cell.
 
@@ -226,7 +245,11 @@ def score_histogram(study: Study, split: SplitName, model: str) -> Query:
 
 
 def decision_table(study: Study, before: str, after: str, points: int) -> Query:
-    """Patients by operating point, group, label and both decisions. Inputs: two models, `thresholds` (points, 2)."""
+    """Patients by group, label and the interval of their score before and after, cut at the operating points.
+
+    One cell a patient; the pair tables of all operating points are margins of it (`equipoise.common.fairness.joint`).
+    Inputs: two models, `thresholds` (points, 2).
+    """
     return _table(
         study,
         "decision_table",
@@ -234,8 +257,8 @@ def decision_table(study: Study, before: str, after: str, points: int) -> Query:
         "evaluation",
         TABLES,
         {"before": before, "after": after, "attributes": [a.name for a in study.attributes]},
-        {a.name: (points, len(a.groups) + 1, 2, 2, 2) for a in study.attributes},
-        cells=points * len(study.attributes),
+        {a.name: (len(a.groups) + 1, 2, points + 1, points + 1) for a in study.attributes},
+        cells=len(study.attributes),
     )
 
 

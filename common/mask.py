@@ -107,6 +107,14 @@ class SoftMask:
         layout = Layout({name: value.shape for name, value in self.values.items()})
         return SoftMask(layout.split(flat))
 
+    def permuted_tensors(self, generator: np.random.Generator) -> SoftMask:
+        """The tensors' mean values in random places: the control of a mask that has one value a tensor."""
+        means = [float(value.mean()) for value in self.values.values()]
+        order = generator.permutation(len(means))
+        return SoftMask(
+            {name: np.full(value.shape, means[i]) for (name, value), i in zip(self.values.items(), order, strict=True)}
+        )
+
     def above_mean(self, name: str) -> NDArray[np.bool_]:
         """Entries of a tensor above its mean. Equal entries never are, though their mean may round below them."""
         value = self.values[name]

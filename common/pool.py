@@ -24,7 +24,7 @@ from equipoise.common.features import feature_table
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest
 from equipoise.common.models import load_factory, normalise
-from equipoise.common.study import ImageInputs, Study, TableInputs
+from equipoise.common.study import ImageInputs, Inputs, ScoreInputs, Study
 
 BATCH = 100
 KEY = "privacy.public_pool"
@@ -39,7 +39,7 @@ class Pool:
         rows: images uint8 (n, 3, H, W), or tables float32 (n, F).
     """
 
-    inputs: ImageInputs | TableInputs
+    inputs: Inputs
     rows: Tensor
 
     @classmethod
@@ -85,7 +85,9 @@ def network_of(study: Study, model: Classifier, *, base: bool = False) -> nn.Mod
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, digest: str | None, inputs: ImageInputs | TableInputs) -> Pool:
+def _read(path: Path, digest: str | None, inputs: Inputs) -> Pool:
+    if isinstance(inputs, ScoreInputs):
+        raise StudyError(f"{KEY}: given scores need no pool; leave it out")
     try:
         content = path.read_bytes()
     except OSError:

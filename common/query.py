@@ -133,15 +133,17 @@ class Query:
             "split": self.split,
             "phase": self.phase,
             "parameters": dict(self.parameters),
-            "blocks": {
-                name: {
+            # A list: a patient's vector has its blocks in this order, which a JSON object would not keep.
+            "blocks": [
+                {
+                    "name": name,
                     "shape": list(block.shape),
                     "patient_l2": block.patient_l2,
                     "site_bound": block.site_bound,
                     "step": block.step,
                 }
                 for name, block in self.blocks.items()
-            },
+            ],
             "budget": self.budget,
             "plan": self.plan.to_json(),
         }
@@ -160,8 +162,8 @@ class Query:
     def from_public(public: Mapping[str, Any], inputs: Mapping[str, Arrays]) -> Query:
         """The query that `public` describes (as received by a site)."""
         blocks = {
-            name: Block(tuple(row["shape"]), row["patient_l2"], row["site_bound"], row["step"])
-            for name, row in public["blocks"].items()
+            row["name"]: Block(tuple(row["shape"]), row["patient_l2"], row["site_bound"], row["step"])
+            for row in public["blocks"]
         }
         return Query(
             name=public["name"],

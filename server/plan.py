@@ -37,10 +37,15 @@ def describe_plan(study: Study) -> Row:
         "epsilon": study.privacy.epsilon,
         "delta": study.privacy.delta if private else None,
         "unit": "patient (add or remove one, with all images)",
-        "queries": [_row(list(found), study) for _, found in groupby(sorted_by_payer(plan), key=_alike)],
-        "costs": _costs(plan, study) if private else [],
+        "queries": plan_rows(plan, study),
+        "costs": plan_costs(plan, study) if private else [],
         "widths": expected_widths(plan, study) if private else [],
     }
+
+
+def plan_rows(plan: StudyPlan, study: Study) -> list[Row]:
+    """One row for each arm, phase, query and payer, in order."""
+    return [_row(list(found), study) for _, found in groupby(sorted_by_payer(plan), key=_alike)]
 
 
 def _alike(entry: Entry) -> tuple[str, str, str, str, str]:
@@ -81,7 +86,7 @@ def _row(entries: Sequence[Entry], study: Study) -> Row:
     }
 
 
-def _costs(plan: StudyPlan, study: Study) -> list[Row]:
+def plan_costs(plan: StudyPlan, study: Study) -> list[Row]:
     """By account: each split, then `all` (a patient is in one split, so the largest counts).
 
     `cap` is the least lifetime cap under which an account that has spent nothing admits the releases; caps are counted

@@ -197,7 +197,10 @@ def study_bundle(study: Study) -> Arrays:
     rendered = study.model_copy(update={"simulation": None})
     weights, pool = rendered.model.weights, rendered.privacy.public_pool
     if weights is not None:
-        bare = rendered.model.model_copy(update={"weights": weights.model_copy(update={"path": ""})})
+        named = {"weights": weights, "after": rendered.model.after}
+        bare = rendered.model.model_copy(
+            update={role: one.model_copy(update={"path": ""}) for role, one in named.items() if one is not None}
+        )
         rendered = rendered.model_copy(update={"model": bare})
     if pool is not None:
         privacy = rendered.privacy.model_copy(update={"public_pool": pool.model_copy(update={"path": ""})})

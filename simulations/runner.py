@@ -16,12 +16,14 @@ from typing import Any
 from safetensors.torch import save
 
 from equipoise.client.app import app as client_app
-from equipoise.client.cohort import SPLITS
+from equipoise.client.cohort import SPLITS, SplitName
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
-from equipoise.common.study_plan import alone_controls, arms_of
+from equipoise.common.methods import resolve
+from equipoise.common.models import given_scores
+from equipoise.common.study import PublicPool, ScoreInputs, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study_plan import alone_controls, arms_of, needs_pool
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report
@@ -75,10 +77,10 @@ def simulate(
     say("preparing the vendor's model")
     study = _prepared(study, hospitals, census, run)
     task = _main_task(study, hospitals)
-    _begin(run, task, {site: [file] for site, file in hospitals.sites.items()})
+    begin_run(run, task, {site: [file] for site, file in hospitals.sites.items()})
     with watching(watchers):
         _run_alone(study, run, hospitals, engine)
-        _start(study, run, task, engine)
+        start_run(study, run, task, engine)
     say("measuring")
     if "auc_noise" in study.method.controls:
         write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in hospitals.sites.items()})
@@ -103,7 +105,9 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     if study.model.weights is None:
         file = run.path / "vendor.safetensors"
         # A file that an earlier attempt left is of the same study only where the run has begun.
-        if not (file.exists() and run.task_file.exists()):
+        if isinstance(study.inputs, ScoreInputs):
+            write_whole(file, save(given_scores().state_dict()))
+        elif not (file.exists() and run.task_file.exists()):
             recipe = study.simulation.pretrain if study.simulation else None
             if recipe is None:
                 raise StudyError("simulation.pretrain is missing")
@@ -112,10 +116,11 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
     study = pin_weights(study, run.path)
-    if study.privacy.private and study.privacy.public_pool is None:
+    if study.privacy.public_pool is None and needs_pool(study):
         study = _with_pool(study, hospitals, run)
     if not study.sites.declared_patients:
-        declared = {site: sum(counts["train"]) for site, counts in census.items()}
+        counted: SplitName = "train" if resolve(study).trains else "test"
+        declared = {site: sum(counts[counted]) for site, counts in census.items()}
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))
@@ -166,11 +171,11 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
         alone = study.model_copy(update={"sites": sites, "method": bare})
         own = RunFolder(run.path / "controls" / name)
         task = Task(alone, (Arm(name, alone),), (site,), (), {})
-        _begin(own, task, {site: files})
-        _start(alone, own, task, engine)
+        begin_run(own, task, {site: files})
+        start_run(alone, own, task, engine)
 
 
-def _begin(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
+def begin_run(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     """Write what a run needs, its task last; or find that the run there is of the same study.
 
     Raises:
@@ -189,6 +194,8 @@ def _begin(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     if weights is None:
         raise StudyError("model.weights is missing")
     write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
+    if task.study.model.after is not None:
+        write_whole(run.path / "after.safetensors", Path(task.study.model.after.path).read_bytes())
     pool = task.study.privacy.public_pool
     if pool is not None:
         write_whole(run.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
@@ -201,14 +208,15 @@ def _compared(study: Study) -> dict[str, Any]:
     value = study.model_dump(mode="json", by_alias=True)
     if value["model"]["weights"] is not None:
         value["model"]["weights"].pop("path")
-    if value["privacy"]["public_pool"] is not None:
-        value["privacy"]["public_pool"].pop("path")
+    for named in (value["model"]["after"], value["privacy"]["public_pool"]):
+        if named is not None:
+            named.pop("path")
     if value["simulation"] is not None:
         value["simulation"].pop("workers")
     return value
 
 
-def _start(study: Study, run: RunFolder, task: Task, engine: str) -> None:
+def start_run(study: Study, run: RunFolder, task: Task, engine: str) -> None:
     """Run the real ServerApp against the real ClientApps."""
     workers = study.simulation.workers if study.simulation else 1
     run_config = {"folder": str(run.path.resolve())}

@@ -29,13 +29,17 @@ from equipoise.common.mask import Granularity, Scaling, SoftMask
 from equipoise.common.methods.averaging import (
     LocalSteps,
     Momentum,
+    Step,
     Weighting,
     averaged_round,
     check_labels,
     gradient_round,
+    step_of,
     training_query,
 )
+from equipoise.common.methods.masked import MaskedRounds, plan_masked, run_masked
 from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.whitened import Whitened
 from equipoise.common.query import Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -65,8 +69,9 @@ class Swift(LocalSteps):
     floor: float = Field(default=0.05, gt=0)
     mask: Literal["soft", "ones", "constant", "permuted"] = "soft"
     head_reset: Literal["above_mean", "none"] = "above_mean"
-    step: Literal["fedavg", "full_gradient"] = "fedavg"
-    rounds: Rounds = Rounds()
+    step: Step | None = None  # left out: whitened where noise protects the patients, else fedavg
+    rounds: Rounds = Rounds()  # of fedavg and full_gradient
+    whitened: Whitened = Whitened()
 
     @model_validator(mode="after")
     def _agree(self) -> Swift:
@@ -85,6 +90,8 @@ def parameters_of(study: Study) -> Swift:
 def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order."""
     p = parameters_of(study)
+    if step_of(study, p.step) == "whitened":
+        return plan_masked(study, model, _masked(p))
     queries = [catalogue.cell_statistics(study)]
     if p.levels == "extremes":
         queries.append(catalogue.score_histogram(study, "train", "base"))
@@ -98,6 +105,9 @@ def plan(study: Study, model: Classifier) -> list[Query]:
 def run(study: Study, model: Classifier) -> Steps:
     """The method, from the paper's setting to its result."""
     p = parameters_of(study)
+    step = step_of(study, p.step)
+    if step == "whitened":
+        return (yield from run_masked(study, model, _masked(p)))
     cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
     counts, scores = cells.value("patients"), cells.value("scores")
     check_labels(study, counts)
@@ -122,7 +132,7 @@ def run(study: Study, model: Classifier) -> Steps:
         momentum = Momentum(p.lr, p.momentum, np.zeros(part.size))
         for round_ in range(rounds):
             query = _round_query(study, part, p, phase, round_)
-            if p.step == "fedavg":
+            if step == "fedavg":
                 weights = {"task": task, "patients": present, "scores": scores}
                 model, present, scores = yield from averaged_round(study, model, query, part, acting, weights)
             else:
@@ -132,6 +142,10 @@ def run(study: Study, model: Classifier) -> Steps:
             trace.append(bias_value(present, scores, p.bias_loss, p.form))
             weighting = Weighting(task, bias_weights(present, scores, p.bias_loss, p.form, p.smoothing))
     return Outcome(model, {"mask": mask.summary(), "mask_mean": mask.mean, "bias_loss_by_round": trace})
+
+
+def _masked(p: Swift) -> MaskedRounds:
+    return MaskedRounds(p.mask, p.bias_loss, p.balance, p.floor, p.whitened)
 
 
 def reset_head(model: Classifier, mask: SoftMask) -> Classifier:
@@ -189,7 +203,7 @@ def _mask_query(study: Study, model: Classifier, p: Swift) -> Query:
 
 def _round_query(study: Study, layout: Layout, p: Swift, phase: str, round_: int) -> Query:
     beta = p.beta if phase == "extractor" else 1 - p.beta
-    if p.step == "full_gradient":
+    if step_of(study, p.step) == "full_gradient":
         return catalogue.gradient_sum(study, layout, phase, beta)
     kind = {"losses": p.losses, "bias_loss": p.bias_loss, "form": p.form, "smoothing": p.smoothing}
     return training_query(study, layout, phase, p, beta, round_, **kind)
@@ -206,7 +220,14 @@ def _fine_tuning(loss: str, part: str) -> Any:
         # As many rounds as SWiFT has in both phases: the same effort for the control.
         rounds = p.rounds.extractor + p.rounds.head
         return study.with_method(
-            "fine_tune", loss=loss, part=part, rounds=rounds, step=p.step, weight_cap=p.weight_cap, **steps
+            "fine_tune",
+            loss=loss,
+            part=part,
+            rounds=rounds,
+            step=p.step,
+            whitened=p.whitened.model_dump(),
+            weight_cap=p.weight_cap,
+            **steps,
         )
 
     return build
@@ -216,7 +237,8 @@ METHOD = Method(
     name="swift",
     title="soft-mask fine-tuning: parts that serve the bias and not the task move, then the head is re-fitted",
     paper="SWiFT (BioMedIA/vios-s, public code at 937e9fd)",
-    travels="cell counts, sensitivities by tensor, one change of the trained tensors a round",
+    travels="cell counts, sensitivities by tensor, then a round's change of the trained tensors, or (step whitened) a "
+    "round's sum of clipped vectors",
     parameters=Swift,
     plan=plan,
     run=run,

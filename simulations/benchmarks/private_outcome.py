@@ -1,0 +1,287 @@
+"""What private studies do to the gap, through the program itself: site agents, plans, ledgers, noise on the lattice.
+
+    python -m equipoise.simulations.benchmarks.private_outcome utility --seeds 5 --draws 3
+
+Bench A or C, each seed with data and a base model of its own; every row is one run of the method by the real agents on
+the in-process grid, scored exactly on the joint test patients (1,600, no noise), so that the figures speak of training
+alone. `once` is a simulation's oracle: all patients at one site, whose noise is then added once. Noise comes from the
+sites' cryptographic generators and does not repeat; data, base models and pools do. Resumable: a row that is in the
+results file is not run again. The tables of a sweep and what it is for stand in `SWEEPS`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import load_file, save
+from scipy.stats import t as student
+
+from equipoise import __version__
+from equipoise.common.files import write_whole
+from equipoise.common.models import resnet_small
+from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
+from equipoise.quiet import quiet_flower
+from equipoise.server.rundir import Arm, RunFolder, Task
+from equipoise.simulations.benchmarks.private_rounds import Figures, figures_of, relative
+from equipoise.simulations.hospitals import Hospitals, build_hospitals
+from equipoise.simulations.pretrain import pretrain
+from equipoise.simulations.runner import begin_run, start_run
+from equipoise.simulations.synthetic import joint_test
+
+RESULTS = Path(__file__).parent / "results"
+CACHE = Path(tempfile.gettempdir()) / "private-outcome"
+HOSPITALS = 6
+Mode = Literal["none", "once", "local"]
+
+
+@dataclass(frozen=True)
+class Design:
+    """One design, run for every seed and draw."""
+
+    name: str
+    method: str
+    mode: Mode
+    epsilon: float | None = None
+    bench: Literal["A", "B", "C"] = "A"
+    patients: int = 300
+    pool: Literal["diverse", "vendor"] = "diverse"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _both(mode: Mode, epsilon: float | None, suffix: str = "", **changes: Any) -> list[Design]:
+    text = mode if epsilon is None else f"{mode} {epsilon:g}"
+    return [Design(f"{m} {text}{suffix}", m, mode, epsilon, **changes) for m in ("private_head", "swift")]
+
+
+SWEEPS: dict[str, list[Design]] = {
+    # The two methods at every budget, mode, size, bench and pool.
+    "utility": [
+        *_both("local", 3),
+        *_both("once", 3),
+        *_both("once", 1),
+        *_both("local", 1),
+        *_both("once", 3, " n=100", patients=100),
+        *_both("local", 3, " n=100", patients=100),
+        *_both("once", 3, " bench C", bench="C"),
+        *_both("local", 3, " bench C", bench="C"),
+        *_both("local", 3, " pool U1", pool="vendor"),
+        *_both("none", None),
+    ],
+    # Does the mask do anything? The same rounds with the mask permuted, constant, or left out.
+    "mask": [
+        Design(f"{mask} {mode} 3", "swift", mode, 3, parameters={"mask": mask})
+        for mode in ("local", "once")
+        for mask in ("soft", "permuted", "constant", "ones")
+    ],
+    # A base model that has lost the disease signal in a group.
+    "bench-b": _both("local", 3, bench="B"),
+}
+
+
+def study_of(design: Design, seed: int) -> Study:
+    """The study of a design; in mode none the whitened rounds run without noise."""
+    method = {"name": design.method, **design.parameters}
+    if design.method == "swift":
+        method["step"] = "whitened"
+    privacy = {"mode": "none"} if design.mode == "none" else {"mode": "local", "epsilon": design.epsilon}
+    return Study.model_validate(
+        {
+            "study": "private-outcome",
+            "seed": seed,
+            "model": {"factory": "equipoise.common.models:resnet_small", "head": "head."},
+            "inputs": {"kind": "image", "size": 32, "mean": 0.5, "std": 0.25},
+            "label": {"column": "malignant", "positive": 1},
+            "attributes": [{"name": "tone", "levels": ["light", "dark"], "primary": True}],
+            "method": method,
+            "privacy": privacy,
+            "sites": {"minimum": 1},
+            "simulation": {
+                "hospitals": {
+                    "kind": "synthetic",
+                    "bench": design.bench,
+                    "count": HOSPITALS,
+                    "patients": design.patients,
+                    "validation": 0,
+                    "test": 4,
+                    "pool": design.pool,
+                },
+                "workers": 1,
+            },
+        }
+    )
+
+
+@lru_cache(maxsize=4)
+def _hospitals(bench: str, patients: int, pool: str, seed: int, cache: Path) -> Hospitals:
+    design = Design("", "private_head", "none", bench=bench, patients=patients, pool=pool)  # type: ignore[arg-type]
+    return build_hospitals(study_of(design, seed), cache / f"hospitals-{patients}-{seed}")
+
+
+def prepared(design: Design, seed: int, cache: Path) -> tuple[Study, Hospitals]:
+    """The study with its base model and pool, both made once and kept in `cache`."""
+    study = study_of(design, seed)
+    hospitals = _hospitals(design.bench, design.patients, design.pool, seed, cache)
+    base, pool = cache / f"base-{design.bench}-{seed}.safetensors", cache / f"pool-{design.pool}-{seed}.safetensors"
+    if not base.exists():
+        recipe = study.simulation.pretrain if study.simulation else None
+        if recipe is None:
+            raise ValueError("no recipe")
+        state = pretrain(study.model, study.inputs, hospitals.vendor_split(study), recipe, seed)
+        write_whole(base, save(state))
+    if not pool.exists():
+        if hospitals.pool is None:
+            raise ValueError("no pool")
+        write_whole(pool, save({"rows": hospitals.pool()}))
+    model = study.model.model_copy(update={"weights": Weights(path=str(base))})
+    # Without noise the pool is needed all the same: it whitens the directions.
+    privacy = study.privacy.model_copy(update={"public_pool": PublicPool(path=str(pool))})
+    study = study.model_copy(update={"model": model, "privacy": privacy})
+    return pin_pool(pin_weights(study, cache), cache), hospitals
+
+
+def trained(design: Design, seed: int, cache: Path, folder: Path) -> RunFolder:
+    """One run of the design's method by the sites' agents."""
+    study, hospitals = prepared(design, seed, cache)
+    files = {site: [file] for site, file in hospitals.sites.items()}
+    if design.mode == "once":
+        files = {"together": list(hospitals.sites.values())}
+    total = HOSPITALS * design.patients
+    declared = {site: total // len(files) for site in files}
+    study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
+    run = RunFolder(folder)
+    task = Task(study, (Arm(design.method, study),), tuple(files), (), {})
+    begin_run(run, task, files)
+    start_run(study, run, task, "in-process")
+    return run
+
+
+@lru_cache(maxsize=2)
+def _test(seed: int) -> Any:
+    return joint_test(seed, HOSPITALS)
+
+
+def score(file: Path, seed: int) -> Figures:
+    """Figures of a model on the joint test patients."""
+    model = resnet_small().eval()
+    model.load_state_dict(load_file(file))
+    drawn = _test(seed)
+    images = torch.from_numpy(np.ascontiguousarray(drawn.images)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = torch.cat([model((x.float() / 255 - 0.5) / 0.25) for x in torch.split(images, 256)])
+    return figures_of(logits.double().numpy(), drawn.label, drawn.group)
+
+
+def rows(
+    designs: Sequence[Design], seeds: Sequence[int], draws: int, cache: Path, known: set[str]
+) -> Iterator[dict[str, Any]]:
+    """One row for every design, seed and draw that is not known yet."""
+    for seed in seeds:
+        for design in designs:
+            for draw in range(1 if design.mode == "none" else draws):
+                key = f"{design.name} | {seed} | {draw}"
+                if key not in known:
+                    yield {"key": key, "design": design.name, "seed": seed, "draw": draw, **_row(design, seed, cache)}
+
+
+def _row(design: Design, seed: int, cache: Path) -> dict[str, Any]:
+    begun = time.process_time()
+    with tempfile.TemporaryDirectory(prefix="private-outcome-") as folder:
+        run = trained(design, seed, cache, Path(folder) / "run")
+        base, after = (score(run.path / f"{name}.safetensors", seed) for name in ("base", "model"))
+        notes = json.loads((run.path / "notes.json").read_text())["rounds"]
+    return {
+        "base": base,
+        "after": after,
+        **relative(base, after),
+        "collapsed": notes["collapsed"],
+        "guard_blind": notes["guard_blind"],
+        "cpu_s": round(time.process_time() - begun, 1),
+    }
+
+
+def summary(found: Sequence[Mapping[str, Any]], designs: Sequence[Design]) -> list[dict[str, Any]]:
+    """By design: mean over runs, 95 % t-interval over the seeds' means, and the extreme runs of every figure."""
+    table = []
+    for design in designs:
+        mine = [row for row in found if row["design"] == design.name]
+        if not mine:
+            continue
+        line: dict[str, Any] = {"design": design.name, "runs": len(mine)}
+        line["collapsed"] = sum(row["collapsed"] for row in mine)
+        for key in (k for k in mine[0] if k.endswith(("_fall", "_change"))):
+            line[key] = _over_seeds([(row["seed"], row[key]) for row in mine])
+        for key in mine[0]["after"]:
+            line[key] = _over_seeds([(row["seed"], row["after"][key]) for row in mine])
+        table.append(line)
+    return table
+
+
+def _over_seeds(values: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """Draws of one seed share its data, so the interval is over the seeds' means."""
+    seeds = sorted({seed for seed, _ in values})
+    means = [float(np.mean([v for s, v in values if s == seed])) for seed in seeds]
+    every = [v for _, v in values]
+    line = {"mean": float(np.mean(every)), "least": min(every), "most": max(every)}
+    if len(means) > 2:
+        half = float(student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5)
+        line |= {"low": float(np.mean(means)) - half, "high": float(np.mean(means)) + half}
+    return {key: round(value, 4) for key, value in line.items()}
+
+
+def main(
+    sweep: Annotated[str, typer.Argument(help=", ".join(SWEEPS))],
+    seeds: Annotated[int, typer.Option(help="Seeds from `first` on.")] = 5,
+    first: Annotated[int, typer.Option(help="First seed; those from 100 on are for choosing settings.")] = 0,
+    draws: Annotated[int, typer.Option(help="Noise draws of each seed.")] = 3,
+    only: Annotated[str, typer.Option(help="Designs whose name contains this.")] = "",
+    cache: Annotated[Path, typer.Option(help="Folder of base models, pools and hospitals.")] = CACHE,
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
+) -> None:
+    """Run a sweep and write private-outcome-<sweep>.json, row by row."""
+    if sweep not in SWEEPS:
+        raise typer.BadParameter(f"{sweep}: no such sweep; there are {', '.join(SWEEPS)}")
+    quiet_flower()
+    torch.set_num_threads(1)
+    file = results / f"private-outcome-{sweep}.json"
+    found: list[Any] = json.loads(file.read_text())["rows"] if file.exists() else []
+    designs = [design for design in SWEEPS[sweep] if only in design.name]
+    for row in rows(designs, range(first, first + seeds), draws, cache, {row["key"] for row in found}):
+        found.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        write_whole(file, json.dumps(_document(sweep, found), indent=1).encode())
+    write_whole(file, json.dumps(_document(sweep, found), indent=1).encode())
+    print(file)
+
+
+def _document(sweep: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    return {
+        "sweep": sweep,
+        "command": f"python -m equipoise.simulations.benchmarks.private_outcome {sweep}",
+        "commit": commit.stdout.strip() or "unknown",
+        "equipoise": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, CPU",
+        "delta": 1e-5,
+        "designs": [asdict(design) for design in SWEEPS[sweep]],
+        "summary": summary(found, SWEEPS[sweep]),
+        "rows": list(found),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
