@@ -49,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 ok, 2 study or option, 3 data, 4 model, 5 refused by a site, 6 too few sites, 7 transcript, "
-    "8 storage, 130 interrupted.",
+    "8 storage, 9 not reached, 130 interrupted.",
 )
 
 

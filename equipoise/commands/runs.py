@@ -24,7 +24,7 @@ TrackOption = Annotated[
 
 
 def submit(
-    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study; no simulation part is used.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study; no simulation part is used.")],
     folder: FolderOption = HERE,
     name: Annotated[str | None, typer.Option(help="Name of the run; the study's by default.")] = None,
     sets: Annotated[
@@ -40,7 +40,7 @@ def submit(
     from equipoise.server.submission import prepare_run
 
     coordinator = Coordinator(folder)
-    run = prepare_run(coordinator, study_file, list(sets or []), name)
+    run = prepare_run(coordinator, study, list(sets or []), name)
     start_attempt(coordinator, run, approval_hours * 3600, list(track or []))
     typer.echo(f"run {run.name} is started; study hash {run.task().study.hash}")
     if wait:

@@ -40,12 +40,20 @@ def init(
 
 
 @app.command()
-def enroll(folder: FolderOption = HERE) -> None:
+def enroll(
+    folder: FolderOption = HERE,
+    out: Annotated[Path | None, typer.Option(help="The file to write; stdout by default.")] = None,
+) -> None:
     """Print the enrolment, public keys only, that the coordinator needs to let the site in."""
     from equipoise.client.site_init import enrolment, signed_enrolment
+    from equipoise.common.files import write_whole
 
     site = _site(folder).site
-    typer.echo(signed_enrolment(folder, site).decode())
+    signed = signed_enrolment(folder, site)
+    if out is None:
+        typer.echo(signed.decode())
+    else:
+        write_whole(out, signed)
     typer.echo(f"fingerprint, to compare by telephone: {enrolment(folder, site).fingerprint}", err=True)
 
 
