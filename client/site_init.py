@@ -18,7 +18,7 @@ from equipoise import __version__
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
 from equipoise.common.identity import Enrolment, new_identity_key, new_node_key, public_identity, public_node_key
-from equipoise.supervision import RETRY_S, start_script, supervisor, unit
+from equipoise.supervision import RETRY_S, python_script, start_script, supervisor, unit
 
 _SITE_FILE = """# What {site} decides for itself. This file is never sent. docs/site-file.md explains every key.
 # After a change: `equipoise site check`, then start the agent again.
@@ -97,7 +97,10 @@ def init_site(folder: Path, site: str, superlink: str, ca: Path, port: int, mani
     home = {"FLWR_HOME": str(folder / "supernode" / "home")}
     scripts = {
         "start-agent.sh": start_script(f"the site agent of {site}", agent, folder / "agent"),
-        "start-supernode.sh": start_script(f"the SuperNode of {site}", supernode, folder / "supernode", home),
+        "start-supernode.sh": start_script(
+            f"the SuperNode of {site}", supernode, folder / "supernode", home, folder / "bin"
+        ),
+        "bin/flwr-clientapp": python_script("equipoise.client.launcher"),
         "supervise.sh": supervisor(),
     }
     for name, text in scripts.items():

@@ -20,18 +20,41 @@ QUIET = {
 }
 
 
-def start_script(what: str, command: Sequence[str], home: Path, environment: Mapping[str, str] | None = None) -> str:
-    """A shell script that becomes `command`, started in an empty folder of its own, with nothing that phones home."""
+def start_script(
+    what: str,
+    command: Sequence[str],
+    home: Path,
+    environment: Mapping[str, str] | None = None,
+    programs: Path | None = None,
+) -> str:
+    """A shell script that becomes `command`, started in an empty folder of its own, with nothing that phones home.
+
+    Args:
+        what: for the reader of the script.
+        command: the program and its arguments.
+        home: the folder that it is started in.
+        environment: further variables.
+        programs: a folder whose programs come before those of this installation.
+    """
     lines = ["#!/bin/sh", f"# Starts {what}. Written by equipoise; edit it as you like.", "set -eu", "umask 077"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in {**QUIET, **(environment or {})}.items()]
     lines += [
-        f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        "PATH=" + ":".join([*([shlex.quote(str(programs))] if programs else []), _installed(), "$PATH"]),
         "export PATH",
         f"mkdir -p {shlex.quote(str(home))}",
         f"cd {shlex.quote(str(home))}",
         "exec " + " \\\n  ".join(map(shlex.quote, command)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def python_script(module: str) -> str:
+    """A shell script that runs a module of this installation."""
+    return f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n'
+
+
+def _installed() -> str:
+    return shlex.quote(str(Path(sys.executable).parent))
 
 
 def supervisor() -> str:

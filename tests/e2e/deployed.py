@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,14 @@ class Process:
     """A start script's process, in a group of its own, with its log."""
 
     def __init__(
-        self, script: Path, log: Path, prefix: Sequence[str] = (), environment: Mapping[str, str] = {}
+        self,
+        script: Path,
+        log: Path,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] = {},
+        cwd: Path = ROOT,
     ) -> None:
-        self.script, self.log, self._prefix = script, log, tuple(prefix)
+        self.script, self.log, self._prefix, self._cwd = script, log, tuple(prefix), cwd
         self._environment = {**ENVIRONMENT, **environment}
         self.start()
 
@@ -57,6 +62,7 @@ class Process:
             self.child = subprocess.Popen(
                 [*self._prefix, str(self.script)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment, start_new_session=True,
+                cwd=self._cwd,
             )  # fmt: skip
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -180,17 +186,25 @@ class Deployment:
         return self.status(run)
 
     def wait(self, condition: Any, patience: float, what: str) -> Any:
-        end = time.monotonic() + patience
-        while time.monotonic() < end:
-            found = condition()
-            if found:
-                return found
-            time.sleep(0.2)
-        logs = "\n".join(f"== {name}\n{process.text()[-1500:]}" for name, process in self.processes.items())
-        raise AssertionError(f"not within {patience:g} s: {what}\n{logs}")
+        return wait_for(condition, patience, what, self.processes.values())
 
     def _start(self, name: str, script: Path, prefix: Sequence[str] = ()) -> None:
         self.processes[name] = Process(script, self.folder / f"{name}.log", prefix)
+
+
+def wait_for(condition: Any, patience: float, what: str, processes: Iterable[Process] = ()) -> Any:
+    """What `condition` gives as soon as it is true; the ends of the processes' logs where it does not become so."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            found = condition()
+        except (OSError, ValueError):  # a file that is not there yet, or is being written
+            found = None
+        if found:
+            return found
+        time.sleep(0.2)
+    logs = "\n".join(f"== {process.log.name}\n{process.text()[-1500:]}" for process in processes)
+    raise AssertionError(f"not within {patience:g} s: {what}\n{logs}")
 
 
 def listens(port: int) -> bool:
