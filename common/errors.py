@@ -70,3 +70,10 @@ class StorageError(EquipoiseError):
 
     exit_code = 8
     code = "storage"
+
+
+class UnreachableError(EquipoiseError):
+    """A site agent or a SuperLink does not answer."""
+
+    exit_code = 9
+    code = "unreachable"
