@@ -207,11 +207,13 @@ class Privacy(Strict):
     """How a release is protected.
 
     `none` is for simulations and data that a site declares synthetic. In `local` every hospital's release is private by
-    itself. `controls` says whether each control has a budget of its own, which only a simulation can grant since it is
+    itself. In `distributed` hospitals add shares of one noise, inside the secure sum. `secure_sum` conceals what each
+    hospital adds; left out, it is on in a deployment and off in a simulation. `controls` says whether each control has a budget of its own, which only a simulation can grant since it is
     charged to nobody (`own`), or shares the study's (`shared`).
     """
 
-    mode: Literal["none", "local"] = "none"
+    mode: Literal["none", "local", "distributed"] = "none"
+    secure_sum: bool | None = None
     epsilon: float | None = Field(default=None, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     public_pool: PublicPool | None = None
@@ -224,6 +226,8 @@ class Privacy(Strict):
             raise ValueError("mode none has no epsilon; write mode: local, or leave it out")
         if self.mode != "none" and self.epsilon is None:
             raise ValueError(f"mode {self.mode} needs an epsilon, for instance epsilon: 3")
+        if self.mode == "distributed" and not self.secure_sum:
+            raise ValueError("mode distributed adds shares of noise in the secure sum; write secure_sum: true")
         return self
 
     @property
@@ -292,6 +296,8 @@ class Sites(Strict):
     quorum: float = Field(default=0.8, gt=0, le=1)
     deadline_s: float = Field(default=600.0, gt=0)
     declared_patients: dict[str, Annotated[int, Field(ge=0)]] = {}
+    keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}  # of the secure sum
+    colluding: int = Field(default=1, ge=0)  # sites that may act as one with the server
 
 
 class SyntheticHospitals(Strict):
@@ -388,6 +394,18 @@ class Study(Strict):
             if named is not None:
                 named.pop("path")
         return digest_json(rendered)
+
+    @property
+    def honest_shares(self) -> int | None:
+        """Shares that make up the noise in mode `distributed`: sites that are left and honest for certain.
+
+        h = T - t of the K sites, with the threshold T = max(3, floor(2 K / 3) + 1) of the secure sum and t that may
+        collude.
+        """
+        if self.privacy.mode != "distributed":
+            return None
+        sites = len(self.sites.declared_patients)
+        return max(3, 2 * sites // 3 + 1) - self.sites.colluding
 
     @property
     def score_bins(self) -> int:

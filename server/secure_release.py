@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from equipoise.common.errors import QuorumError, SecureSumError, StudyError
-from equipoise.common.privacy.mechanisms import NoNoise
 from equipoise.common.query import Query, Sum
 from equipoise.common.secure_sum.coordinator import Coordinator
-from equipoise.common.secure_sum.layout import parts_of, rooms_of
+from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import SECURE, Stage
 from equipoise.common.secure_sum.terms import Terms, threshold
 from equipoise.common.study import Study
@@ -51,16 +50,13 @@ def terms_of(
     Raises:
         StudyError: a site has no key, a share of noise in a site's own update, or numbers that protect nobody.
     """
-    plan = query.plan
     unknown = sorted(set(sites) - set(cohort.keys))
     if unknown:
         raise StudyError(f"site {unknown[0]} has no identity key in the study; its agent prints it")
-    if plan.honest is not None and query.kind != "patient_sum":
+    if query.plan.honest is not None and query.kind != "patient_sum":
         raise StudyError(f"{query.name}: noise shares in a {query.kind}; use privacy.mode local, where a site adds all")
-    # The steps of DP-SGD are noised one by one, inside the bound of the site's update.
-    noise = NoNoise() if plan.kind == "dp_sgd" else plan.sampler
     patients = sum(study.sites.declared_patients.values())
-    rooms = rooms_of(query, noise, max(len(sites), 1), patients)
+    rooms = rooms_of(query, noise_in(query), max(len(sites), 1), patients)
     return Terms(
         run=run,
         number=number,
@@ -69,7 +65,7 @@ def terms_of(
         cohort={site: cohort.keys[site] for site in sites},
         colluding=cohort.colluding,
         quorum=max(threshold(len(sites)), quorum(study, len(sites))),
-        honest=plan.honest,
+        honest=query.plan.honest,
         parts=parts_of(query, rooms),
     )
 

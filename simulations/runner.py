@@ -30,7 +30,7 @@ from equipoise.server.report.build import build_report
 from equipoise.server.run import watching
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.auc_noise import write_auc_noise
-from equipoise.simulations.doors import open_hospital, open_site, write_hospitals_file
+from equipoise.simulations.doors import open_hospital, open_site, site_identity, write_hospitals_file
 from equipoise.simulations.flower import run_in_flower
 from equipoise.simulations.grid import run_in_process
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
@@ -125,6 +125,9 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))
         raise StudyError(f"sites.declared_patients and the hospitals differ in: {', '.join(strangers)}")
+    if study.privacy.secure_sum and not study.sites.keys:
+        keys = {site: site_identity(run.path, site).text for site in hospitals.sites}
+        study = study.model_copy(update={"sites": study.sites.model_copy(update={"keys": keys})})
     if sum(study.sites.declared_patients.values()) == 0:
         raise StudyError("sites.declared_patients: every number is 0; declare the hospitals' training patients")
     return study
@@ -166,9 +169,12 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
     """Train the controls that have a single site, each in a run folder of its own."""
     for name, site, files in _alone(study, hospitals):
         patients = open_hospital(study, files).split_patients("train")
-        sites = study.sites.model_copy(update={"minimum": 1, "declared_patients": {site: patients}})
+        sites = study.sites.model_copy(update={"minimum": 1, "declared_patients": {site: patients}, "keys": {}})
         bare = study.method.model_copy(update={"controls": []})
-        alone = study.model_copy(update={"sites": sites, "method": bare})
+        # One site has nobody to hide among: it adds all of the noise itself.
+        mode = "local" if study.privacy.private else "none"
+        privacy = study.privacy.model_copy(update={"secure_sum": None, "mode": mode})
+        alone = study.model_copy(update={"sites": sites, "method": bare, "privacy": privacy})
         own = RunFolder(run.path / "controls" / name)
         task = Task(alone, (Arm(name, alone),), (site,), (), {})
         begin_run(own, task, {site: files})

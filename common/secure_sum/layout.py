@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from equipoise.common.privacy.mechanisms import Mechanism
+from equipoise.common.privacy.mechanisms import Mechanism, NoNoise
 from equipoise.common.query import Query
 from equipoise.common.secure_sum.room import Room, choose_room
 from equipoise.common.secure_sum.terms import Part
@@ -37,6 +37,11 @@ def rooms_of(query: Query, noise: Mechanism, sites: int, patients: int) -> dict[
             bound = min(bound, LARGER_THAN_DECLARED * patients * math.ceil(block.patient_l2 / block.step))
         rooms[name] = choose_room(max(bound, 1), sites, coordinates, noise)
     return rooms
+
+
+def noise_in(query: Query) -> Mechanism:
+    """What each site adds to each coordinate of its integers; the steps of DP-SGD are noised inside a site's update."""
+    return NoNoise() if query.plan.kind == "dp_sgd" else query.plan.sampler
 
 
 def parts_of(query: Query, rooms: Mapping[str, Room]) -> dict[str, Part]:
