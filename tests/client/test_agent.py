@@ -74,7 +74,7 @@ def cells(study: Study) -> Query:
 
 def bins(study: Study, name: str = "base") -> Query:
     """A histogram, the second query of PLAN."""
-    edges = {"edges": hybrid_edges(None, study.evaluation.bins)}
+    edges = {"edges": hybrid_edges(None, study.score_bins)}
     query = catalogue.score_histogram(study, "test", name)
     return query.with_inputs(**classifier_of(study, FILE).inputs(), edges=edges)
 
