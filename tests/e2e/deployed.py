@@ -91,6 +91,7 @@ class Deployment:
         self.port = free_port()
         self.coordinator = folder / "coordinator"
         self.processes: dict[str, Process] = {}
+        self.study = folder
 
     def __enter__(self) -> Deployment:
         equipoise("coordinator", "init", "--coordinator", self.coordinator, "--port", self.port)
