@@ -28,6 +28,7 @@ from tests.e2e.deployed import (
     equipoise,
     free_port,
     listens,
+    programs,
     short_folder,
     sums,
     wait_for,
@@ -96,13 +97,10 @@ class Machine:
         self.port = free_port()
         self.ports = {site: free_port() for site in SITES}
         self.processes: list[Process] = []
-        binaries = folder / "bin"
-        binaries.mkdir()
-        # The command as an installation has it, before anything else of this name.
-        script = f"#!{sys.executable}\nfrom equipoise.cli import main\nmain()\n"
-        (binaries / "equipoise").write_text(script)
-        (binaries / "equipoise").chmod(0o755)
-        self.environment = {**ENVIRONMENT, "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        self.environment = {
+            **ENVIRONMENT,
+            "PATH": f"{programs(folder)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
 
     def run(self, where: str, line: str) -> None:
         if "each hospital" in where:

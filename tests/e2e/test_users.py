@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.e2e.deployed import ENVIRONMENT, Process, equipoise, short_folder, wait_for
+from tests.e2e.deployed import ENVIRONMENT, Process, equipoise, programs, short_folder, wait_for
 from tests.e2e.studies import TABLE, Desk
 
 AGENT, NODE, STRANGER, GROUP = 64001, 64002, 64003, 64010
@@ -58,8 +59,10 @@ except OSError:
 door = SocketDoor(str(folder / "door" / "agent.sock"))
 header = {"protocol": PROTOCOL, "run": "r/swift", "release": 0, "head": "", "study": "0" * 64, "plan": "0" * 64,
           "index": 0, "inputs": {}}
-asked = [b"", b"\\x80\\x04\\x95.", os.urandom(4096), pack(header, {}), pack({**header, "close": True, "done": True}, {}),
-         pack({**header, "run": "../../etc/passwd"}, {}), pack({"protocol": PROTOCOL, "propose": True}, {})]
+asked = [b"", b"\\x80\\x04\\x95.", os.urandom(4096), pack(header, {}),
+         pack({**header, "close": True, "done": True}, {}),
+         pack({**header, "run": "../../etc/passwd"}, {}),
+         pack({"protocol": PROTOCOL, "propose": True}, {})]
 for request in asked:
     try:
         head, arrays = unpack(door.answer(request))
@@ -99,12 +102,17 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, Path, Process]]:
             os.chown(path, AGENT, AGENT)
             path.chmod(0o700 if path.is_dir() else 0o600)
         # The socket takes the group of the agent's process: the door's, as the service file has it.
-        agent = Process(place / "start-agent.sh", folder / "agent.log", as_user(AGENT, GROUP))
+        found = {"PATH": f"{os.environ['PATH']}:{programs(folder)}"}
+        agent = Process(place / "start-agent.sh", folder / "agent.log", as_user(AGENT, GROUP), found)
         try:
-            wait_for(lambda: "listens at" in agent.text(), 120, "the agent listens", [agent])
+            wait_for(partial(listening, agent), 200, "the agent listens", [agent])
             yield place, data, agent
         finally:
             agent.kill()
+
+
+def listening(agent: Process) -> bool:
+    return "listens at" in agent.text()
 
 
 def attack(uid: int, gid: int, place: Path, data: Path) -> dict[str, list[object]]:
