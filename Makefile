@@ -35,10 +35,10 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 	$(BIN)/equipoise verify $(DEMO)
 
 e2e-deploy: $(DEV) ## The commands of docs/deploy.md on real processes: a SuperLink, four SuperNodes, four site agents.
-	$(BIN)/pytest -m deploy --timeout 600
+	$(BIN)/pytest -m deploy -s
 
 e2e-failures: $(DEV) ## What fails in a deployment, on real processes (most of an hour).
-	$(BIN)/pytest -m failures --timeout 600
+	$(BIN)/pytest -m failures
 
 bench: $(RUN) ## Speed and memory beside a frozen plain script; writes docs/benchmarks.md (about five minutes).
 	$(BIN)/python -m equipoise.simulations.benchmarks.speed --date $$(date +%F)

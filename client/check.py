@@ -20,8 +20,6 @@ from pathlib import Path
 from cryptography import x509
 
 from equipoise import __version__
-from equipoise.client.cohort import SPLITS, Cohort
-from equipoise.client.ledger import Ledger
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.errors import EquipoiseError
 from equipoise.common.sitefile import Site, load_site
@@ -111,6 +109,9 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
     if study_file is None:
         yield Row("codings", True, "not looked at", "add --study STUDY.yaml to read the data as a study does")
         return
+    # Imported here: without a study nothing heavy is needed.
+    from equipoise.client.cohort import SPLITS, Cohort
+
     try:
         value = read_yaml(study_file)
         study = validate(Study, value, str(study_file))
@@ -138,6 +139,8 @@ def _ledger(file: Path) -> Iterator[Row]:
     if not file.exists():
         yield Row("ledger", True, "empty")
         return
+    from equipoise.client.ledger import Ledger
+
     try:
         ledger = Ledger(file)
         try:

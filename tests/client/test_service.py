@@ -1,4 +1,4 @@
-"""The site agent's socket: bytes of any size through it, nothing else; who may connect; what a stub gets of a failure."""
+"""The site agent's socket: bytes of any size pass, nothing else does; who may connect; what a stub gets of a failure."""
 
 import socket as sockets
 import stat

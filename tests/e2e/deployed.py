@@ -42,6 +42,15 @@ def equipoise(*arguments: object, check: bool = True, timeout: float = 300, cwd:
     return ended.stderr
 
 
+def programs(folder: Path) -> Path:
+    """A folder with the command `equipoise` of this checkout, as an installation would have it."""
+    place = folder / "bin"
+    place.mkdir()
+    (place / "equipoise").write_text(f"#!{sys.executable}\nfrom equipoise.cli import main\nmain()\n")
+    (place / "equipoise").chmod(0o755)
+    return place
+
+
 class Process:
     """A start script's process, in a group of its own, with its log."""
 
@@ -91,6 +100,7 @@ class Deployment:
         self.port = free_port()
         self.coordinator = folder / "coordinator"
         self.processes: dict[str, Process] = {}
+        self.study = folder
 
     def __enter__(self) -> Deployment:
         equipoise("coordinator", "init", "--coordinator", self.coordinator, "--port", self.port)

@@ -28,6 +28,7 @@ from tests.e2e.deployed import (
     equipoise,
     free_port,
     listens,
+    programs,
     short_folder,
     sums,
     wait_for,
@@ -48,12 +49,12 @@ def steps() -> list[tuple[str, str]]:
 
 
 class Heart:
-    """The UCI heart hospitals and a short study over them; synthetic ones of the same shape where the data are absent."""
+    """The UCI heart hospitals and a short study over them; made-up ones where the data are absent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         study = yaml.safe_load((ROOT / "configs" / "heart.yaml").read_text())
-        study["method"] |= {"rounds": {"extractor": 2, "head": 1}, "controls": []}
+        study["method"] |= {"rounds": {"extractor": 1, "head": 1}, "controls": []}
         if DATA:
             self._real(study)
         else:
@@ -76,7 +77,7 @@ class Heart:
         study.update({key: desk.value[key] for key in ("model", "inputs", "label", "attributes")})
 
     def site(self, name: str) -> dict[str, Any]:
-        """The site file's content, with absolute paths; the data are declared synthetic, so that mode none is allowed."""
+        """The site file's content, with absolute paths; declared synthetic, so that mode none is allowed."""
         place = self.folder / "data" / name
         value: dict[str, Any] = yaml.safe_load((place / "site.yaml").read_text())
         value["data"] |= {"manifest": str(place / value["data"]["manifest"]), "synthetic": True}
@@ -96,13 +97,10 @@ class Machine:
         self.port = free_port()
         self.ports = {site: free_port() for site in SITES}
         self.processes: list[Process] = []
-        binaries = folder / "bin"
-        binaries.mkdir()
-        # The command as an installation has it, before anything else of this name.
-        script = f"#!{sys.executable}\nfrom equipoise.cli import main\nmain()\n"
-        (binaries / "equipoise").write_text(script)
-        (binaries / "equipoise").chmod(0o755)
-        self.environment = {**ENVIRONMENT, "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        self.environment = {
+            **ENVIRONMENT,
+            "PATH": f"{programs(folder)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
 
     def run(self, where: str, line: str) -> None:
         if "each hospital" in where:
@@ -119,7 +117,7 @@ class Machine:
             script = self.folder / line.removesuffix(" &")
             log = self.folder / f"{script.parent.name}-{script.stem}.log"
             self.processes.append(Process(script, log, environment=self.environment, cwd=self.folder))
-            self._up(script, log)
+            self._up(script)
             return
         done = subprocess.run(
             shlex.split(line), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=500,
@@ -131,11 +129,12 @@ class Machine:
             (self.folder / site / "site.yaml").write_text(yaml.safe_dump(self.heart.site(site)))
             load_site(self.folder / site / "site.yaml")
 
-    def _up(self, script: Path, log: Path) -> None:
+    def _up(self, script: Path) -> None:
         if script.name == "start-superlink.sh":
             wait_for(lambda: listens(self.port), 90, "the SuperLink listens")
-        if script.name == "start-agent.sh":
-            wait_for(lambda: "listens at" in log.read_text(), 90, f"{script} is up")
+        if script.name == "start-supernode.sh":
+            agent = self.folder / f"{script.parent.name}-start-agent.log"
+            wait_for(lambda: "listens at" in agent.read_text(), 120, f"the agent before {script} is up")
 
     def _pending(self, site: str) -> str:
         place = self.folder / site / "agent" / "studies"
@@ -143,7 +142,7 @@ class Machine:
 
 
 @pytest.mark.deploy
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_the_page_leads_to_a_report_and_to_the_sums_of_one_process(folder: Path) -> None:
     heart = Heart(folder / "heart")
     machine = Machine(folder, heart)
@@ -156,7 +155,7 @@ def test_the_page_leads_to_a_report_and_to_the_sums_of_one_process(folder: Path)
             if line.startswith("equipoise status"):
                 state = run / "deployment" / "state.json"
                 wait_for(
-                    lambda s=state: json.loads(s.read_text())["state"] in ("finished", "failed"), 500, "the run ends"
+                    lambda s=state: json.loads(s.read_text())["state"] in ("finished", "failed"), 900, "the run ends"
                 )
             machine.run(where, line)
     finally:

@@ -1,4 +1,4 @@
-"""A deployed run on an in-process grid: proposal, approval, run, report; stopped anywhere, it goes on without asking twice."""
+"""A deployed run on an in-process grid: proposal, approval, run, report; killed anywhere, it asks nothing twice."""
 
 import json
 from collections.abc import Iterator
