@@ -136,8 +136,8 @@ class TableInputs(Strict):
 class ScoreInputs(Strict):
     """Scores that a black box has given already: no network runs at a hospital, and nothing is trained.
 
-    `before` and `after` name columns of the manifest; without `after` one model is audited. The scale is declared, never
-    guessed from the numbers.
+    `before` and `after` name columns of the manifest; without `after` one model is audited. The scale is declared,
+    never guessed from the numbers.
     """
 
     kind: Literal["score"]
@@ -208,8 +208,9 @@ class Privacy(Strict):
 
     `none` is for simulations and data that a site declares synthetic. In `local` every hospital's release is private by
     itself. In `distributed` hospitals add shares of one noise, inside the secure sum. `secure_sum` conceals what each
-    hospital adds; left out, it is on in a deployment and off in a simulation. `controls` says whether each control has a budget of its own, which only a simulation can grant since it is
-    charged to nobody (`own`), or shares the study's (`shared`).
+    hospital adds; left out, it is on in a deployment and off in a simulation. `controls` says whether each control has
+    a budget of its own, which only a simulation can grant since it is charged to nobody (`own`), or shares the study's
+    (`shared`).
     """
 
     mode: Literal["none", "local", "distributed"] = "none"
