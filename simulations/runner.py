@@ -165,7 +165,8 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
         bare = study.method.model_copy(update={"controls": []})
         alone = study.model_copy(update={"sites": sites, "method": bare})
         own = RunFolder(run.path / "controls" / name)
-        task = Task(alone, (Arm(name, alone),), (site,), (), {})
+        # Under the method's own name: the sites hold its queries against the plan of the study, where it has that name.
+        task = Task(alone, (Arm(alone.method.name, alone),), (site,), (), {})
         _begin(own, task, {site: files})
         _start(alone, own, task, engine)
 
