@@ -22,10 +22,10 @@ from equipoise.common.errors import EquipoiseError, StorageError, StudyError, Tr
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.methods import resolve
-from equipoise.common.query import Sum
+from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study, load_study
 from equipoise.common.wire import unpack
-from equipoise.server.engine import Engine
+from equipoise.server.engine import Engine, _advance
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
 from equipoise.server.rundir import EVALUATION, RunFolder
@@ -395,17 +395,21 @@ def test_a_changed_plan_is_found_under_a_new_seal(run: RunFolder) -> None:
 # --- forged -------------------------------------------------------------------------------------------------------
 
 
-def refill(transcript: Transcript, steps: Any, edit: Callable[[int, dict[str, Any]], dict[str, Any]]) -> Any:
+def refill(
+    transcript: Transcript, plan: list[Query], steps: Any, edit: Callable[[int, dict[str, Any]], dict[str, Any]]
+) -> Any:
     """Write a transcript anew from its own sums with some of them edited, every digest and hash fitting again."""
     old, points = transcript.rows, {row.number: unpack(transcript._bytes(row))[1] for row in transcript.rows}
     shutil.rmtree(transcript.folder)
     transcript.rows = []
     try:
-        query = next(steps)
+        template, place = next(steps), 0
         for number, row in enumerate(old):
+            place = _advance(plan, place, template)
+            query = plan[place - 1].with_inputs(**template.inputs)
             total = Sum(query, row.cohort, edit(number, points[number]))
             transcript.append(total)
-            query = steps.send(total)
+            template = steps.send(total)
     except StopIteration as end:
         return end.value
     raise AssertionError("the forged run asks for more than the honest one")
@@ -425,11 +429,11 @@ def forge(run: RunFolder, number: int) -> None:
         return points
 
     transcript = run.transcript(arm.study, arm.name)
-    outcome = refill(transcript, method.run(arm.study, base), edit)
+    outcome = refill(transcript, run.plan().arm(arm.name), method.run(arm.study, base), edit)
     run.write_outcome(arm.name, outcome)
     models = {BASE: base, **{name: run.result(name, base) for name in task.evaluate}}
     steps = evaluation.evaluate(task.study, models, arm.name)
-    refill(run.transcript(task.study, EVALUATION), steps, lambda _, points: points)
+    refill(run.transcript(task.study, EVALUATION), run.plan().arm(EVALUATION), steps, lambda _, points: points)
     write_report(run)
     write_seal(run)
 
@@ -462,7 +466,7 @@ def test_a_run_that_was_renamed_to_shed_its_heads_is_found(run: RunFolder) -> No
     for transcript, study, name, steps in opened:
         # Chained anew under the other name, so that every chain and digest fits again.
         transcript.anchor = digest_json([study.hash, f"another/{name}"])
-        refill(transcript, steps, lambda _, points: points)
+        refill(transcript, run.plan().arm(name), steps, lambda _, points: points)
     write_seal(run)
     with pytest.raises(TranscriptError, match=r"site north remembers run 'run/.*', which is not in this folder"):
         verify(run)
