@@ -99,7 +99,7 @@ def show_lines(found: Json) -> Iterator[str]:
     yield f"  secure sum  {hidden}"
     if found["secure_sum"] and found["strangers"]:
         yield (
-            f"              not pinned in peers.keys of this site, or under another key: {', '.join(found['strangers'])}; "
+            f"              not in peers.keys of this site, or under another key: {', '.join(found['strangers'])}; "
             "compare the keys by another channel, then add them"
         )
     yield f"  releases    {found['releases']}"

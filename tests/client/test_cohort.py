@@ -291,7 +291,8 @@ class TestImages:
 
         def again() -> str:
             images = tmp_path / ("images.zip" if store == "zip" else "images")
-            return Cohort(reads_images, site(tmp_path / "cohort.csv", images=str(images), image_column="file")).fingerprint
+            described = site(tmp_path / "cohort.csv", images=str(images), image_column="file")
+            return Cohort(reads_images, described).fingerprint
 
         assert again() == first.fingerprint
         held.write_bytes(content + b" ")
