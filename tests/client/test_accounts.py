@@ -366,9 +366,7 @@ def test_the_account_is_what_an_auditor_computes_from_the_rows(tmp_path: Path) -
         for order in ORDERS:
             if str(order) in theirs:
                 assert ours.honest[ORDERS.index(order)] == pytest.approx(theirs[str(order)], rel=1e-9)
-        events = [
-            Event.from_json(row["event"]) for row in rows if row["kind"] == "release" and row["split"] == split
-        ]
+        events = [Event.from_json(row["event"]) for row in rows if row["kind"] == "release" and row["split"] == split]
         assert epsilon_of(events, 1e-5) == pytest.approx(theirs["epsilon"], rel=2e-3)
     assert recomputed(rows, "validation")["epsilon"] == 0
 

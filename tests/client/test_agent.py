@@ -81,7 +81,9 @@ def bins(study: Study, name: str = "base") -> Query:
 
 def both(study: Study) -> StudyPlan:
     """The plan of the two queries above."""
-    return StudyPlan.single("swift", [catalogue.cell_statistics(study), catalogue.score_histogram(study, "test", "base")])
+    return StudyPlan.single(
+        "swift", [catalogue.cell_statistics(study), catalogue.score_histogram(study, "test", "base")]
+    )
 
 
 def lone(query: Query) -> StudyPlan:

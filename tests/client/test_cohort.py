@@ -291,7 +291,9 @@ class TestImages:
 
         def again() -> str:
             images = tmp_path / ("images.zip" if store == "zip" else "images")
-            return Cohort(reads_images, site(tmp_path / "cohort.csv", images=str(images), image_column="file")).fingerprint
+            return Cohort(
+                reads_images, site(tmp_path / "cohort.csv", images=str(images), image_column="file")
+            ).fingerprint
 
         assert again() == first.fingerprint
         held.write_bytes(content + b" ")

@@ -108,7 +108,9 @@ def test_a_query_outside_the_plan_is_refused_before_anyone_is_asked(tmp_path: Pa
             yield ask_counts(study)
 
     with pytest.raises(TranscriptError, match=r"query 'cell_statistics' \(phase counts\) is not in what is left"):
-        Engine(study, plan_of(*[ask_counts(study)] * planned), post).drive(greedy(), ARM, transcript_in(tmp_path, study))
+        Engine(study, plan_of(*[ask_counts(study)] * planned), post).drive(
+            greedy(), ARM, transcript_in(tmp_path, study)
+        )
     assert len(post.asked()) == 3 * planned
 
 
