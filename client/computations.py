@@ -17,7 +17,7 @@ from torch import Tensor
 from equipoise.client.cohort import Split
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import FILLED_BATCH, ScoreCache, cells_of, filled_rows, network, row_logits, rows_of
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.tables import bin_scores, decide
@@ -170,13 +170,14 @@ def whitened_gradient(place: Workplace) -> Contribution:
     cell = cells_of(study, split)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for rows in patient_slices(split.patient, GRADIENT_BATCH):
+        for rows in patient_slices(split.patient, FILLED_BATCH):
             mine = split.patient[rows]
             first, last = int(mine[0]), int(mine[-1]) + 1
-            logits, dz = space.logit_gradients(model, rows_of(study, model, split, rows))
+            logits, dz = space.logit_gradients(model, filled_rows(study, model, split, rows))
+            projected = dz.double().cpu() @ directions  # of the rows that fill up too, so that all batches are alike
             vectors = contributions(
-                logits,
-                dz.double().cpu() @ directions,
+                logits[: len(mine)],
+                projected[: len(mine)],
                 mine - first,
                 split.label[first:last],
                 cell[first:last],
