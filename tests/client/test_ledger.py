@@ -1,4 +1,4 @@
-"""The site's ledger: written before anything is computed, sealed before anything is sent, chained, and never too low."""
+"""The site's ledger: written before anything is computed, sealed before anything is sent, chained, never too low."""
 
 from __future__ import annotations
 
@@ -456,7 +456,7 @@ def test_two_processes_at_once_never_overspend_a_cap(tmp_path: Path) -> None:
 
 
 class Mortal:
-    """A connection whose process gets SIGKILL at its `last` step; a step lies before each statement and after COMMIT."""
+    """A connection whose process gets SIGKILL at its `last` step: one before each statement, one after each COMMIT."""
 
     def __init__(self, connection: sqlite3.Connection, last: int) -> None:
         self._connection, self._left = connection, last
@@ -537,6 +537,15 @@ def _live_and_die(path: Path, sent: Path, last: int) -> None:
     a_sites_life(path, sent, f"life {last}")
 
 
+def refused_to_live_again(path: Path, sent: Path) -> str | None:
+    """Why the run cannot go on from its beginning, or None where it went on to its end."""
+    try:
+        a_sites_life(path, sent, "the second life")
+    except RefusedError as error:
+        return str(error)
+    return None
+
+
 def test_a_process_killed_at_any_write_never_counts_too_little_and_never_sends_two_answers(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -567,12 +576,11 @@ def test_a_process_killed_at_any_write_never_counts_too_little_and_never_sends_t
         ledger.close()
         # The run goes on from where the coordinator was: it asks again for what it did not get.
         before = sent.read_bytes().splitlines() if sent.exists() else []
-        try:
-            a_sites_life(path, sent, "the second life")
-        except RefusedError as error:
+        refusal = refused_to_live_again(path, sent)
+        if refusal is not None:
             # Only what had been answered is refused: its reply was let go when the run went on, or the run is over.
             assert left
-            assert "was let go" in str(error) or "has ended" in str(error), f"step {last}: {error}"
+            assert "was let go" in refusal or "has ended" in refusal, f"step {last}: {refusal}"
             continue
         after = sent.read_bytes().splitlines()
         for reply in before:
