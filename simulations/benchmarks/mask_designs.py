@@ -48,11 +48,13 @@ class Rows:
     def bias(self) -> Vector:
         """(n, T) energies of the score."""
         p = expit(self.logits)
-        return (p * (1 - p))[:, None] ** 2 * self.energies
+        bias: Vector = (p * (1 - p))[:, None] ** 2 * self.energies
+        return bias
 
     def task(self, label: NDArray[np.int64]) -> Vector:
         """(n, T) energies of the cross-entropy."""
-        return (expit(self.logits) - label)[:, None] ** 2 * self.energies
+        task: Vector = (expit(self.logits) - label)[:, None] ** 2 * self.energies
+        return task
 
     def pooled(self, blocks: Vector) -> Rows:
         """By block instead of by tensor; `blocks` is (blocks, T) of 0 and 1."""
@@ -181,7 +183,8 @@ def _scaled(exponent: float) -> Design:
                 energies * factor[:, None] / unit
                 for energies, factor, unit in zip((rows.bias, rows.task(label)), factors, public.unit, strict=True)
             ]
-            return np.hstack(halves) @ axes.T * scale
+            along: Vector = np.hstack(halves) @ axes.T * scale
+            return along
 
         ones, positive = np.ones(len(pool.logits)), (rng.random(len(pool.logits)) < expit(pool.logits)).astype(np.int64)
         clip = _clip(seen(pool, positive, (ones, ones)), PERCENTILE)

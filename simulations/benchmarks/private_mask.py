@@ -130,7 +130,8 @@ class Case:
     def weights(self) -> tuple[Vector, Vector]:
         """Clean (bias, task) weights by cell, from exact counts and scores."""
         counts = self.patients.counts
-        scores: Vector = np.bincount(self.cell.numpy(), expit(self.patients.rows.logits), minlength=counts.size)
+        scores = np.zeros(counts.size)
+        np.add.at(scores, self.cell.numpy(), expit(self.patients.rows.logits))
         bias = bias_weights(counts, scores.reshape(counts.shape), "equalized_odds")
         return bias.reshape(-1), task_weights(counts, "cells", CAP).reshape(-1)
 
