@@ -20,6 +20,7 @@ from equipoise.client.training import train_locally
 from equipoise.client.workbench import (
     FILLED_BATCH,
     ScoreCache,
+    batches_alike,
     cells_of,
     filled_rows,
     network,
@@ -27,8 +28,9 @@ from equipoise.client.workbench import (
     row_logits,
     rows_of,
 )
-from equipoise.common.block_energies import BlockEnergies, Equalisation
+from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.classifier import state_from_inputs
+from equipoise.common.equalisation import contributions as contributions_of_energies
 from equipoise.common.errors import RefusedError
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
@@ -164,20 +166,28 @@ def gradient_sum(place: Workplace) -> Contribution:
 
 
 def block_sensitivities(place: Workplace) -> Contribution:
-    """Each patient's equalised squared gradient norms by tensor, of the score in the patient's cell and of the task."""
+    """Each patient's equalised squared gradient norms by tensor, of the score and of the cross-entropy."""
     study, split, query = place.study, place.split, place.query
+    weights, units = query.inputs["weights"], query.inputs["units"]
+    tensors, of_cells = query.blocks["bias"].shape[0], (len(study.primary.groups) + 1, 2)
+    shapes = (weights["bias"].shape, weights["task"].shape, units["unit"].shape, units["kept"].shape)
+    if shapes != (of_cells, of_cells, (2, tensors), (2,)):
+        raise RefusedError(f"{query.name}: weights and units of shapes {shapes} for {tensors} tensors")
     model = network(study, state_from_inputs(query.inputs))
     energies = BlockEnergies(model, query.parameters["tensors"])
-    equalisation = Equalisation.from_arrays(query.inputs["units"])
     cell = cells_of(study, split)
-    cells = 2 * (len(study.primary.groups) + 1)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for rows in patient_slices(split.patient, GRADIENT_BATCH):
-            mine = split.patient[rows]
-            first, last = int(mine[0]), int(mine[-1]) + 1
-            bias, task = energies.patients(rows_of(study, model, split, rows), mine - first, split.label[first:last])
-            yield equalisation.contributions(bias, task, cell[first:last].numpy(), cells)
+        for rows in batches_alike(split.patient, FILLED_BATCH):
+            x = filled_rows(study, model, split, rows)
+            patients, owner = torch.unique_consecutive(split.patient[rows], return_inverse=True)
+            # The rows that fill up are those of one patient more, who is left out again.
+            owner = torch.cat([owner, owner.new_full((len(x) - len(owner),), len(patients))])
+            label = torch.cat([split.label[patients], split.label.new_zeros(1)])
+            bias, task = (found[: len(patients)] for found in energies.patients(x, owner, label))
+            yield contributions_of_energies(
+                units["unit"], units["kept"], bias, task, cell[patients].numpy(), weights["bias"], weights["task"]
+            )
 
     return Rows(parts())
 

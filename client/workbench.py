@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -87,7 +87,18 @@ def cells_of(study: Study, split: Split) -> Tensor:
     return cell_index(split.groups[study.primary.name], split.label)
 
 
-def filled_rows(study: Study, model: nn.Module, split: Split, index: slice) -> Tensor:
+def batches_alike(patient: Tensor, size: int) -> Iterator[Tensor]:
+    """Indices of rows, in batches for `filled_rows`: patients of a single row together, every other patient alone.
+
+    Then the shapes of all that is computed for a patient hang on that patient's own rows.
+    """
+    count = torch.bincount(patient)[patient] if len(patient) else patient
+    yield from torch.split(torch.nonzero(count == 1).flatten(), size) if (count == 1).any() else ()
+    several = torch.nonzero(count > 1).flatten()
+    yield from torch.split(several, torch.unique_consecutive(patient[several], return_counts=True)[1].tolist())
+
+
+def filled_rows(study: Study, model: nn.Module, split: Split, index: slice | Tensor) -> Tensor:
     """The float inputs of at most FILLED_BATCH rows (or of one patient's), and zeros up to that number.
 
     A library chooses its kernels, and with them its rounding, by the size of the batch. Where all batches have one

@@ -1,11 +1,11 @@
-"""Each patient's share in the private sensitivities: squared gradient norms by tensor, equalised and clipped.
+"""Each patient's energies: squared gradient norms of the score and of the cross-entropy, by tensor.
 
-A sensitivity for every parameter drowns in noise; one for every tensor survives it (docs/methods.md). A tensor's needs
-no gradient: with the patches X that a convolution saw and the gradient dY at its output, the squared norm of
-dY^T X is the sum of the entries of (X X^T) * (dY dY^T), two matrices of the size of the positions (Goodfellow 2015,
-arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679). Where a layer has more positions than that is worth, its gradients
-are formed for a few rows at a time and let go. One forward pass and one backward pass by the activations serve the
-score and the cross-entropy, since both gradients are multiples of the logit's.
+A sensitivity for every parameter drowns in noise; one for every tensor survives it (decision 0020). It is a sum of
+energies, and a tensor's energy needs no gradient: with the patches X that a convolution saw and the gradient dY at its
+output, the squared norm of dY^T X is the sum of the entries of (X X^T) * (dY dY^T), two matrices of the size of the
+positions (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679). Where a layer has more positions than
+that is worth, its gradients are formed for a few rows at a time and let go. One forward pass and one backward pass by
+the activations serve the score and the cross-entropy, since both gradients are multiples of the logit's.
 
 >>> energies = BlockEnergies(model, list(layout.shapes))
 >>> logits, gram = energies.rows(x)                             # public pool
@@ -14,8 +14,7 @@ score and the cross-entropy, since both gradients are multiples of the logit's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,8 @@ from equipoise.common.space import summed_gradients
 Vector = NDArray[np.float64]
 _Call = tuple[str, nn.Module, Tensor, Tensor]
 
-ROUNDING = 1 - 2.0**-40
-ENERGY_BOUND = 2.0**0.5  # L2 bound of one patient's equalised energies: two halves of norm 1 at most
 FORMED_BYTES = 32 * 2**20  # gradients of one layer that are held at once
+PROBE_ROWS = 4
 
 
 class BlockEnergies:
@@ -62,6 +60,16 @@ class BlockEnergies:
         Returns:
             (bias, task), (n, tensors) float64 each: by tensor the squared norms of mean p (1 - p) dz and of
             mean (p - y) dz.
+
+        Formal guarantee:
+            A patient's energies depend on that patient's rows and label alone, up to the rounding of the sizes in which
+            rows are worked on together. They are not bounded (`energy_basis.contributions` does that) and no noise is
+            added.
+
+        Edge cases:
+            A row whose logit is NaN or infinite contributes 0 to the mean and still counts as one of the patient's
+            rows; where a logit is finite and a gradient is not, the patient's energies are not finite. A patient
+            without rows has energy 0. No rows: zeros.
         """
         n = len(label)
         found = np.zeros((2, n, len(self.names)))
@@ -71,14 +79,17 @@ class BlockEnergies:
         logits, calls = self._traced(x)
         p = torch.sigmoid(logits)
         share = 1.0 / count[owner].to(p)
-        factors = torch.stack([share * p * (1 - p), share * (p - label[owner].to(p))])
+        sound = logits.isfinite()
+        factors = torch.stack([share * p * (1 - p), share * (p - label[owner].to(p))]).where(sound, 0.0)
         for many in torch.unique(count[count > 0]).tolist():
             # Patients of equally many rows together: (patients, many) indices of their rows.
             chosen = torch.nonzero(count[owner] == many).flatten().reshape(-1, many)
             whose = owner[chosen[:, 0]].cpu().numpy()
-            scale = factors[:, chosen].double()
+            scale, usable = factors[:, chosen].double(), sound[chosen]
+            pairs = usable[:, :, None] & usable[:, None, :]
             for name, gram in self._grams(calls, x, chosen):
-                energies = torch.einsum("spa,pab,spb->sp", scale, gram.double(), scale)
+                known = gram.double().where(pairs, 0.0)
+                energies = torch.einsum("spa,pab,spb->sp", scale, known, scale)
                 found[:, whose, self._column[name]] = energies.clamp_min(0).cpu().numpy()
         return found[0], found[1]
 
@@ -94,10 +105,14 @@ class BlockEnergies:
 
     def _traced(self, x: Tensor) -> tuple[Tensor, list[_Call] | None]:
         """Logits, and for each layer its input and the gradient at its output; None where rows must be formed."""
-        if self._layers is not None and not self._agreed:
-            self._agreed = self._agree(x[:4])
-            if not self._agreed:
+        if not self._agreed:
+            # On made-up rows: which way is taken, hence every patient's last bits, must not depend on a patient.
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(PROBE_ROWS, *x.shape[1:], generator=generator).to(x)
+            if self._layers is None or not self._agree(probe):
                 self._layers = None
+                self._fallback(probe)
+            self._agreed = True
         if self._layers is None:
             with torch.no_grad():
                 return self._model(x), None
@@ -248,99 +263,3 @@ def _inner(rows: Tensor) -> Tensor:
     if rows.shape[1] == 1:
         return rows.square().sum(dim=2)[:, :, None]
     return rows @ rows.mT
-
-
-@dataclass(frozen=True)
-class Equalisation:
-    """Public scales and clip bounds of the energies.
-
-    Tensors' energies differ by orders of magnitude, and a clipped vector shows its largest entry alone. Divided by a
-    power of what a public pool has there, each tensor is measured in its own unit; the power 1/2 (rather than 1) keeps
-    the noise of tensors that hardly matter from being blown up.
-
-    Attributes:
-        bias_unit, task_unit: (tensors,), by which energies are divided.
-        bias_clip, task_clip: L2 bounds of one patient's divided energies.
-    """
-
-    bias_unit: Vector
-    task_unit: Vector
-    bias_clip: float
-    task_clip: float
-
-    @property
-    def arrays(self) -> dict[str, Vector]:
-        """As an input bundle of a query."""
-        clips = np.array([self.bias_clip, self.task_clip])
-        return {"bias_unit": self.bias_unit, "task_unit": self.task_unit, "clips": clips}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Vector]) -> Equalisation:
-        """From the bundle of `arrays`."""
-        return cls(arrays["bias_unit"], arrays["task_unit"], float(arrays["clips"][0]), float(arrays["clips"][1]))
-
-    @classmethod
-    def from_pool(
-        cls, logits: Vector, energies: Vector, *, power: float = 0.5, percentile: float = 50.0
-    ) -> Equalisation:
-        """From an unlabelled public pool at the base model (`BlockEnergies.rows`).
-
-        The cross-entropy's energy needs a label; in its place stands its mean under the model's own scores,
-        (p - y)^2 -> p (1 - p).
-
-        Args:
-            logits, energies: (n,) and (n, tensors).
-            power: of the mean energy.
-            percentile: of the pool's norms: the clip bounds.
-
-        Raises:
-            ValueError: no images, or no gradient anywhere.
-        """
-        p = 1 / (1 + np.exp(-logits))
-        fisher = (p * (1 - p))[:, None]
-        units, clips = [], []
-        for found in (fisher**2 * energies, fisher * energies):
-            mean = found.mean(axis=0) if len(found) else np.zeros(found.shape[1])
-            if not np.isfinite(mean).all() or mean.max(initial=0.0) <= 0:
-                raise ValueError("equalisation: the public pool is empty, or its energies are 0 or not finite")
-            # A tensor that no public image moves gets the smallest unit that one has, not an infinite weight.
-            unit = np.where(mean > 0, mean, mean[mean > 0].min()) ** power
-            units.append(unit)
-            clips.append(float(np.percentile(np.linalg.norm(found / unit, axis=1), percentile)))
-        return cls(units[0], units[1], clips[0], clips[1])
-
-    def contributions(self, bias: Vector, task: Vector, cell: NDArray[np.int64], cells: int) -> Vector:
-        """Every patient's vector: (n, cells * tensors + tensors) float64.
-
-        Args:
-            bias, task: (n, tensors) from `BlockEnergies.patients`.
-            cell: (n,) in 0..cells-1.
-            cells: number of cells, 2 (G + 1).
-
-        Returns:
-            The equalised bias energies, clipped and divided by their bound, at the patient's cell (0 at the others),
-            then the task energies likewise.
-
-        Formal guarantee:
-            All entries are >= 0; each half of a row has L2 norm at most 1 and the row at most sqrt(2). A row depends
-            on that patient and on public values alone. The sum changes by at most sqrt(2) when one patient is added or
-            removed.
-
-        Edge cases:
-            A patient with an energy that is NaN or infinite contributes 0. No patients: shape (0, ...).
-        """
-        n, tensors = bias.shape
-        halves = []
-        sound = np.isfinite(np.concatenate([bias, task], axis=1)).all(axis=1, keepdims=True)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for energies, unit, clip in (
-                (bias, self.bias_unit, self.bias_clip),
-                (task, self.task_unit, self.task_clip),
-            ):
-                equal = energies / unit / clip
-                norm = np.linalg.norm(equal, axis=1, keepdims=True)
-                halves.append(np.where(sound & np.isfinite(norm), equal * (ROUNDING / np.maximum(norm, 1.0)), 0.0))
-        result = np.zeros((n, cells + 1, tensors))
-        result[np.arange(n), cell] = halves[0]
-        result[:, cells] = halves[1]
-        return result.reshape(n, (cells + 1) * tensors)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.common.block_energies import ENERGY_BOUND
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
 from equipoise.common.privacy.plan import ReleasePlan
@@ -170,10 +169,10 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
 
 
 def block_sensitivities(study: Study, layout: Layout) -> Query:
-    """Squared gradient norms by tensor: of the score by cell, and of the cross-entropy. Inputs: the model, `units`.
+    """Squared gradient norms by tensor, of the score and of the cross-entropy. Inputs: the model, `weights`, `units`.
 
-    One vector a patient, equalised by public units and clipped (`equipoise.common.block_energies.Equalisation`), so
-    that the plan depends on shapes alone.
+    One vector a patient: weighted by cell, equalised by public units and clipped to norm 1
+    (`equipoise.common.equalisation`), so that the plan depends on shapes alone.
     """
     tensors = len(layout.shapes)
     return _vector(
@@ -182,8 +181,8 @@ def block_sensitivities(study: Study, layout: Layout) -> Query:
         "mask",
         MASK,
         {"attribute": study.primary.name, "tensors": list(layout.shapes)},
-        {"bias": (groups_of(study), 2, tensors), "task": (tensors,)},
-        clip=ENERGY_BOUND,
+        {"bias": (tensors,), "task": (tensors,)},
+        clip=1.0,
     )
 
 

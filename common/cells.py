@@ -94,6 +94,22 @@ def bias_weights(
     return weights
 
 
+def squared_bias_weights(counts: Cells, loss: BiasLoss) -> Cells:
+    """Squares of the bias weights where no gap is known: every contrast in full force, signs taken as independent.
+
+    For two groups this is proportional to the square of `bias_weights` where each compared gap exceeds its smoothing.
+
+    Args:
+        counts: patients by cell, (G + 1, 2); may be noisy.
+        loss: see `bias_weights`.
+    """
+    n = np.maximum(counts, 0.0)
+    squares = np.zeros_like(n)
+    for share, contrast in _contrasts(n, loss, "absolute"):
+        squares += np.divide(share * contrast * n.sum(), n, out=np.zeros_like(n), where=n > 0) ** 2
+    return squares
+
+
 def bias_value(counts: Cells, score_sums: Cells, loss: BiasLoss, form: Form = "absolute") -> float:
     """The bias loss itself, from cell counts and sums of scores; 0 where nothing can be compared."""
     n = np.maximum(counts, 0.0)

@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from equipoise.common import catalogue
-from equipoise.common.block_energies import BlockEnergies, Equalisation
+from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.cells import Balance, BiasLoss, Cells, task_weights
 from equipoise.common.classifier import Classifier
+from equipoise.common.equalisation import Equalisation, energy_weights
+from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Outcome
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.pool import Pool, network_of
+from equipoise.common.private_mask import PrivateSensitivities, weighted_patients
+from equipoise.common.private_step import CAP
 from equipoise.common.query import Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
-Vector = NDArray[np.float64]
 PHASE = "whole"
 
 
@@ -65,39 +67,36 @@ def run_masked(study: Study, model: Classifier, p: MaskedRounds) -> Generator[Qu
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
     check_labels(study, counts)
-    mask = None
-    if p.mask != "ones":
-        mask = yield from _soft_mask(study, model, p, counts)
+    if p.mask == "ones":
+        return Outcome(*(yield from run_rounds(study, model, p.steps, p.course, counts)))
+    found = yield from _sensitivities(study, model, p, counts)
+    mask = _soft_mask(p, found, model.layout("whole"), study.seed)
     model, notes = yield from run_rounds(study, model, p.steps, p.course, counts, mask)
-    if mask is not None:
-        notes |= {"mask": mask.summary(), "mask_mean": mask.mean}
-    return Outcome(model, notes)
+    return Outcome(model, {**notes, "mask": mask.summary(), "mask_mean": mask.mean, "sensitivities": found.summary()})
 
 
-def _soft_mask(study: Study, model: Classifier, p: MaskedRounds, counts: Cells) -> Generator[Query, Sum, SoftMask]:
+def _sensitivities(
+    study: Study, model: Classifier, p: MaskedRounds, counts: Cells
+) -> Generator[Query, Sum, PrivateSensitivities]:
     layout = model.layout("whole")
     pool, network = Pool.of(study), network_of(study, model)
     energies = BlockEnergies(network, list(layout.shapes))
     rows = [energies.rows(x) for x in pool.batches()]
-    units = Equalisation.from_pool(np.concatenate([z for z, _ in rows]), np.concatenate([e for _, e in rows]))
+    public = Equalisation.from_pool(np.concatenate([z for z, _ in rows]), np.concatenate([e for _, e in rows]))
+    bias, task = energy_weights(counts, task_weights(counts, p.balance, CAP), p.loss)
     query = catalogue.block_sensitivities(study, layout)
-    total = yield query.with_inputs(**model.inputs(), units=units.arrays)
-    bias, task = sensitivities_of(total, units, counts)
-    mask = SoftMask.from_sensitivities(layout, bias, task, "tensor", "mean", p.floor)
+    units = {"unit": public.unit, "kept": public.kept}
+    total = yield query.with_inputs(**model.inputs(), weights={"bias": bias, "task": task}, units=units)
+    values = np.concatenate([total.value("bias"), total.value("task")])
+    return PrivateSensitivities.from_total(
+        values, public, total.noise_variance**0.5, weighted_patients(counts, bias, task)
+    )
+
+
+def _soft_mask(p: MaskedRounds, found: PrivateSensitivities, layout: Layout, seed: int) -> SoftMask:
+    mask = found.mask(layout, p.floor)
     if p.mask == "constant":
         return mask.constant()
     if p.mask == "permuted":
-        return mask.permuted_tensors(numpy_stream(study.seed, "permuted mask"))
+        return mask.permuted_tensors(numpy_stream(seed, "permuted mask"))
     return mask
-
-
-def sensitivities_of(total: Sum, units: Equalisation, counts: Cells) -> tuple[Vector, Vector]:
-    """Sensitivities of the bias and of the task by tensor, (tensors,) each, from the noised sum.
-
-    The bias is a contrast of cell means, so a cell weighs with the inverse square of its patients; the sign of a gap
-    does not matter, being squared. Noise can push a sum of squares below 0, where it says nothing.
-    """
-    weight = task_weights(counts, "cells", cap=np.inf) ** 2
-    bias = (total.value("bias") * weight[:, :, None]).sum(axis=(0, 1)) * units.bias_unit * units.bias_clip
-    task = total.value("task") * units.task_unit * units.task_clip
-    return np.maximum(bias, 0.0), np.maximum(task, 0.0)

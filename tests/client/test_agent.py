@@ -472,7 +472,7 @@ def test_planted_identifiers_of_a_real_cohort_never_leave(tmp_path: Path) -> Non
         broken.ledger.close()
         manifest.write_text(text)
     for reply in replies:
-        for secret in (*SECRETS, "4711", "hospital-of-secrets", str(tmp_path), "manifest"):
+        for secret in (*SECRETS, "patient-4711", "hospital-of-secrets", str(tmp_path), "manifest"):
             assert secret.encode() not in reply
     log = (tmp_path / "s" / "agent.log.jsonl").read_text()
     assert "patient-4711 is ill" in log

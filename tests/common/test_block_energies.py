@@ -1,20 +1,17 @@
-"""Energies by tensor against autograd, for patients with one image and with several; equalised contributions."""
+"""Energies by tensor against autograd, for patients with one image and with several, sound and damaged."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.common.block_energies import BlockEnergies, Equalisation
+from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.models import mlp, resnet18, resnet_small
 
 WITHIN = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -147,7 +144,24 @@ def test_patients_do_not_touch_each_other() -> None:
     for together, single, damaged in zip(everyone, alone, beside, strict=True):
         np.testing.assert_allclose(together[3], single[0], rtol=1e-4)
         np.testing.assert_allclose(damaged[1:], together[1:], rtol=1e-4)
-        assert np.isnan(damaged[0]).any()
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("factory", [resnet_small, Positions, Grouped], ids=["rules", "dilated", "vmap"])
+def test_a_damaged_row_counts_as_zero(factory: Callable[[], nn.Module], damage: float) -> None:
+    """It stays one of the patient's rows: a patient of a sound and a damaged row has a quarter of the sound row's."""
+    model = made(factory)
+    shape = (4, 4, 6, 6) if factory is Grouped else (4, 3, 32, 32)
+    x, owner, label = torch.randn(*shape), torch.tensor([0, 0, 1, 2]), torch.tensor([1, 0, 1])
+    x[0, 1], x[2, 0] = damage, damage
+    energies = BlockEnergies(model, names_of(model))  # sees a damaged row first
+    found = energies.patients(x, owner, label)
+    sound = BlockEnergies(model, names_of(model)).patients(x[[1, 3]], torch.tensor([0, 1]), label[[0, 2]])
+    for mine, theirs in zip(found, sound, strict=True):
+        np.testing.assert_allclose(mine[0], theirs[0] / 4, rtol=1e-4)
+        assert not mine[1].any()
+        np.testing.assert_allclose(mine[2], theirs[1], rtol=1e-4)
+    assert (energies._layers is None) == (factory is Grouped)  # the way taken did not depend on the damage
 
 
 def test_some_tensors_and_no_rows() -> None:
@@ -192,69 +206,3 @@ def test_it_costs_little_more_than_training() -> None:
     energies.patients(x, owner, label)
     pairs = [(cost(plain), cost(lambda: energies.patients(x, owner, label))) for _ in range(3)]
     assert min(b for _, b in pairs) <= 1.8 * min(a for a, _ in pairs)
-
-
-# --- equalisation
-
-
-def test_equalisation_by_hand() -> None:
-    """Two images with p = 1/2, so p (1 - p) = 1/4: bias energies are 1/16 and task energies 1/4 of the logit's."""
-    energies = np.array([[16.0, 0.0], [48.0, 64.0]])
-    found = Equalisation.from_pool(np.zeros(2), energies, power=0.5, percentile=100)
-    np.testing.assert_allclose(found.bias_unit, [2**0.5, 2**0.5])  # means 2 and 2
-    np.testing.assert_allclose(found.task_unit, [8**0.5, 8**0.5])
-    assert found.bias_clip == pytest.approx(np.hypot(3, 4) / 2**0.5)
-    assert found.task_clip == pytest.approx(np.hypot(12, 16) / 8**0.5)
-    half = found.contributions(np.array([[3.0, 4.0]]), np.array([[6.0, 8.0]]), np.array([1]), cells=2)
-    np.testing.assert_allclose(half, [[0, 0, 0.6, 0.8, 0.3, 0.4]])
-    clipped = found.contributions(np.array([[30.0, 40.0]]), np.array([[6.0, 8.0]]), np.array([0]), cells=2)
-    np.testing.assert_allclose(clipped, [[0.6, 0.8, 0, 0, 0.3, 0.4]])
-
-
-def test_full_equalisation_makes_tensors_alike() -> None:
-    rng = np.random.default_rng(0)
-    energies = rng.exponential(size=(500, 4)) * [1e-6, 1.0, 1e3, 1e6]
-    equal = Equalisation.from_pool(np.zeros(500), energies, power=1.0)
-    np.testing.assert_allclose((energies / 16 / equal.bias_unit).mean(axis=0), 1.0)
-    none = Equalisation.from_pool(np.zeros(500), energies, power=0.0)
-    np.testing.assert_allclose(none.bias_unit, 1.0)
-
-
-def test_a_tensor_that_no_public_image_moves() -> None:
-    found = Equalisation.from_pool(np.zeros(2), np.array([[16.0, 0.0], [16.0, 0.0]]))
-    assert found.bias_unit[1] == found.bias_unit[0]
-    for energies in (np.zeros((2, 2)), np.zeros((0, 2)), np.full((2, 2), np.nan)):
-        with pytest.raises(ValueError, match="equalisation"):
-            Equalisation.from_pool(np.zeros(len(energies)), energies)
-
-
-numbers = st.floats(allow_nan=True, allow_infinity=True).map(abs)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_no_patient_exceeds_the_bound(data: Any) -> None:
-    n, tensors, cells = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 5)), 6
-    size = {"min_size": n * tensors, "max_size": n * tensors}
-    bias = np.reshape(data.draw(st.lists(numbers, **size)), (n, tensors))
-    task = np.reshape(data.draw(st.lists(numbers, **size)), (n, tensors))
-    cell = np.array(data.draw(st.lists(st.integers(0, cells - 1), min_size=n, max_size=n)), dtype=np.int64)
-    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
-    scales = Equalisation.from_pool(rng.standard_normal(20), rng.exponential(size=(20, tensors)))
-    found = scales.contributions(bias, task, cell, cells)
-    assert found.shape == (n, 7 * tensors)
-    assert np.isfinite(found).all()
-    assert (found >= 0).all()
-    for row in found:
-        assert np.linalg.norm(row[: cells * tensors]) <= 1
-        assert np.linalg.norm(row[cells * tensors :]) <= 1
-        assert np.linalg.norm(row) <= 2**0.5
-
-
-def test_energies_that_are_not_finite_contribute_nothing() -> None:
-    scales = Equalisation.from_pool(np.zeros(3), np.ones((3, 2)))
-    bias = np.array([[np.nan, 1.0], [1.0, 1.0], [1.0, 1.0]])
-    task = np.array([[1.0, 1.0], [np.inf, 1.0], [1.0, 1.0]])
-    found = scales.contributions(bias, task, np.array([0, 0, 0]), 2)
-    assert not found[:2].any()
-    assert found[2].any()
