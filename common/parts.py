@@ -117,15 +117,15 @@ def bits_of(parts: Sequence[Part], tying: Tying, stages: int = 4, outside: bool 
         for number, chunk in enumerate(np.array_split(np.arange(len(order)), min(stages, len(order))))
         for block in (order[i] for i in chunk)
     }
-    name_of = {
-        "parts": lambda part: part.name,
-        "stages": lambda part: f"stage{stage[part.block]}.{part.kind}",
-        "blocks": lambda part: part.block,
-        "kinds": lambda part: part.kind,
-    }[tying]
     tied: dict[str, list[Part]] = {}
     for part in inner:
-        tied.setdefault(name_of(part), []).append(part)
+        names = {
+            "parts": part.name,
+            "stages": f"stage{stage[part.block]}.{part.kind}",
+            "blocks": part.block,
+            "kinds": part.kind,
+        }
+        tied.setdefault(names[tying], []).append(part)
     for part in parts:
         if not part.block and outside:
             tied.setdefault(part.name, []).append(part)
@@ -159,7 +159,7 @@ def tensors_of(bits: Sequence[Bit], mask: Sequence[int]) -> tuple[str, ...]:
 
 
 def _blocks(network: nn.Module, head: str) -> list[str]:
-    """Paths of the blocks: the outermost modules with layers inside and a sibling of the same class; else the layers."""
+    """Paths of the blocks: the outermost modules that have layers inside and a sibling of their class; else layers."""
     level: list[tuple[str, nn.Module]] = [("", network)]
     while level:
         children = [

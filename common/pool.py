@@ -56,7 +56,7 @@ class Pool:
                 f"{KEY} is missing: bases and clip bounds need unlabelled public images or rows; name a .zip, .csv or "
                 ".parquet file"
             )
-        return _read(Path(named.path), named.sha256, study.inputs)
+        return _read(Path(named.path), named.sha256, study.inputs.kind, study.inputs.model_dump_json())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,7 +85,9 @@ def network_of(study: Study, model: Classifier, *, base: bool = False) -> nn.Mod
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, digest: str | None, inputs: ImageInputs | TableInputs) -> Pool:
+def _read(path: Path, digest: str | None, kind: str, described: str) -> Pool:
+    # The inputs come as text, since a list of features has no hash to keep a pool under.
+    inputs = (ImageInputs if kind == "image" else TableInputs).model_validate_json(described)
     try:
         content = path.read_bytes()
     except OSError:
@@ -100,8 +102,8 @@ def _read(path: Path, digest: str | None, inputs: ImageInputs | TableInputs) -> 
         manifest = read_manifest(path)
         rows = feature_table(manifest, inputs, str, manifest.where)
     expected = (3, inputs.size, inputs.size) if isinstance(inputs, ImageInputs) else (2 * len(inputs.features),)
-    kind = torch.uint8 if isinstance(inputs, ImageInputs) else torch.float32
-    if len(rows) == 0 or tuple(rows.shape[1:]) != expected or rows.dtype != kind:
+    dtype = torch.uint8 if isinstance(inputs, ImageInputs) else torch.float32
+    if len(rows) == 0 or tuple(rows.shape[1:]) != expected or rows.dtype != dtype:
         raise DataError(f"{path}: rows of shape {tuple(rows.shape)}, expected (n, {', '.join(map(str, expected))})")
     return Pool(inputs, rows)
 

@@ -138,7 +138,7 @@ class Space:
         a mask that differs within a filter acts by its mean there.
 
         Args:
-            mask: parameter -> factors in [0, 1] of the parameter's shape (`SoftMask.values`).
+            mask: parameter -> factors in [0, 1] of the parameter's shape (`SoftMask.values`), or one for all of it.
             least: smaller values count as 0.
 
         Raises:
@@ -147,6 +147,8 @@ class Space:
         parts = []
         for part in self.parts:
             value = mask.get(part.name)
+            if value is not None and value.ndim == 0:
+                value = np.full(part.shape, value)
             if value is None or value.shape != part.shape:
                 found = "none" if value is None else f"shape {value.shape}"
                 raise ModelError(f"mask: {part.name!r} needs factors of shape {part.shape}, found {found}")
@@ -170,6 +172,11 @@ class Space:
     def size(self) -> int:
         """D, the number of coordinates."""
         return sum(len(part.kept) for part in self.parts)
+
+    def seen_masked(self, gradients: Vector, masked: Space) -> Vector:
+        """Gradients (n, D') by the coordinates of `self.masked(...)`, from gradients (n, D) by those of this space."""
+        columns = [gradients[:, self.blocks[part.name]][:, part.kept] * part.scale[part.kept] for part in masked.parts]
+        return np.concatenate(columns, axis=1)
 
     def weight_changes(self, theta: Vector) -> dict[str, Vector]:
         """Parameter -> change, float64 of the parameter's shape, from theta (D,)."""

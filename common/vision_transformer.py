@@ -74,7 +74,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(m, patches, width) to the same shape."""
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
 
 
 class VisionTransformer(nn.Module):
