@@ -15,7 +15,7 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def test_it_has_the_declared_size_and_one_logit_a_row() -> None:
     model = vit_small()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 137_217
+    assert sum(parameter.numel() for parameter in model.parameters()) == 146_433
     assert model(IMAGES).shape == (4,)
     assert split_parameters(model, "head.")[1] == ["head.weight", "head.bias"]
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
