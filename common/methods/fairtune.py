@@ -15,8 +15,8 @@ done here. What only the paper's text has (its number of trials, epochs and vari
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,28 +26,25 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Balance, Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
-from equipoise.common.errors import DataError, StudyError
-from equipoise.common.fairness.tables import Floats, hybrid_edges, quantile_edges
-from equipoise.common.halving import Judgement, Rung, ranked, rungs_of, winner_of
+from equipoise.common.errors import StudyError
+from equipoise.common.halving import Judgement, Rung, rungs_of
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import check_labels
+from equipoise.common.methods.candidates import TRIAL, Candidate, Judge, Search
 from equipoise.common.methods.method import Method, Outcome, Steps
-from equipoise.common.methods.trials import Averaging, Trainer, Trial, Whitening
+from equipoise.common.methods.trials import Averaging, Trainer, Whitening
 from equipoise.common.methods.whitened import Whitened
 from equipoise.common.models import load_factory
-from equipoise.common.objective import Name, Objective, auc_noise, auc_of
+from equipoise.common.objective import Name
 from equipoise.common.parts import Bit, Tying, bits_of, fixed_masks, parts_of, tensors_of
-from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Query, Sum
 from equipoise.common.searcher import Kind, Proposal, Searcher
 from equipoise.common.study import Study
 
-TRIAL, FINAL = "trial", "final"  # phases of the plan
+FINAL = "final"  # phase of the plan
 CANDIDATES, PRIVATE_CANDIDATES = 27, 9
 PRIVATE_BINS = 8
-DEVIATIONS = 2.0  # of the noise, by which an AUC must miss the floor to count as below it
-BELOW = 1e3  # taken from the value of a candidate below the floor before the searcher hears of it
 
 
 class Rates(Strict):
@@ -178,11 +175,6 @@ class Setting:
             trainer,
         )
 
-    @property
-    def histogram(self) -> Query:
-        """The validation query of every candidate."""
-        return catalogue.candidate_histogram(self.study, self.bins)
-
     def searcher(self) -> Searcher:
         """Who proposes; the fixed masks come first, but not where chance is to be shown."""
         first: list[Proposal] = []
@@ -194,15 +186,16 @@ class Setting:
         first = first[: self.rungs[0].candidates]
         return Searcher(self.p.search, bits, self.rates.low, self.rates.high, self.study.seed, first)
 
-    def tensors(self, mask: tuple[int, ...]) -> tuple[str, ...]:
-        """What a proposal switches on."""
+    def tensors(self, mask: Sequence[int]) -> tuple[str, ...]:
+        """What a proposal switches on, beside the head."""
         return tensors_of(self.bits, mask if self.p.masks == "searched" else [1] * len(self.bits))
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order: of all candidates on all rungs, and of the final run."""
     setting = Setting.of(study, model)
-    p, trainer, histogram = setting.p, setting.trainer, setting.histogram
+    p, trainer = setting.p, setting.trainer
+    histogram = catalogue.candidate_histogram(study, setting.bins)
     queries = [catalogue.cell_counts(study)]
     if p.chosen is not None:
         return queries + trainer.plan(FINAL, 0, p.rounds)
@@ -217,146 +210,43 @@ def plan(study: Study, model: Classifier) -> list[Query]:
 def run(study: Study, model: Classifier) -> Steps:
     """Cell counts, the search, the final run."""
     setting = Setting.of(study, model)
+    p = setting.p
     counts = (yield catalogue.cell_counts(study)).value("patients")
     check_labels(study, counts)
-    if setting.p.chosen is not None:
-        mask = tuple(int(bit.name in setting.p.chosen.bits) for bit in setting.bits)
-        trial = setting.trainer.start(FINAL, tensors_of(setting.bits, mask), setting.p.chosen.lr, counts)
-        yield from trial.advance(setting.p.rounds)
-        return Outcome(trial.model, {**trial.notes, **_mask_notes(setting, tensors_of(setting.bits, mask))})
-    judge = yield from _Judge.begin(setting)
-    search = _Search(setting, judge, counts)
-    yield from search.climb()
+    if p.chosen is not None:
+        tensors = tensors_of(setting.bits, [int(bit.name in p.chosen.bits) for bit in setting.bits])
+        trial = setting.trainer.start(FINAL, tensors, p.chosen.lr, counts)
+        yield from trial.advance(p.rounds)
+        return Outcome(trial.model, {**trial.notes, **_mask_notes(setting, tensors)})
+    judge = yield from Judge.begin(study, model, setting.bins, p.objective, p.fewest, p.floor)
+    search = Search(setting.rungs, setting.trainer, judge, counts)
+    yield from search.climb(setting.searcher(), setting.tensors)
     return (yield from _finish(setting, judge, search, counts))
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Judges models by the validation patients of all sites.
-
-    Attributes:
-        base: the vendor's model's judgement.
-        spread: standard deviation of the noise on the vendor's model's AUC.
-    """
-
-    setting: Setting
-    objective: Objective
-    base: Judgement
-    spread: float
-
-    @classmethod
-    def begin(cls, setting: Setting) -> Generator[Query, Sum, _Judge]:
-        """Fix the objective's groups and the floor on the vendor's model.
-
-        Raises:
-            DataError: no site has a validation patient of one of the labels.
-        """
-        table, edges, variance = yield from _measure(setting, setting.model)
-        if table.sum(axis=(0, 2)).min() < 1:
-            raise DataError(
-                "fairtune: candidates are judged on validation patients, and one of the labels has none at any site; "
-                "give the sites' splits a validation share"
-            )
-        objective = Objective.of(setting.p.objective, table, setting.p.fewest)
-        pooled = table.sum(axis=0)
-        spread = auc_noise(pooled, variance * len(table))
-        return cls(setting, objective, Judgement(objective.value(table, edges), auc_of(pooled), True), spread)
-
-    def judge(self, model: Classifier) -> Generator[Query, Sum, Judgement]:
-        """The objective, the AUC, and whether it keeps the floor, as far as the noise lets one tell."""
-        table, edges, variance = yield from _measure(self.setting, model)
-        pooled = table.sum(axis=0)
-        auc = auc_of(pooled)
-        noise = DEVIATIONS * float(np.hypot(auc_noise(pooled, variance * len(table)), self.spread))
-        return Judgement(self.objective.value(table, edges), auc, auc + noise >= self.base.auc - self.setting.p.floor)
-
-
-@dataclass
-class _Candidate:
-    """A mask and a learning rate, and how they fared."""
-
-    number: int
-    tensors: tuple[str, ...]
-    bits: list[str]
-    lr: float
-    judged: list[tuple[int, Judgement]] = field(default_factory=list)  # rounds, judgement
-
-
-class _Search:
-    """The climb over the rungs."""
-
-    def __init__(self, setting: Setting, judge: _Judge, counts: Cells) -> None:
-        self._setting, self._judge, self._counts = setting, judge, counts
-        self.candidates: dict[int, _Candidate] = {}
-        self.judged: list[dict[int, Judgement]] = []  # by rung
-        self.best: list[tuple[Classifier, Trial]] = []  # by rung: its best candidate there
-
-    def climb(self) -> Generator[Query, Sum, None]:
-        """Each rung is judged whole before a round of the next is spent."""
-        setting, searcher = self._setting, self._setting.searcher()
-        trials: dict[int, Trial] = {}
-        for level, rung in enumerate(setting.rungs):
-            judged: dict[int, Judgement] = {}
-            models: dict[int, Classifier] = {}
-            standing = range(rung.candidates) if level == 0 else list(trials)
-            for number in standing:
-                if level == 0:
-                    trials[number] = self._propose(number, searcher)
-                yield from trials[number].advance(rung.rounds - rung.before)
-                models[number] = trials[number].model
-                judged[number] = yield from self._judge.judge(models[number])
-                self.candidates[number].judged.append((rung.rounds, judged[number]))
-                if level == 0:
-                    searcher.tell(judged[number].value - (0.0 if judged[number].held else BELOW))
-            order = ranked(judged, self._judge.objective.auc_within)
-            self.judged.append(judged)
-            self.best.append((models[order[0]], trials[order[0]]))
-            going_on = setting.rungs[level + 1].candidates if level + 1 < len(setting.rungs) else 0
-            trials = {number: trials[number] for number in order[:going_on]}
-
-    def _propose(self, number: int, searcher: Searcher) -> Trial:
-        setting = self._setting
-        mask, lr = searcher.ask()
-        tensors = setting.tensors(mask)
-        names = [bit.name for bit in setting.bits if set(bit.tensors) <= set(tensors)]
-        self.candidates[number] = _Candidate(number, tensors, names, lr)
-        return setting.trainer.start(TRIAL, tensors, lr, self._counts)
-
-
-def _measure(setting: Setting, model: Classifier) -> Generator[Query, Sum, tuple[Floats, Floats, float]]:
-    """Summed validation histogram (G + 1, 2, bins), its inner edges, and the variance of the noise on a cell."""
-    study = setting.study
-    if study.privacy.private:
-        # Bins that hold patients: quantiles of what the model makes of the public pool.
-        edges = quantile_edges(Pool.of(study).scores(network_of(study, model)).numpy(), setting.bins)
-    else:
-        edges = hybrid_edges(None, setting.bins)
-    total = yield setting.histogram.with_inputs(**model.inputs(), edges={"edges": edges})
-    return total.value(study.primary.name), edges, total.noise_variance
-
-
-def _finish(setting: Setting, judge: _Judge, search: _Search, counts: Cells) -> Generator[Query, Sum, Outcome]:
+def _finish(setting: Setting, judge: Judge, search: Search, counts: Cells) -> Generator[Query, Sum, Outcome]:
     """The result: the winner, kept or trained anew; the vendor's model where no candidate kept the floor."""
-    found = winner_of(search.judged, judge.objective.auc_within)
+    found = search.winner
     notes = _search_notes(setting, judge, search)
     if found is None:
         notes["search"]["winner"] = None
         return Outcome(setting.model, notes)
     level, number = found
     winner, rounds = search.candidates[number], setting.rungs[level].rounds
-    model, trial = search.best[level]
-    notes["search"]["winner"] = {"candidate": number, "bits": winner.bits, "lr": winner.lr, "rounds": rounds}
+    model, rounds_notes = search.best[level]
+    bits = _names(setting, winner)
+    notes["search"]["winner"] = {"candidate": number, "bits": bits, "lr": winner.lr, "rounds": rounds}
     if setting.retrain:
         anew = setting.trainer.start(FINAL, winner.tensors, winner.lr, counts)
         yield from anew.advance(rounds)
         again = yield from judge.judge(anew.model)
         notes["search"]["final"] = _judgement_notes(rounds, again)
         if again.held:
-            model, trial = anew.model, anew
-    return Outcome(model, {**notes, **trial.notes, **_mask_notes(setting, winner.tensors)})
+            model, rounds_notes = anew.model, dict(anew.notes)
+    return Outcome(model, {**notes, **rounds_notes, **_mask_notes(setting, winner.tensors)})
 
 
-def _search_notes(setting: Setting, judge: _Judge, search: _Search) -> dict[str, Any]:
+def _search_notes(setting: Setting, judge: Judge, search: Search) -> dict[str, Any]:
     objective = judge.objective
     names = setting.study.primary.groups
     return {
@@ -364,7 +254,7 @@ def _search_notes(setting: Setting, judge: _Judge, search: _Search) -> dict[str,
             "objective": objective.name,
             "objective_asked": objective.wanted,
             "groups": [names[g] for g in objective.groups],
-            "floor": judge.base.auc - setting.p.floor,
+            "floor": judge.floor,
             "base": _judgement_notes(0, judge.base),
             "rounds_of_a_full_run": setting.p.rounds,
             "rounds_planned": sum(rung.spent for rung in setting.rungs),
@@ -372,7 +262,7 @@ def _search_notes(setting: Setting, judge: _Judge, search: _Search) -> dict[str,
             "candidates": [
                 {
                     "candidate": one.number,
-                    "bits": one.bits,
+                    "bits": _names(setting, one),
                     "lr": one.lr,
                     "rungs": [_judgement_notes(rounds, judged) for rounds, judged in one.judged],
                 }
@@ -380,6 +270,11 @@ def _search_notes(setting: Setting, judge: _Judge, search: _Search) -> dict[str,
             ],
         }
     }
+
+
+def _names(setting: Setting, candidate: Candidate) -> list[str]:
+    """The bits that a candidate's mask switches on."""
+    return [bit.name for bit in setting.bits if set(bit.tensors) <= set(candidate.tensors)]
 
 
 def _judgement_notes(rounds: int, judged: Judgement) -> dict[str, Any]:

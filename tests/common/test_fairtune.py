@@ -1,4 +1,4 @@
-"""FairTune as a whole: it finds a planted answer, costs what it says, replays, and shares no error of the public code."""
+"""FairTune as a whole: it finds a planted answer, costs what it says, replays, shares no error of the public code."""
 
 from __future__ import annotations
 

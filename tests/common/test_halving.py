@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def test_every_ladder_ends_at_the_full_run_and_never_trains_twice(candidates: in
     assert ladder[0].candidates == candidates
     assert ladder[-1].rounds == rounds
     assert ladder[0].before == 0
-    for below, above in zip(ladder, ladder[1:], strict=False):
+    for below, above in pairwise(ladder):
         assert above.before == below.rounds < above.rounds
         assert above.candidates == below.candidates // reduction
     full_runs = sum(rung.spent for rung in ladder) / rounds

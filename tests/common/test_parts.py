@@ -77,7 +77,7 @@ def test_blocks_can_be_named_by_a_pattern() -> None:
 def test_frozen_tensors_are_in_no_part() -> None:
     model = mlp(6)
     model.get_parameter("extractor.0.bias").requires_grad_(False)
-    assert [part.tensors for part in parts_of(model, "head.")][0] == ("extractor.0.weight",)
+    assert next(part.tensors for part in parts_of(model, "head.")) == ("extractor.0.weight",)
 
 
 def test_the_published_bits_are_three_a_block_and_stages_tie_them() -> None:
