@@ -72,6 +72,7 @@ def test_the_search_finds_the_planted_block() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_search_finds_the_planted_block_in_eight_of_ten_seeds_and_chance_does_not() -> None:
     found = {search: sum(planted_found(seed, search) for seed in range(10)) for search in ("tpe", "random")}
     print(f"planted block found in 10 seeds: {found}")
