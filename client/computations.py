@@ -17,11 +17,13 @@ from torch import Tensor
 from equipoise.client.cohort import Split
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import ScoreCache, cells_of, network, patient_means, row_logits, rows_of
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.classifier import state_from_inputs
+from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
-from equipoise.common.fairness.tables import bin_scores, decide
+from equipoise.common.fairness.joint import interval_cells
+from equipoise.common.fairness.tables import bin_scores
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
@@ -29,7 +31,7 @@ from equipoise.common.query import Query
 from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
 from equipoise.common.space import Space
 from equipoise.common.streams import torch_stream
-from equipoise.common.study import Study
+from equipoise.common.study import ScoreInputs, Study
 
 GRADIENT_BATCH = 64
 
@@ -243,18 +245,15 @@ def score_histogram(place: Workplace) -> Contribution:
 
 
 def decision_table(place: Workplace) -> Contribution:
-    """The cells (operating point, group, label, decision before, decision after) of each patient."""
-    before, after = _scores(place, "before"), _scores(place, "after")
-    points = place.query.inputs["thresholds"]["thresholds"]
-    cells = {}
-    for name, block in place.query.blocks.items():
-        group = place.group(name)
-        columns = [
-            (np.full_like(group, i), group, place.label, decide(before, first).astype(int), decide(after, second))
-            for i, (first, second) in enumerate(points)
-        ]
-        cells[name] = np.stack([np.ravel_multi_index(column, block.shape) for column in columns], axis=1)
-    return Fills(cells)
+    """The cell (group, label, interval of the score before, and after) of each patient, for every attribute."""
+    thresholds = place.query.inputs["thresholds"]["thresholds"]
+    before, after = interval_cells(_scores(place, "before"), _scores(place, "after"), *thresholds.T)
+    return Fills(
+        {
+            name: np.ravel_multi_index((place.group(name), place.label, before, after), block.shape)[:, None]
+            for name, block in place.query.blocks.items()
+        }
+    )
 
 
 def placement_sums(place: Workplace) -> Contribution:
@@ -279,6 +278,10 @@ def _nothing(query: Query) -> Totals:
 
 
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
+    inputs = place.study.inputs
+    if isinstance(inputs, ScoreInputs):
+        column = 0 if place.query.parameters[prefix] == BASE or inputs.after is None else 1
+        return patient_means(place.split.inputs[:, column], place.split)
     state = state_from_inputs(place.query.inputs, prefix)
     return place.scores.scores(place.study, state, place.split, place.query.split)
 

@@ -62,8 +62,8 @@ def _table(
     query = Query(name, "patient_sum", split, phase, parameters, blocks, budget=budget)
     if not study.privacy.private:
         return query
-    plan = ReleasePlan.counts(cells, sum(block.size for block in blocks.values()), noise=TEMPLATE_STEPS)
-    return query.under(plan)
+    size = sum(block.size for block in blocks.values())
+    return query.under(ReleasePlan.counts(cells, size, noise=TEMPLATE_STEPS, honest=study.honest_shares))
 
 
 def _vector(
@@ -79,7 +79,8 @@ def _vector(
     if not study.privacy.private:
         blocks = {block: Block.real(shape, clip, declared_total(study)) for block, shape in shapes.items()}
         return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget)
-    plan = ReleasePlan.vector(clip, sum(math.prod(shape) for shape in shapes.values()), noise=clip)
+    size = sum(math.prod(shape) for shape in shapes.values())
+    plan = ReleasePlan.vector(clip, size, noise=clip, honest=study.honest_shares)
     blocks = {block: Block.noisy(shape, plan) for block, shape in shapes.items()}
     return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget).under(plan)
 
@@ -260,11 +261,18 @@ def candidate_histogram(study: Study, bins: int) -> Query:
     )
     if not study.privacy.private:
         return query
-    return query.under(ReleasePlan.counts(1, block.size, noise=TEMPLATE_STEPS, mechanism="discrete_gaussian"))
+    plan = ReleasePlan.counts(
+        1, block.size, noise=TEMPLATE_STEPS, mechanism="discrete_gaussian", honest=study.honest_shares
+    )
+    return query.under(plan)
 
 
 def decision_table(study: Study, before: str, after: str, points: int) -> Query:
-    """Patients by operating point, group, label and both decisions. Inputs: two models, `thresholds` (points, 2)."""
+    """Patients by group, label and the interval of their score before and after, cut at the operating points.
+
+    One cell a patient; the pair tables of all operating points are margins of it (`equipoise.common.fairness.joint`).
+    Inputs: two models, `thresholds` (points, 2).
+    """
     return _table(
         study,
         "decision_table",
@@ -272,8 +280,8 @@ def decision_table(study: Study, before: str, after: str, points: int) -> Query:
         "evaluation",
         TABLES,
         {"before": before, "after": after, "attributes": [a.name for a in study.attributes]},
-        {a.name: (points, len(a.groups) + 1, 2, 2, 2) for a in study.attributes},
-        cells=points * len(study.attributes),
+        {a.name: (len(a.groups) + 1, 2, points + 1, points + 1) for a in study.attributes},
+        cells=len(study.attributes),
     )
 
 

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
-from equipoise.common.fairness.tables import Counts, Floats, hybrid_edges, quantile_edges
+from equipoise.common.fairness.joint import pairs_of_joint
+from equipoise.common.fairness.noise import HistogramNoise, anchored
+from equipoise.common.fairness.tables import Counts, Floats, Table, hybrid_edges, quantile_edges
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Arrays, Query, SplitName, Sum
-from equipoise.common.study import Study
+from equipoise.common.study import ScoreInputs, Study
 
 BASE = "base"
 POINTS = ("rule", "base_rate", "base_threshold")
@@ -37,18 +39,59 @@ class Measured:
 
     Attributes:
         edges: inner edges of the score bins, logits.
-        noise: variance of the noise on each cell of the histograms and of the pair tables; 0 without privacy.
         histograms: (model, split) -> attribute -> counts[g, y, bin].
+        histogram_noise: (model, split) -> variance of the noise in each bin; 0 without privacy.
         thresholds: model -> logit threshold at each of POINTS.
-        pairs: (before, after) -> attribute -> counts[point, g, y, decision before, decision after].
+        joints: (before, after) -> attribute -> counts[g, y, interval before, interval after].
+        pairs: (before, after) -> attribute -> counts[point, g, y, decision before, decision after]; margins of joints.
+        pair_noise: (before, after) -> variance of the noise in each cell of a pair table, (points, 1, 1, 2, 2).
         placements: model -> attribute -> sums of placements against the base, (G + 1, 2, 5).
     """
 
     edges: Floats
     histograms: dict[tuple[str, str], ByAttribute] = field(default_factory=dict)
+    histogram_noise: dict[tuple[str, str], float] = field(default_factory=dict)
     thresholds: dict[str, Floats] = field(default_factory=dict)
+    joints: dict[tuple[str, str], ByAttribute] = field(default_factory=dict)
     pairs: dict[tuple[str, str], ByAttribute] = field(default_factory=dict)
+    pair_noise: dict[tuple[str, str], Floats] = field(default_factory=dict)
     placements: dict[str, dict[str, Floats]] = field(default_factory=dict)
+
+    def add_joint(self, before: str, after: str, joint: ByAttribute, noise: float) -> None:
+        """Take in a decision table, whose cells carry noise of this variance, with its pair tables."""
+        sides = self.thresholds[before], self.thresholds[after]
+        self.joints[before, after] = joint
+        self.pairs[before, after] = {name: pairs_of_joint(table, *sides)[0] for name, table in joint.items()}
+        summed = pairs_of_joint(next(iter(joint.values())), *sides)[1]
+        self.pair_noise[before, after] = noise * summed.astype(np.float64)
+
+    def scores(self, model: str, attribute: str) -> tuple[Table, float | HistogramNoise]:
+        """A model's histogram of the test scores, counts[g, y, bin], and its noise.
+
+        Under noise the decision table says how many patients a group has, more precisely than the bins' sum.
+        """
+        hist, noise = self.histograms[model, "test"][attribute], self.histogram_noise.get((model, "test"), 0.0)
+        if noise == 0.0:
+            return hist, 0.0
+        pair = (BASE, model) if model != BASE else next(found for found in self.pairs if found[0] == BASE)
+        return anchored(hist, noise, self.pairs[pair][attribute][0], self.pair_noise[pair][0])
+
+    def score_pair(
+        self, before: str, after: str, attribute: str
+    ) -> tuple[Table, Table, float | HistogramNoise, Counts | None]:
+        """Two models' histograms of the same test patients, their common noise, and the decision table that pairs them.
+
+        Without noise there is no need of the table where placements were summed; it serves comparisons without them.
+        """
+        pair = before, after
+        hists = [self.histograms[model, "test"][attribute] for model in pair]
+        noise = max(self.histogram_noise.get((model, "test"), 0.0) for model in pair)
+        joint = self.joints[pair][attribute]
+        if noise == 0.0:
+            return hists[0], hists[1], 0.0, joint
+        table, variances = self.pairs[pair][attribute][0], self.pair_noise[pair][0]
+        (first, blur), (second, _) = (anchored(hist, noise, table, variances) for hist in hists)
+        return first, second, blur, joint
 
     def choose_thresholds(self, study: Study, model: str) -> None:
         """Fix the model's operating points from histograms that are there (the base model's come first)."""
@@ -58,17 +101,22 @@ class Measured:
         def pooled(name: str, split: str) -> Counts:
             return self.histograms[name, split][primary]
 
+        def noise(split: str) -> float:
+            return self.histogram_noise.get((model, split), 0.0)
+
         if parse_rule(rule.rule).needs_histogram:
-            own = choose_threshold(rule.rule, pooled(model, rule.source), self.edges)
+            own = choose_threshold(rule.rule, pooled(model, rule.source), self.edges, noise=noise(rule.source))
         else:
             own = choose_threshold(rule.rule, np.zeros((1, 2, 1), dtype=np.int64), self.edges)
         base = own if model == BASE else float(self.thresholds[BASE][0])
         if match.rule != "base_rate":
-            matched = choose_threshold(match.rule, pooled(model, match.source), self.edges)
+            matched = choose_threshold(match.rule, pooled(model, match.source), self.edges, noise=noise(match.source))
         elif model == BASE:
             matched = own
         else:
-            matched = match_selection_rate(pooled(model, match.source), self.edges, pooled(BASE, match.source), base)
+            matched = match_selection_rate(
+                pooled(model, match.source), self.edges, pooled(BASE, match.source), base, noise=noise(match.source)
+            )
         self.thresholds[model] = np.array([own, matched, base])
 
 
@@ -132,6 +180,7 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
             query = catalogue.score_histogram(study, split, name)
             total = yield query.with_inputs(**models[name].inputs(), edges=edges)
             measured.histograms[name, split] = {attribute: total.count(attribute) for attribute in query.blocks}
+            measured.histogram_noise[name, split] = total.noise_variance
         _check_labels(study, measured.histograms[BASE, split][study.primary.name], split)
     for name in names:
         measured.choose_thresholds(study, name)
@@ -141,7 +190,8 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
         total = yield query.with_inputs(
             **models[before].inputs("before"), **models[after].inputs("after"), thresholds={"thresholds": thresholds}
         )
-        measured.pairs[before, after] = {a.name: total.count(a.name) for a in study.attributes}
+        joint = {a.name: total.count(a.name) for a in study.attributes}
+        measured.add_joint(before, after, joint, total.noise_variance)
     if study.privacy.private:
         return measured
     for name in names[1:]:
@@ -160,8 +210,17 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
 
 def _edges(study: Study, models: Mapping[str, Classifier]) -> Floats:
     """Inner edges of the score bins: fixed ones, or under noise quantiles of the public pool's scores."""
+    if isinstance(study.inputs, ScoreInputs) and study.inputs.edges is not None:
+        declared = np.array(study.inputs.edges)
+        logits: Floats = np.log(declared / (1 - declared)).astype(np.float32).astype(np.float64)
+        return logits
     if not study.privacy.private:
         return hybrid_edges(None, study.score_bins)
+    if isinstance(study.inputs, ScoreInputs):
+        raise StudyError(
+            "inputs.edges is missing: under noise the score bins have to be declared, for instance at the deciles of "
+            f"published scores ({study.score_bins - 1} probabilities)"
+        )
     pool = Pool.of(study)
     scores = [pool.scores(network_of(study, model)).numpy() for model in models.values()]
     return quantile_edges(np.concatenate(scores), study.score_bins)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -17,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from equipoise.common.canonical import sha256
+from equipoise.common.canonical import digest_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.features import feature_table
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest
 from equipoise.common.models import load_factory, normalise
-from equipoise.common.study import ImageInputs, Study, TableInputs
+from equipoise.common.study import ImageInputs, Inputs, ScoreInputs, Study
 
 BATCH = 100
 KEY = "privacy.public_pool"
@@ -39,7 +38,7 @@ class Pool:
         rows: images uint8 (n, 3, H, W), or tables float32 (n, F).
     """
 
-    inputs: ImageInputs | TableInputs
+    inputs: Inputs
     rows: Tensor
 
     @classmethod
@@ -56,7 +55,11 @@ class Pool:
                 f"{KEY} is missing: bases and clip bounds need unlabelled public images or rows; name a .zip, .csv or "
                 ".parquet file"
             )
-        return _read(Path(named.path), named.sha256, study.inputs.kind, study.inputs.model_dump_json())
+        key = digest_json([named.path, named.sha256, study.inputs.model_dump(mode="json")])
+        if key not in _kept:
+            _kept.clear()  # a run has one pool
+            _kept[key] = _read(Path(named.path), named.sha256, study.inputs)
+        return _kept[key]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,10 +87,12 @@ def network_of(study: Study, model: Classifier, *, base: bool = False) -> nn.Mod
     return network.eval()
 
 
-@lru_cache(maxsize=4)
-def _read(path: Path, digest: str | None, kind: str, described: str) -> Pool:
-    # The inputs come as text, since a list of features has no hash to keep a pool under.
-    inputs = (ImageInputs if kind == "image" else TableInputs).model_validate_json(described)
+_kept: dict[str, Pool] = {}
+
+
+def _read(path: Path, digest: str | None, inputs: Inputs) -> Pool:
+    if isinstance(inputs, ScoreInputs):
+        raise StudyError(f"{KEY}: given scores need no pool; leave it out")
     try:
         content = path.read_bytes()
     except OSError:
@@ -102,8 +107,8 @@ def _read(path: Path, digest: str | None, kind: str, described: str) -> Pool:
         manifest = read_manifest(path)
         rows = feature_table(manifest, inputs, str, manifest.where)
     expected = (3, inputs.size, inputs.size) if isinstance(inputs, ImageInputs) else (2 * len(inputs.features),)
-    dtype = torch.uint8 if isinstance(inputs, ImageInputs) else torch.float32
-    if len(rows) == 0 or tuple(rows.shape[1:]) != expected or rows.dtype != dtype:
+    kind = torch.uint8 if isinstance(inputs, ImageInputs) else torch.float32
+    if len(rows) == 0 or tuple(rows.shape[1:]) != expected or rows.dtype != kind:
         raise DataError(f"{path}: rows of shape {tuple(rows.shape)}, expected (n, {', '.join(map(str, expected))})")
     return Pool(inputs, rows)
 

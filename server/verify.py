@@ -25,7 +25,7 @@ from equipoise.server.transcript import missing_heads
 
 SEAL = "seal.json"
 # A site's own files change after the run ends, hospitals' data are not the run's, and Flower keeps its own state.
-_NOT_SEALED = ("sites", "hospitals", "flower", SEAL)
+_NOT_SEALED = ("sites", "hospitals", "flower", "deployment", SEAL)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]
             if model_bytes(outcome.classifier) != file.read_bytes():
                 raise TranscriptError(f"{file}: is not what the released sums give; restore the run")
             releases = len(folder.transcript(arm.study, arm.name).rows)
-            checked.append(Checked(f"model of {arm.name}", f"derived again from {releases} sums, bit for bit"))
+            # A control that was trained in a run of its own goes by the name of its folder.
+            name = arm.name if folder is run else folder.path.relative_to(run.path / "controls").as_posix()
+            checked.append(Checked(f"model of {name}", f"derived again from {releases} sums, bit for bit"))
     if task.evaluate:
         run.transcript(task.study, EVALUATION).check()
         _check_report(run)

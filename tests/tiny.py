@@ -23,13 +23,18 @@ from equipoise.client.agent import SiteAgent
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort import Split
 from equipoise.client.computations import COMPUTATIONS, Workplace
+from equipoise.client.ledger import Charge, Ledger, Request
+from equipoise.client.policy import check_query
+from equipoise.client.release import release as through_the_door
 from equipoise.client.workbench import ScoreCache
-from equipoise.common.canonical import sha256
+from equipoise.common.canonical import digest_arrays, digest_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.query import Query, Sum
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
-from equipoise.common.wire import unpack
+from equipoise.common.study_plan import SPLITS, StudyPlan
+from equipoise.common.wire import split_bundles, unpack
+from equipoise.server.release import Delivered, PlainRelease
 from equipoise.server.transport import Reply
 
 FEATURES = 5
@@ -135,6 +140,17 @@ def make_study(
     )
 
 
+def private_study(
+    method: Mapping[str, Any] | None = None, privacy: Mapping[str, Any] | None = None, **changes: Any
+) -> Study:
+    """The tiny study under noise: the head re-fitted in four rounds, epsilon 3."""
+    method = {"name": "private_head", "rounds": 4, "directions": 5, **(method or {})}
+    evaluation = {"threshold": {"rule": "fixed:0.5"}, "bins": 8}
+    return make_study(
+        method, privacy={"mode": "local", "epsilon": 3, **(privacy or {})}, **{"evaluation": evaluation, **changes}
+    )
+
+
 def declare(study: Study, patients: Mapping[str, int]) -> Study:
     """The study with the sites' declared numbers of patients."""
     return study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": dict(patients)})})
@@ -207,11 +223,35 @@ class Memory:
     def patients(self) -> int:
         return sum(split.patients for split in self.splits.values())
 
+    @property
+    def bytes_held(self) -> int:
+        return sum(split.inputs.nbytes for split in self.splits.values())
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_json(
+            {
+                name: digest_arrays(
+                    {
+                        "inputs": split.inputs.numpy(),
+                        "patient": split.patient.numpy(),
+                        "label": split.label.numpy(),
+                        **{f"group {attribute}": group.numpy() for attribute, group in split.groups.items()},
+                    }
+                )
+                for name, split in self.splits.items()
+            }
+        )
+
     def split(self, name: str) -> Split:
         return self.splits[name]
 
     def split_patients(self, name: str) -> int:
         return self.splits[name].patients
+
+    def members(self) -> list[tuple[str, str]]:
+        """Each split's patients have names of their own, whoever they are: splits are disjoint."""
+        return [(f"{name}-{i}", name) for name, split in self.splits.items() for i in range(split.patients)]
 
 
 def site_file(name: str, **changes: Any) -> Site:
@@ -252,6 +292,7 @@ class Post:
     agents: dict[str, Any]
     order: Any = None
     sent: list[tuple[str, bytes]] = field(default_factory=list)
+    plans: dict[str, StudyPlan] = field(default_factory=dict)  # those sent with the requests, by digest
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -271,14 +312,62 @@ class Post:
 
     def asked(self) -> list[str]:
         """Names of the queries that were asked, one entry a message; messages that end a run are left out."""
-        headers = [unpack(request)[0] for _, request in self.sent]
-        return [header["query"]["name"] for header in headers if not header.get("close")]
+        return [query.name for query in self.queries()]
+
+    def queries(self) -> list[Query]:
+        """The queries themselves, as the plan that a request names has them."""
+        found = []
+        for _, request in self.sent:
+            header, arrays = unpack(request)
+            if header.get("close"):
+                continue
+            if header["plan"] not in self.plans and f"{header['plan']}/json" in arrays:
+                self.plans[header["plan"]] = StudyPlan.from_bundle(split_bundles(arrays)[header["plan"]])
+            found.append(self.plans[header["plan"]].entries[header["index"]].query)
+        return found
+
+
+def any_plan(site: Site, study: Study, plan: StudyPlan, scratch: bool) -> None:
+    """A hospital that lets queries be asked outside a study's plan; each must still be known and allowed there."""
+    for entry in plan.entries:
+        check_query(site, entry.query)
+
+
+def request_for(
+    study: Study,
+    plan: StudyPlan,
+    query: Query,
+    *,
+    site: str = "a",
+    number: int = 0,
+    head: str = "head",
+    run: str = "run",
+    delivered: Delivered | None = None,
+) -> bytes:
+    """The coordinator's request for a query with its inputs, which stands in `plan`; `run` is without its arm."""
+    entry = next(e for e in plan.entries if e.query.template == query.template)
+    placed = entry.query.with_inputs(**query.inputs)
+    asked = PlainRelease(
+        study, plan, placed, f"{run}/{entry.arm}", number, head, [site], Delivered() if delivered is None else delivered
+    )
+    return asked.requests()[site]
+
+
+_charges = Ledger(Path(":memory:"), durable=False)
+
+
+def charge_for(query: Query, ledger: Ledger = _charges) -> Charge:
+    """Leave to release `query` once, from a ledger in which each such release is a run of its own."""
+    request = Request("study", f"run {ledger.head}/arm", 0, "head")
+    plans = {split: [query.plan] if split == query.split and query.private else [] for split in SPLITS}
+    ledger.begin_study(request.study, request.whole_run, "main", "plan", plans, None)
+    return ledger.reserve(request, query, "main")
 
 
 def contribution(study: Study, query: Query, split: Split, site: str = "site", release: int = 0) -> dict[str, Any]:
-    """The integers that one site sends, without its door."""
+    """The integers that one site sends, through the last step of its door."""
     place = Workplace(study, site, query, split, ScoreCache(), release)
-    return query.encode(COMPUTATIONS[query.name](place))
+    return through_the_door(charge_for(query), query, COMPUTATIONS[query.name](place))
 
 
 def add_up(query: Query, contributions: Sequence[Mapping[str, NDArray[np.int64]]]) -> Sum:

@@ -4,10 +4,10 @@ With P_b and N_b the positives and negatives in bin b, AUC_B = sum_b P_b (N_<b +
 count one half. It differs from the AUC of the unbinned scores by at most `binning_bound`, half of sum_b p_b q_b with
 p, q the bins' shares of each class.
 
-A patient's *placement* is the share of the other class that it ranks right: for a positive the share of negatives below
-it, for a negative the share of positives above it, ties one half. DeLong's variance is the variance of placements, and
-the variance of an AUC change needs their products. Both models' placements of one patient are known only at the
-patient's site, once the pooled histograms are: a second round of sums over patients (`placement_sums`).
+Histograms may carry noise (`noise`: variance of one cell, or what `noise.anchored` returned with the histogram). The
+AUC is bilinear in the counts, so a noisy histogram gives it without bias as it is, negative bins included; the noise
+adds the variance of sum_b (F_b - A) times the noise of bin b, with F the placements, over n+, and likewise over n-. The
+interval joins DeLong's on the logit scale, taken at the projected histogram, with that of the noise (MOVER).
 
 References:
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837-845. Sun and Xu, IEEE SPL 2014;21:1389-1393 (placements).
@@ -29,7 +29,24 @@ import numpy as np
 
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
-from equipoise.common.fairness.tables import Counts, Floats, group_names
+from equipoise.common.fairness.noise import HistogramNoise, histogram_noise, needed, projected, summed_noise
+from equipoise.common.fairness.placements import auc_influence, placement_sums, placements_of_bins
+from equipoise.common.fairness.tables import Table, group_names
+
+__all__ = [
+    "LARGEST_BINNING_BOUND",
+    "BinnedAUC",
+    "auc_by_group",
+    "auc_estimate",
+    "auc_gap",
+    "binned_auc",
+    "missing_group",
+    "overall_auc",
+    "placement_sums",
+    "placements_of_bins",
+    "worst_group_auc",
+    "xauc",
+]
 
 LARGEST_BINNING_BOUND = 0.005
 _METHOD = "logit delong"
@@ -44,6 +61,8 @@ class BinnedAUC:
         bound: largest distance from the AUC of the unbinned scores.
         variance: DeLong's variance of `value`; 0 where the classes are separated or hold one patient each.
         positives, negatives: patients of each class.
+        noise: variance that the noise in the counts adds.
+        centre: AUC of the projected histogram, at which `variance` was taken; `value` without noise.
     """
 
     value: float
@@ -51,19 +70,28 @@ class BinnedAUC:
     variance: float
     positives: int
     negatives: int
+    noise: float
+    centre: float
 
     def limits(self, z: float) -> tuple[float, float]:
-        """Interval of half-width z on the logit scale.
+        """Interval of half-width z on the logit scale; with noise, its distances and z deviations of it in quadrature.
 
         Edge case: where every pair is ranked right (or every one wrong), DeLong's variance is 0, which is no certainty.
         Pairing off min(n+, n-) disjoint positive-negative pairs makes their successes binomial with the AUC as its
         probability, so Wilson's interval of that many successes holds.
         """
+        low, high = self._sampling_limits(z)
+        if self.noise == 0.0:
+            return low, high
+        down, up = (math.hypot(part, z * self.noise**0.5) for part in (self.centre - low, high - self.centre))
+        return max(self.value - down, 0.0), min(self.value + up, 1.0)
+
+    def _sampling_limits(self, z: float) -> tuple[float, float]:
         if self.variance == 0.0:
             spread = z * z / (min(self.positives, self.negatives) + z * z)
-            return max(self.value - spread, 0.0), min(self.value + spread, 1.0)
-        half = z * self.variance**0.5 / (self.value * (1 - self.value))
-        middle = math.log(self.value / (1 - self.value))
+            return max(self.centre - spread, 0.0), min(self.centre + spread, 1.0)
+        half = z * self.variance**0.5 / (self.centre * (1 - self.centre))
+        middle = math.log(self.centre / (1 - self.centre))
         return _sigmoid(middle - half), _sigmoid(middle + half)
 
     @property
@@ -75,13 +103,34 @@ class BinnedAUC:
         return (z / (min(self.positives, self.negatives) + z * z)) ** 2
 
 
-def binned_auc(counts: Counts) -> BinnedAUC:
+def binned_auc(counts: Table, noise: float | HistogramNoise = 0.0) -> BinnedAUC:
     """AUC of counts[y, bin]; also across groups, with the negatives of one and the positives of another.
+
+    Args:
+        counts: (2, B); with noise, cells may be negative.
+        noise: variance of the noise in one cell, or of `noise.anchored` counts.
 
     Raises:
         ValueError: a class has no patients.
     """
-    total = [int(n) for n in counts.sum(axis=1)]
+    blur = histogram_noise(noise, counts.shape[-1])
+    if blur.cell == 0.0:
+        return _exact_auc(counts)
+    total = counts.sum(axis=1)
+    if total.min() <= 0:
+        raise ValueError("the AUC needs patients of both classes")
+    value = float((counts[1] * placements_of_bins(counts[None])[0, 1]).sum()) / float(total[1])
+    nearest = projected(counts, total)
+    shape = _exact_auc(nearest)
+    rests = auc_influence(nearest, shape.value)
+    variance = sum(
+        blur.cell * float(((rest - rest.mean()) ** 2).sum()) + blur.total * float(rest.mean()) ** 2 for rest in rests
+    )
+    return replace(shape, value=min(max(value, 0.0), 1.0), noise=variance)
+
+
+def _exact_auc(counts: Table) -> BinnedAUC:
+    total = [round(float(n)) for n in counts.sum(axis=1)]
     if min(total) == 0:
         raise ValueError("the AUC needs patients of both classes")
     placements = placements_of_bins(counts[None])[0]
@@ -91,24 +140,35 @@ def binned_auc(counts: Counts) -> BinnedAUC:
     variance = sum(
         float((counts[y] * (placements[y] - value) ** 2).sum()) / (max(total[y] - 1, 1) * total[y]) for y in (0, 1)
     )
-    return BinnedAUC(value, bound, variance, positives, negatives)
+    return BinnedAUC(value, bound, variance, positives, negatives, 0.0, value)
 
 
-def _estimate(counts: Counts, metric: str, group: str | None, level: float, minimum: int) -> Estimate:
+def auc_estimate(
+    counts: Table,
+    noise: float | HistogramNoise,
+    metric: str,
+    group: str | None,
+    level: float,
+    minimum: int,
+) -> Estimate:
     """The AUC of counts[y, bin] as an estimate."""
-    negatives, positives = (int(n) for n in counts.sum(axis=1))
+    negatives, positives = (round(float(n)) for n in counts.sum(axis=1))
     n = negatives + positives
-    need = max(minimum, 1)
+    blur = histogram_noise(noise, counts.shape[-1])
+    need = max(needed(minimum, blur.total), 1)
     if min(negatives, positives) < need:
-        reason = f"{positives} positives and {negatives} negatives, {need} of each needed"
+        noisy = f", counted with noise of {blur.total**0.5:.1f}" if blur.total else ""
+        reason = f"{positives} positives and {negatives} negatives{noisy}, {need} of each needed"
         return Estimate.missing(metric, reason, n=n, level=level, group=group)
-    auc = binned_auc(counts)
+    auc = binned_auc(counts, noise)
     if auc.bound >= 0.5:
         reason = "constant scores: all patients lie in one bin"
         return Estimate.missing(metric, reason, n=n, level=level, group=group, binning_bound=auc.bound)
     low, high = auc.limits(normal_quantile(level))
+    method = f"noisy {_METHOD}" if auc.noise else _METHOD
+    sd, bound = auc.noise**0.5, auc.bound
     estimate = Estimate.of(
-        metric, auc.value, low, high, n=n, method=_METHOD, level=level, group=group, binning_bound=auc.bound
+        metric, auc.value, low, high, n=n, method=method, level=level, group=group, binning_bound=bound, noise_sd=sd
     )
     if auc.bound <= LARGEST_BINNING_BOUND:
         return estimate
@@ -117,65 +177,96 @@ def _estimate(counts: Counts, metric: str, group: str | None, level: float, mini
 
 
 def auc_by_group(
-    hist: Counts, names: Sequence[str] | None = None, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS
+    hist: Table,
+    names: Sequence[str] | None = None,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> tuple[Estimate, ...]:
-    """AUC within each group of hist[g, y, bin], `unknown` last; with fewer than `minimum` of a class not estimable."""
+    """AUC within each group of hist[g, y, bin], `unknown` last; with fewer than `minimum` of a class not estimable.
+
+    `noise` is the variance of the noise in one cell of `hist`, or what `noise.anchored` returned with it.
+    """
     labels = group_names(len(hist), names)
-    return tuple(_estimate(counts, "auc", name, level, minimum) for counts, name in zip(hist, labels, strict=True))
+    return tuple(
+        auc_estimate(counts, noise, "auc", name, level, minimum) for counts, name in zip(hist, labels, strict=True)
+    )
 
 
-def overall_auc(hist: Counts, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Estimate:
-    """AUC over all patients, those of unknown group included."""
-    return _estimate(hist.sum(axis=0), "auc", None, level, minimum)
+def overall_auc(
+    hist: Table,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
+) -> Estimate:
+    """AUC over all patients, those of unknown group included; `noise` as in `auc_by_group`."""
+    return auc_estimate(hist.sum(axis=0), summed_noise(noise, len(hist)), "auc", None, level, minimum)
 
 
 def worst_group_auc(
-    hist: Counts, names: Sequence[str] | None = None, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS
+    hist: Table,
+    names: Sequence[str] | None = None,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> Estimate:
-    """The smallest AUC of the declared groups; not estimable where one of them is not.
+    """The smallest AUC of the declared groups; not estimable where one of them is not. `noise` as in `auc_by_group`.
 
     Interval: simultaneous over the groups (Bonferroni), [smallest lower limit, smallest upper limit].
     """
-    single = auc_by_group(hist, names, level=level, minimum=minimum)[:-1]
+    single = auc_by_group(hist, names, level=level, minimum=minimum, noise=noise)[:-1]
     if lacking := missing_group("worst_group_auc", single, level):
         return lacking
-    aucs = [binned_auc(counts) for counts in hist[:-1]]
+    aucs = [binned_auc(counts, noise) for counts in hist[:-1]]
     limits = [auc.limits(normal_quantile(level, len(aucs))) for auc in aucs]
+    worst = min(aucs, key=lambda auc: auc.value)
     return Estimate.of(
         "worst_group_auc",
-        min(auc.value for auc in aucs),
+        worst.value,
         min(low for low, _ in limits),
         min(high for _, high in limits),
         n=sum(estimate.n for estimate in single),
-        method=f"simultaneous {_METHOD}",
+        method=f"simultaneous {'noisy ' if worst.noise else ''}{_METHOD}",
         level=level,
         binning_bound=max(auc.bound for auc in aucs),
+        noise_sd=worst.noise**0.5,
     )
 
 
 def auc_gap(
-    hist: Counts, names: Sequence[str] | None = None, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS
+    hist: Table,
+    names: Sequence[str] | None = None,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> Estimate:
     """Largest minus smallest AUC of the declared groups; not estimable where one of them is not.
 
-    Interval: simultaneous over the pairs of groups (Bonferroni), each by MOVER from two logit DeLong intervals.
+    Interval: simultaneous over the pairs of groups (Bonferroni), each by MOVER from two logit DeLong intervals. `noise`
+    as in `auc_by_group`.
     """
-    single = auc_by_group(hist, names, level=level, minimum=minimum)[:-1]
+    single = auc_by_group(hist, names, level=level, minimum=minimum, noise=noise)[:-1]
     if lacking := missing_group("auc_gap", single, level):
         return lacking
-    aucs = [binned_auc(counts) for counts in hist[:-1]]
+    aucs = [binned_auc(counts, noise) for counts in hist[:-1]]
     pairs = list(combinations(aucs, 2))
     differences = [_difference(first, second, normal_quantile(level, len(pairs))) for first, second in pairs]
     value, low, high = (max(column) for column in zip(*differences, strict=True))
+    ends = min(aucs, key=lambda auc: auc.value), max(aucs, key=lambda auc: auc.value)
     return Estimate.of(
         "auc_gap",
         value,
         low,
         high,
         n=sum(estimate.n for estimate in single),
-        method=f"simultaneous {_METHOD}",
+        method=f"simultaneous {'noisy ' if ends[0].noise else ''}{_METHOD}",
         level=level,
         binning_bound=sum(sorted(auc.bound for auc in aucs)[-2:]),
+        noise_sd=sum(auc.noise for auc in ends) ** 0.5,
     )
 
 
@@ -199,66 +290,23 @@ def _difference(first: BinnedAUC, second: BinnedAUC, z: float) -> tuple[float, f
 
 
 def xauc(
-    hist: Counts, names: Sequence[str] | None = None, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS
+    hist: Table,
+    names: Sequence[str] | None = None,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> dict[tuple[str, str], Estimate]:
     """P(score of a positive of g > score of a negative of h) for all declared g, h; the diagonal is the group's AUC.
 
-    A shift of one group's scores leaves both AUCs within groups untouched and shows here.
+    A shift of one group's scores leaves both AUCs within groups untouched and shows here. `noise` as in `auc_by_group`.
     """
     labels = group_names(len(hist), names)[:-1]
     return {
-        (g, h): _estimate(np.stack([hist[j, 0], hist[i, 1]]), "xauc", f"{g} over {h}", level, minimum)
+        (g, h): auc_estimate(np.stack([hist[j, 0], hist[i, 1]]), noise, "xauc", f"{g} over {h}", level, minimum)
         for i, g in enumerate(labels)
         for j, h in enumerate(labels)
     }
-
-
-def placements_of_bins(hist: Counts) -> Floats:
-    """The placement that a patient in each cell of hist[g, y, bin] has within its group, float64 in [0, 1].
-
-    Edge case: 0 where the other class of the group is empty.
-    """
-    total = hist.sum(axis=-1, keepdims=True)
-    below = np.cumsum(hist, axis=-1) - hist
-    negatives_below = below[:, :1] + hist[:, :1] / 2
-    positives_above = total[:, 1:] - below[:, 1:] - hist[:, 1:] / 2
-    # Label 0 is placed among the positives above it, label 1 among the negatives below it.
-    other = np.concatenate([total[:, 1:], total[:, :1]], axis=1)
-    placed: Floats = np.concatenate([positives_above, negatives_below], axis=1) / np.maximum(other, 1)
-    return placed
-
-
-def placement_sums(before: Floats, after: Floats, label: Counts, group: Counts, groups: int) -> Floats:
-    """One site's sums over patients by group and label: V_b, V_a, V_b^2, V_a^2, V_b V_a (b before, a after).
-
-    Args:
-        before, after: (n,) float64, each patient's placement under the two models, looked up in `placements_of_bins`
-            of the pooled histograms.
-        label, group: (n,) integers.
-        groups: number of groups, `unknown` included.
-
-    Returns:
-        (groups, 2, 5) float64; every summand lies in [0, 1], so one patient's L2 bound is sqrt(5).
-    """
-    sums = np.zeros((groups, 2, 5))
-    np.add.at(sums, (group, label), np.stack([before, after, before**2, after**2, before * after], axis=-1))
-    return sums
-
-
-def auc_covariance(hist: Counts, sums: Floats) -> Floats:
-    """DeLong covariance [[var before, cov], [cov, var after]] of one group's two AUCs.
-
-    Args:
-        hist: counts[y, bin] of either model (only the numbers of patients are used).
-        sums: (2, 5), the group's part of the summed `placement_sums`.
-    """
-    covariance = np.zeros((2, 2))
-    for n, (v_b, v_a, v_bb, v_aa, v_ba) in zip(hist.sum(axis=1), sums, strict=True):
-        if n < 2:
-            continue
-        scatter = np.array([[v_bb - v_b * v_b / n, v_ba - v_b * v_a / n], [v_ba - v_b * v_a / n, v_aa - v_a * v_a / n]])
-        covariance += scatter / (n * (n - 1))
-    return covariance
 
 
 def _sigmoid(x: float) -> float:

@@ -2,7 +2,12 @@
 
 With the second round's `placement_sums` the variance is DeLong's for correlated curves. Without them both AUCs are
 taken as independent; since models tuned from one base rank alike, that interval is conservative (about twice too wide),
-and its method says `unpaired`.
+and its method says `unpaired`. In between lies what the decision table knows: which interval of scores each patient was
+in before and after gives coarse placements (`joint`), whose correlation is smaller than that of the scores, so the
+interval stays conservative and is narrower.
+
+Histograms may carry noise, independent before and after (`noise`, as in `auc`); their joint table may, too. Placement
+sums are exact and belong to histograms without noise.
 
 References:
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837-845.
@@ -14,154 +19,263 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from equipoise.common.fairness.auc import (
-    BinnedAUC,
-    auc_by_group,
-    auc_covariance,
-    binned_auc,
-    missing_group,
-)
+from equipoise.common.fairness.auc import BinnedAUC, auc_estimate, binned_auc, missing_group
 from equipoise.common.fairness.contrasts import gap_contrasts
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.maximum import DRAWS, change_limits
-from equipoise.common.fairness.tables import Counts, Floats, group_names
+from equipoise.common.fairness.noise import HistogramNoise, projected, summed_noise
+from equipoise.common.fairness.placements import auc_covariance, auc_influence, coarse_sums
+from equipoise.common.fairness.tables import Counts, Floats, Table, group_names
 
 
 def auc_change_by_group(
-    before: Counts,
-    after: Counts,
+    before: Table,
+    after: Table,
     names: Sequence[str] | None = None,
     *,
     sums: Floats | None = None,
+    joint: Counts | None = None,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> tuple[Estimate, ...]:
     """After minus before of each group's AUC, `unknown` last.
 
     Args:
         before, after: (G + 1, 2, B) histograms of the same patients under two models.
         sums: (G + 1, 2, 5), `auc.placement_sums` over all sites.
+        joint: (G + 1, 2, I, J) patients by interval of the score before and after, in rising order; a pair table is one
+            with two intervals each. Used where there are no `sums`.
+        noise: variance of the noise in one cell of either histogram, or what `noise.anchored` returned with both.
 
     Raises:
-        ValueError: the histograms are not about the same patients.
+        ValueError: the histograms are not about the same patients; `sums` with noisy histograms.
     """
-    if not np.array_equal(before.sum(axis=-1), after.sum(axis=-1)):
-        raise ValueError("the histograms before and after count different patients by group and label")
+    _check(before, after, sums, noise)
+    pairing = _pairing(before, sums, joint)
     estimates = []
     for group, name in enumerate(group_names(len(before), names)):
-        lacking = _lacking(before[group], after[group], name, level, minimum)
-        estimates.append(
-            lacking or _one(before[group], after[group], name, None if sums is None else sums[group], level)
-        )
+        tables = before[group], after[group]
+        lacking = _lacking(*tables, name, level, minimum, noise)
+        estimates.append(lacking or _one(*tables, name, pairing[group], _method(sums, joint), level, noise))
     return tuple(estimates)
 
 
 def overall_auc_change(
-    before: Counts, after: Counts, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS
+    before: Table,
+    after: Table,
+    *,
+    joint: Counts | None = None,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> Estimate:
-    """After minus before of the AUC over all patients; unpaired, since placements are summed within groups."""
+    """After minus before of the AUC over all patients; arguments as in `auc_change_by_group`.
+
+    Placements are summed within groups, so there are no sums to pair it with.
+    """
     tables = before.sum(axis=0), after.sum(axis=0)
-    return _lacking(*tables, None, level, minimum) or _one(*tables, None, None, level)
+    pairing = _pairing(before[:1], None, None if joint is None else joint.sum(axis=0, keepdims=True))[0]
+    blur = summed_noise(noise, len(before))
+    lacking = _lacking(*tables, None, level, minimum, blur)
+    return lacking or _one(*tables, None, pairing, _method(None, joint), level, blur)
 
 
-def _lacking(before: Counts, after: Counts, group: str | None, level: float, minimum: int) -> Estimate | None:
+def _check(before: Table, after: Table, sums: Floats | None, noise: float | HistogramNoise) -> None:
+    if noise == 0.0 and not np.array_equal(before.sum(axis=-1), after.sum(axis=-1)):
+        raise ValueError("the histograms before and after count different patients by group and label")
+    if noise != 0.0 and sums is not None:
+        raise ValueError("placement sums belong to histograms without noise; pass the joint table instead")
+
+
+def _lacking(
+    before: Table,
+    after: Table,
+    group: str | None,
+    level: float,
+    minimum: int,
+    noise: float | HistogramNoise,
+) -> Estimate | None:
     for counts in (before, after):
-        single = auc_by_group(np.stack([counts, np.zeros_like(counts)]), level=level, minimum=minimum)[0]
+        single = auc_estimate(counts, noise, "auc", None, level, minimum)
         if single.value is None:
             return Estimate.missing("auc_change", single.reason, n=single.n, level=level, group=group)
     return None
 
 
-def _one(before: Counts, after: Counts, group: str | None, sums: Floats | None, level: float) -> Estimate:
-    aucs = binned_auc(before), binned_auc(after)
-    covariance = _covariance(before, aucs, sums)
+def _one(
+    before: Table,
+    after: Table,
+    group: str | None,
+    correlation: float,
+    method: str,
+    level: float,
+    noise: float | HistogramNoise,
+) -> Estimate:
+    aucs = binned_auc(before, noise), binned_auc(after, noise)
+    added = _noise_covariance((before, after), aucs, noise)
+    covariance = _covariance(aucs, correlation) + added
     change = aucs[1].value - aucs[0].value
-    half = normal_quantile(level) * float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]) ** 0.5
+    half = normal_quantile(level) * _variance_of_change(covariance) ** 0.5
     return Estimate.of(
         "auc_change",
         change,
         max(change - half, -1.0),
         min(change + half, 1.0),
-        n=int(before.sum()),
-        method=_method(sums),
+        n=round(float(before.sum())),
+        method=method,
         level=level,
         group=group,
         binning_bound=aucs[0].bound + aucs[1].bound,
+        noise_sd=_variance_of_change(added) ** 0.5,
     )
 
 
 def worst_group_auc_change(
-    before: Counts,
-    after: Counts,
+    before: Table,
+    after: Table,
     names: Sequence[str] | None = None,
     *,
     sums: Floats | None = None,
+    joint: Counts | None = None,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> Estimate:
-    """After minus before of the smallest AUC of the declared groups; which group is the worst may change."""
+    """After minus before of the smallest AUC of the declared groups; which group is the worst may change.
+
+    Arguments as in `auc_change_by_group`.
+    """
     metric = "worst_group_auc_change"
-    single = auc_change_by_group(before, after, names, sums=sums, level=level, minimum=minimum)[:-1]
+    single = auc_change_by_group(
+        before, after, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=noise
+    )[:-1]
     if lacking := missing_group(metric, single, level):
         return lacking
     # The smallest AUC is minus the largest of the negated ones.
-    change, low, high = _largest_contrast(-np.eye(len(single)), before, after, sums, level=level)
+    groups, pairing = len(single), _pairing(before, sums, joint)
+    change, low, high, sd = _largest_contrast(-np.eye(groups), before, after, pairing, noise, level)
     bound = max(estimate.binning_bound or 0.0 for estimate in single)
-    n = sum(estimate.n for estimate in single)
-    method = f"least favourable, {_method(sums)}"
-    return Estimate.of(metric, -change, -high, -low, n=n, method=method, level=level, binning_bound=bound)
+    return Estimate.of(
+        metric,
+        -change,
+        -high,
+        -low,
+        n=sum(estimate.n for estimate in single),
+        method=f"least favourable, {_method(sums, joint)}",
+        level=level,
+        binning_bound=bound,
+        noise_sd=sd,
+    )
 
 
 def auc_gap_change(
-    before: Counts,
-    after: Counts,
+    before: Table,
+    after: Table,
     names: Sequence[str] | None = None,
     *,
     sums: Floats | None = None,
+    joint: Counts | None = None,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
+    noise: float | HistogramNoise = 0.0,
 ) -> Estimate:
-    """After minus before of the largest difference between two groups' AUCs; below 0, the gap fell."""
+    """After minus before of the largest difference between two groups' AUCs; below 0, the gap fell.
+
+    Arguments as in `auc_change_by_group`.
+    """
     metric = "auc_gap_change"
-    single = auc_change_by_group(before, after, names, sums=sums, level=level, minimum=minimum)[:-1]
+    single = auc_change_by_group(
+        before, after, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=noise
+    )[:-1]
     if lacking := missing_group(metric, single, level):
         return lacking
-    contrasts = gap_contrasts([len(single)], "max")
-    change, low, high = _largest_contrast(contrasts, before, after, sums, level=level)
-    bound = sum(sorted(estimate.binning_bound or 0.0 for estimate in single)[-2:])
-    n = sum(estimate.n for estimate in single)
-    method = f"least favourable, {_method(sums)}"
-    return Estimate.of(metric, change, low, high, n=n, method=method, level=level, binning_bound=bound)
+    contrasts, pairing = gap_contrasts([len(single)], "max"), _pairing(before, sums, joint)
+    change, low, high, sd = _largest_contrast(contrasts, before, after, pairing, noise, level)
+    return Estimate.of(
+        metric,
+        change,
+        low,
+        high,
+        n=sum(estimate.n for estimate in single),
+        method=f"least favourable, {_method(sums, joint)}",
+        level=level,
+        binning_bound=sum(sorted(estimate.binning_bound or 0.0 for estimate in single)[-2:]),
+        noise_sd=sd,
+    )
 
 
 def _largest_contrast(
-    contrasts: Floats, before: Counts, after: Counts, sums: Floats | None, *, level: float
-) -> tuple[float, float, float]:
-    """Change, and its interval, of the largest of `contrasts` (C, G) of the declared groups' AUCs."""
+    contrasts: Floats,
+    before: Table,
+    after: Table,
+    pairing: Floats,
+    noise: float | HistogramNoise,
+    level: float,
+) -> tuple[float, float, float, float]:
+    """Change, its interval and the deviation by noise, of the largest of `contrasts` (C, G) of the groups' AUCs."""
     generator = np.random.default_rng(0)  # released sums only: a fixed seed makes the report reproducible
-    values = np.zeros((2, contrasts.shape[1]))
-    errors = np.zeros((2, DRAWS, contrasts.shape[1]))
-    for group in range(contrasts.shape[1]):
-        aucs = binned_auc(before[group]), binned_auc(after[group])
-        covariance = _covariance(before[group], aucs, None if sums is None else sums[group])
+    groups = contrasts.shape[1]
+    values = np.zeros((2, groups))
+    errors = np.zeros((2, DRAWS, groups))
+    added = np.zeros((groups, 2, 2))
+    for group in range(groups):
+        tables = before[group], after[group]
+        aucs = binned_auc(tables[0], noise), binned_auc(tables[1], noise)
+        added[group] = _noise_covariance(tables, aucs, noise)
+        covariance = _covariance(aucs, pairing[group]) + added[group]
         values[:, group] = [auc.value for auc in aucs]
         errors[:, :, group] = generator.multivariate_normal(np.zeros(2), covariance, size=DRAWS).T
     first, second = (([contrasts @ value], [error @ contrasts.T]) for value, error in zip(values, errors, strict=True))
-    return change_limits(first, second, level)
+    leading = np.stack([contrasts[np.argmax(contrasts @ value)] for value in values]) * np.array([[-1.0], [1.0]])
+    sd = float(np.einsum("ag,gab,bg->", leading, added, leading)) ** 0.5
+    return (*change_limits(first, second, level), sd)
 
 
-def _covariance(counts: Counts, aucs: tuple[BinnedAUC, BinnedAUC], sums: Floats | None) -> Floats:
+def _pairing(hist: Table, sums: Floats | None, joint: Counts | None) -> Floats:
+    """(G + 1,) correlation of each group's AUCs before and after, from placements exact or coarse; 0 where unknown."""
+    if sums is not None:
+        return np.array([_correlation(auc_covariance(*part)) for part in zip(hist, sums, strict=True)])
+    if joint is None:
+        return np.zeros(len(hist))
+    nearest = projected(joint.reshape(*joint.shape[:2], -1), np.maximum(joint.sum(axis=(-2, -1)), 0)).reshape(
+        joint.shape
+    )
+    return np.array([_correlation(auc_covariance(table.sum(axis=-1), coarse_sums(table))) for table in nearest])
+
+
+def _correlation(covariance: Floats) -> float:
+    scale = np.sqrt(np.diag(covariance).prod())
+    return float(np.clip(covariance[0, 1] / scale, -1.0, 1.0)) if scale > 0 else 0.0
+
+
+def _covariance(aucs: tuple[BinnedAUC, BinnedAUC], correlation: float) -> Floats:
     """Covariance of two AUCs of the same patients; a variance of 0 is replaced by that of the disjoint pairs."""
     own = np.array([auc.guarded_variance for auc in aucs])
-    if sums is None:
-        return np.diag(own)
-    delong = auc_covariance(counts, sums)
-    scale = np.sqrt(np.diag(delong).prod())
-    correlation = float(np.clip(delong[0, 1] / scale, -1.0, 1.0)) if scale > 0 else 0.0
     shared = correlation * float(np.sqrt(own.prod()))
     return np.array([[own[0], shared], [shared, own[1]]])
 
 
-def _method(sums: Floats | None) -> str:
-    return "unpaired delong" if sums is None else "paired delong"
+def _noise_covariance(
+    tables: tuple[Table, Table],
+    aucs: tuple[BinnedAUC, BinnedAUC],
+    noise: float | HistogramNoise,
+) -> Floats:
+    """Covariance that noise alone gives two AUCs: none, unless both histograms were anchored to one pair table."""
+    covariance = np.diag([auc.noise for auc in aucs])
+    if isinstance(noise, HistogramNoise):
+        first, second = (
+            auc_influence(projected(table, table.sum(axis=1)), auc.centre).mean(axis=1)
+            for table, auc in zip(tables, aucs, strict=True)
+        )
+        covariance[0, 1] = covariance[1, 0] = noise.total * float(first @ second)
+    return covariance
+
+
+def _variance_of_change(covariance: Floats) -> float:
+    return float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+
+
+def _method(sums: Floats | None, joint: Counts | None) -> str:
+    return "paired delong" if sums is not None else "unpaired delong" if joint is None else "coarsely paired delong"

@@ -15,48 +15,29 @@ A comparison of a method with a control needs their own pair table, which a simu
 models). Where only both tables against the base model exist, `through_base` gives the table that they imply if method
 and control were independent given the base decision. Models that are tuned from one base on the same patients agree
 more than that, so the interval is too wide rather than too narrow.
+
+Counts may carry noise of known variance (`noise`, see the module of that name): the noise of a cell that two rates
+share correlates them, so variances and covariances of both are those of sampling plus those of noise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equipoise.common.errors import StudyError
 from equipoise.common.fairness.contrasts import find_gap, gap_contrasts
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
-from equipoise.common.fairness.intervals import mover, normal_quantile, paired_correlation, wilson_limits
+from equipoise.common.fairness.intervals import mover, normal_quantile, score_limits
 from equipoise.common.fairness.maximum import DRAWS, change_limits
-from equipoise.common.fairness.rates import Strata, strata, too_few
-from equipoise.common.fairness.tables import Counts, Floats, counts_before, group_names
+from equipoise.common.fairness.noise import CellNoise, cell_variances, shortage
+from equipoise.common.fairness.paired import MEMBERS, PairedRate, rate_table
+from equipoise.common.fairness.rates import Strata, strata
+from equipoise.common.fairness.shares import RATES
+from equipoise.common.fairness.tables import Counts, Floats, Table, counts_before, group_names
 
-Pair = NDArray[np.int64] | NDArray[np.float64]  # float only from `through_base`
-
-_PROPORTIONS = ("tpr", "fnr", "fpr", "tnr", "selection_rate", "accuracy")
 _SMOOTHING = 0.25  # patients added to each cell of a table, so that a disagreement nobody showed stays possible
-
-
-def rate_table(rate: str, pair: Pair) -> Pair:
-    """The 2 x 2 table [before, after] of a paired proportion from pair[y, before, after]; index 1 counts for the rate.
-
-    Raises:
-        StudyError: the rate is no proportion of the same patients before and after.
-    """
-    flipped = pair[:, ::-1, ::-1]
-    tables: dict[str, Pair] = {
-        "tpr": pair[1],
-        "fnr": flipped[1],
-        "fpr": pair[0],
-        "tnr": flipped[0],
-        "selection_rate": pair[0] + pair[1],
-        "accuracy": flipped[0] + pair[1],
-    }
-    if rate not in tables:
-        known = ", ".join((*_PROPORTIONS, "balanced_accuracy", "ppv", "npv"))
-        raise StudyError(f"metric={rate}: its change is not defined; choose one of {known}")
-    return tables[rate]
 
 
 def rate_change_by_group(
@@ -66,73 +47,96 @@ def rate_change_by_group(
     *,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
+    noise: CellNoise = 0.0,
 ) -> tuple[Estimate, ...]:
     """After minus before of a rate or of `balanced_accuracy`, for each row of pair[g, y, before, after].
 
-    Edge case: fewer than `minimum` patients in a denominator, before or after, give `not_estimable`.
+    `noise` is the variance of the noise in one cell of `pair`, or an array that broadcasts to its shape.
+
+    Edge case: fewer than `minimum` patients in a denominator, before or after, or no more than its noise, give
+    `not_estimable`.
     """
     labels = group_names(len(pair), names)
-    return tuple(_one(metric, table, name, level, minimum) for table, name in zip(pair, labels, strict=True))
+    variances = cell_variances(noise, pair)
+    return tuple(
+        _one(metric, table, variance, name, level, minimum)
+        for table, variance, name in zip(pair, variances, labels, strict=True)
+    )
 
 
 def overall_rate_change(
-    metric: str, pair: Counts, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS
+    metric: str,
+    pair: Counts,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: CellNoise = 0.0,
 ) -> Estimate:
-    """After minus before over all patients, those of unknown group included."""
-    return _one(metric, pair.sum(axis=0), None, level, minimum)
+    """After minus before over all patients, those of unknown group included; `noise` as in `rate_change_by_group`."""
+    return _one(metric, pair.sum(axis=0), cell_variances(noise, pair).sum(axis=0), None, level, minimum)
 
 
-def _one(metric: str, pair: Counts, group: str | None, level: float, minimum: int) -> Estimate:
+def _one(metric: str, pair: Counts, variances: Floats, group: str | None, level: float, minimum: int) -> Estimate:
     name = f"{metric}_change"
     if metric in ("ppv", "npv"):
-        return _predictive_value_change(metric, pair, group, level, minimum)
+        return _predictive_value_change(metric, pair, variances, group, level, minimum)
     rates = {"balanced_accuracy": ("tpr", "tnr")}.get(metric, (metric,))
-    tables = [rate_table(rate, pair) for rate in rates]
-    sizes = [int(table.sum()) for table in tables]
-    lacking = [too_few(n, rate, minimum) for n, rate in zip(sizes, rates, strict=True) if n < max(minimum, 1)]
-    if lacking:
-        return Estimate.missing(name, "; ".join(lacking), n=sum(sizes), level=level, group=group)
-    shares = np.array([[table[1].sum(), table[:, 1].sum()] / table.sum() for table in tables]).ravel()
-    limits = wilson_limits(shares, np.repeat(np.array(sizes, dtype=np.float64), 2), normal_quantile(level))
+    tables = [PairedRate(rate, rate_table(rate, pair), rate_table(rate, variances)) for rate in rates]
+    n = sum(table.n for table in tables)
+    if lacking := "; ".join(reason for table in tables if (reason := table.lacking(minimum))):
+        return Estimate.missing(name, lacking, n=n, level=level, group=group)
+    shares, trials = (np.concatenate(parts) for parts in zip(*((t.shares, t.trials) for t in tables), strict=True))
+    inside, outside = (np.concatenate(parts) for parts in zip(*(t.parts_of_noise for t in tables), strict=True))
+    limits = score_limits(shares, trials, normal_quantile(level), inside, outside)
     correlation = np.eye(len(shares))
     for index, table in enumerate(tables):
         before, after = 2 * index, 2 * index + 1
-        correlation[before, after] = correlation[after, before] = paired_correlation(table)
+        correlation[before, after] = correlation[after, before] = table.correlation
     contrast = np.tile([-1.0, 1.0], len(tables))[None] / len(tables)
     low, high = mover(shares, *limits, contrast, correlation)
-    method = "newcombe paired" if len(tables) == 1 else "mover of newcombe paired"
+    noisy = "noisy " if variances.any() else ""
+    method = f"{noisy}newcombe paired" if len(tables) == 1 else f"mover of {noisy}newcombe paired"
     value = float(contrast[0] @ shares)
-    return Estimate.of(name, value, low[0], high[0], n=sum(sizes), method=method, level=level, group=group)
+    sd = sum(table.change_noise for table in tables) ** 0.5 / len(tables)
+    return Estimate.of(name, value, low[0], high[0], n=n, method=method, level=level, group=group, noise_sd=sd)
 
 
-def _predictive_value_change(metric: str, pair: Counts, group: str | None, level: float, minimum: int) -> Estimate:
+def _predictive_value_change(
+    metric: str, pair: Counts, variances: Floats, group: str | None, level: float, minimum: int
+) -> Estimate:
     """Delta method over the cells of one multinomial; npv is ppv with labels and decisions exchanged."""
-    table = pair if metric == "ppv" else pair[::-1, ::-1, ::-1]
+    table, noise = (part if metric == "ppv" else part[::-1, ::-1, ::-1] for part in (pair, variances))
     name, n = f"{metric}_change", int(table.sum())
     called = [int(table[:, 1].sum()), int(table[:, :, 1].sum())]
-    lacking = [too_few(count, metric, minimum) for count in called if count < max(minimum, 1)]
-    if lacking:
+    blurred = [float(noise[:, 1].sum()), float(noise[:, :, 1].sum())]
+    reasons = (shortage(c, RATES[metric][2], minimum, v) for c, v in zip(called, blurred, strict=True))
+    if lacking := [reason for reason in reasons if reason]:
         return Estimate.missing(name, lacking[0], n=n, level=level, group=group)
-    value = float(table[1, :, 1].sum() / called[1] - table[1, 1].sum() / called[0])
-    cells = table + _SMOOTHING
+    found = np.clip([table[1, 1].sum() / called[0], table[1, :, 1].sum() / called[1]], 0.0, 1.0)
+    value = float(found[1] - found[0])
+    cells = np.maximum(table, 0) + _SMOOTHING
     label, before, after = np.indices(cells.shape)
     influence = np.zeros(cells.shape)
     for sign, decision in ((-1, before), (1, after)):
         weight = cells * decision
         share = (weight * label).sum() / weight.sum()
         influence += sign * decision * (label - share) / weight.sum()
-    half = normal_quantile(level) * float((cells * influence**2).sum()) ** 0.5
-    return Estimate.of(name, value, value - half, value + half, n=n, method="delta", level=level, group=group)
+    added = float((noise * influence**2).sum())
+    half = normal_quantile(level) * (float((cells * influence**2).sum()) + added) ** 0.5
+    return Estimate.of(
+        name, value, value - half, value + half, n=n, method="delta", level=level, group=group, noise_sd=added**0.5
+    )
 
 
 def gap_change(
     metric: str,
-    pair: Pair,
+    pair: Table,
     names: Sequence[str] | None = None,
     *,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
     include_unknown: bool = False,
+    noise: CellNoise = 0.0,
 ) -> Estimate:
     """After minus before of a gap between groups; below 0, the gap fell.
 
@@ -140,20 +144,22 @@ def gap_change(
         metric: a name of `contrasts.GAPS`.
         pair: (G + 1, 2, 2, 2) patients, `unknown` last; counts, or expected counts of `through_base`.
         names, level, minimum, include_unknown: as in `rates.gap`; the same groups are compared before and after.
+        noise: variance of the noise in one cell of `pair`, or an array that broadcasts to its shape.
     """
     form = find_gap(metric)
-    counts = np.rint(counts_before(pair)).astype(np.int64)
-    chosen = strata(counts, form, names, minimum, include_unknown)
-    tables = [rate_table(rate, pair[row]) for rate, row in chosen.columns]
-    n = sum(round(float(table.sum())) for table in tables)
+    counts, variances = np.rint(counts_before(pair)).astype(np.int64), cell_variances(noise, pair)
+    chosen = strata(counts, form, names, minimum, include_unknown, counts_before(variances))
+    tables = [PairedRate(r, rate_table(r, pair[row]), rate_table(r, variances[row])) for r, row in chosen.columns]
+    n = sum(table.n for table in tables)
     name = f"{metric}_change"
     if not chosen.enough:
         return Estimate.missing(name, f"fewer than two groups to compare: {chosen.reason}", n=n, level=level)
     before, after = _bootstrap(tables)
     blocks = _blocks(chosen)
     change, low, high = change_limits(_contrasted(before, blocks), _contrasted(after, blocks), level)
+    sd = _noise_of_change(tables, blocks)
     method = "least favourable multinomial bootstrap"
-    return Estimate.of(name, change, low, high, n=n, method=method, level=level, reason=chosen.reason)
+    return Estimate.of(name, change, low, high, n=n, method=method, level=level, reason=chosen.reason, noise_sd=sd)
 
 
 def _blocks(chosen: Strata) -> list[Floats]:
@@ -169,24 +175,39 @@ def _blocks(chosen: Strata) -> list[Floats]:
     return blocks
 
 
-def _bootstrap(tables: Sequence[Pair]) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+def _bootstrap(tables: Sequence[PairedRate]) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """(shares (P,), errors (DRAWS, P)) before and after, from 2 x 2 tables [before, after].
 
-    Parametric: each table is redrawn with its own number of patients from its smoothed cell shares.
+    Parametric: each table is redrawn with its own number of patients from its smoothed cell shares; the noise in its
+    cells is drawn anew as well, from a normal law.
     """
     generator = np.random.default_rng(0)  # sums that are released already: a fixed seed makes the report reproducible
+    blur = np.random.default_rng(1)
     shares = np.zeros((2, len(tables)))
     errors = np.zeros((2, DRAWS, len(tables)))
     for column, table in enumerate(tables):
-        n = round(float(table.sum()))
-        cells = np.asarray(table, dtype=np.float64).ravel() + _SMOOTHING
+        n = table.n
+        cells = np.maximum(np.asarray(table.table, dtype=np.float64).ravel(), 0.0) + _SMOOTHING
         cells /= cells.sum()
         drawn = generator.multinomial(n, cells, size=DRAWS) / n
-        # Cells in the order 00, 01, 10, 11 of [before, after].
-        for side, members in enumerate(([2, 3], [1, 3])):
-            shares[side, column] = float(np.asarray(table).ravel()[members].sum()) / n
-            errors[side, :, column] = (drawn - cells)[:, members].sum(axis=1)
+        shares[:, column] = table.shares
+        for side, members in enumerate(MEMBERS):
+            errors[side, :, column] = (drawn - cells)[:, members.nonzero()[0]].sum(axis=1)
+        if table.variances.any():
+            noise = blur.normal(0.0, table.variances.ravel() ** 0.5, size=(DRAWS, 4))
+            errors[:, :, column] += table.weights @ noise.T / n
     return (shares[0], errors[0]), (shares[1], errors[1])
+
+
+def _noise_of_change(tables: Sequence[PairedRate], blocks: Sequence[Floats]) -> float:
+    """Standard deviation that the noise alone gives the difference of the leading contrasts after and before."""
+    leading = np.zeros((2, len(tables)))
+    for side in (0, 1):
+        shares = np.array([table.shares[side] for table in tables])
+        leading[side] = np.mean([block[np.argmax(block @ shares)] for block in blocks], axis=0)
+    signed = leading * np.array([[-1.0], [1.0]])
+    parts = zip(signed.T, tables, strict=True)
+    return math.sqrt(sum(float(weight @ table.noise_covariance @ weight) for weight, table in parts))
 
 
 def _contrasted(model: tuple[Floats, Floats], blocks: Sequence[Floats]) -> tuple[list[Floats], list[Floats]]:

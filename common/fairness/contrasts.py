@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from equipoise.common.errors import StudyError
-from equipoise.common.fairness.intervals import mover, normal_quantile, wilson_limits
+from equipoise.common.fairness.intervals import mover, normal_quantile, score_limits
 from equipoise.common.fairness.tables import Floats
 
 Form = Literal["max", "mean"]
@@ -97,14 +97,23 @@ def gap_value(shares: Floats, contrasts: Floats) -> float:
     return float(np.max(contrasts @ shares))
 
 
-def gap_limits(shares: Floats, trials: Floats, contrasts: Floats, level: float) -> tuple[float, float]:
+def gap_limits(
+    shares: Floats,
+    trials: Floats,
+    contrasts: Floats,
+    level: float,
+    inside: Floats | None = None,
+    outside: Floats | None = None,
+) -> tuple[float, float]:
     """Interval of a gap from independent rates: simultaneous Newcombe, Bonferroni over the contrasts.
 
     Args:
         shares, trials: (P,) rates and their denominators, all above 0.
         contrasts: (C, P), each contrast with both signs.
         level: confidence level of the gap.
+        inside, outside: (P,) variances of the noise, as in `intervals.score_limits`.
     """
     z = normal_quantile(level, len(contrasts) // 2)
-    lows, highs = mover(shares, *wilson_limits(shares, trials, z), contrasts, np.eye(len(shares)))
+    limits = score_limits(shares, trials, z, inside, outside)
+    lows, highs = mover(shares, *limits, contrasts, np.eye(len(shares)))
     return max(float(lows.max()), 0.0), min(float(highs.max()), 1.0)

@@ -36,6 +36,8 @@ class Estimate:
         method: how the interval was made.
         group: the group that the number speaks of; None for all patients or a comparison of groups.
         binning_bound: largest error that binning the scores can have caused; None where nothing was binned.
+        noise_sd: standard deviation that the noise in the tables alone gives the estimate; 0 without noise, None where
+            nothing could be estimated. Printed `rounded_up`.
     """
 
     metric: str
@@ -49,6 +51,7 @@ class Estimate:
     method: str = ""
     group: str | None = None
     binning_bound: float | None = None
+    noise_sd: float | None = None
 
     def __post_init__(self) -> None:
         numbers = (self.value, self.low, self.high)
@@ -57,6 +60,8 @@ class Estimate:
                 raise ValueError(f"{self.metric}: not_estimable takes no number and needs a reason")
         elif any(number is None or not math.isfinite(number) for number in numbers):
             raise ValueError(f"{self.metric}: status {self.status} needs a finite value, low and high, got {numbers}")
+        if self.noise_sd is not None and not (math.isfinite(self.noise_sd) and self.noise_sd >= 0):
+            raise ValueError(f"{self.metric}: noise_sd={self.noise_sd}, expected a finite number of at least 0")
 
     @classmethod
     def of(
@@ -72,12 +77,12 @@ class Estimate:
         reason: str = "",
         group: str | None = None,
         binning_bound: float | None = None,
+        noise_sd: float = 0.0,
     ) -> Estimate:
         """A number with its interval; `status` follows from the interval's width."""
         status: Status = "imprecise" if (high - low) / 2 > LARGEST_HALF_WIDTH else "ok"
-        return cls(
-            metric, float(value), float(low), float(high), n, status, reason, level, method, group, binning_bound
-        )
+        numbers = float(value), float(low), float(high)
+        return cls(metric, *numbers, n, status, reason, level, method, group, binning_bound, float(noise_sd))
 
     @classmethod
     def missing(
@@ -102,3 +107,8 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values; None stays null."""
         return asdict(self)
+
+
+def rounded_up(value: float, decimals: int = 3) -> float:
+    """`value` rounded away from 0, so that a printed size of noise is never too small."""
+    return math.copysign(math.ceil(abs(value) * 10**decimals - 1e-9) / 10**decimals, value)

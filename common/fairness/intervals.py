@@ -40,6 +40,40 @@ def wilson_limits(share: Floats, trials: Floats, z: float) -> tuple[Floats, Floa
     return low, high
 
 
+def score_limits(
+    share: Floats, trials: Floats, z: float, inside: Floats | None = None, outside: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Wilson score limits of shares whose counts carry noise, elementwise.
+
+    With the noisy numerator A and denominator N, A - p N has mean 0 at the true p and variance N p (1 - p) + inside
+    (1 - p)^2 + outside p^2, whatever the noise did to either. The limits are the p between which |A - p N| is at most z
+    of its standard deviations: a quadratic equation, and Wilson's where the noise is 0. (Fieller, J R Stat Soc B
+    1954;16:175-185, for the ratio; evaluation specification, section 4, for the variance.)
+
+    Args:
+        share, trials: A / N cut to [0, 1], and N > 0.
+        inside, outside: variances of the noise in A and in N - A; None for no noise.
+
+    Edge case: where N itself is within its noise of 0 nothing bounds the share, and the limits are 0 and 1.
+    """
+    if inside is None or outside is None or not (inside.any() or outside.any()):
+        return wilson_limits(share, trials, z)
+    c, u, w = (z * z * part for part in (1 / trials, inside / trials**2, outside / trials**2))
+    square, middle = 1 + c - u - w, 2 * share + c - 2 * u
+    root = np.sqrt(np.maximum(middle * middle - 4 * square * (share * share - u), 0.0))
+    bounded = square > 0
+    safe = np.where(bounded, square, 1.0)
+    low = np.where(bounded, np.clip((middle - root) / (2 * safe), 0.0, share), 0.0)
+    high = np.where(bounded, np.clip((middle + root) / (2 * safe), share, 1.0), 1.0)
+    return low, high
+
+
+def noise_variance(share: Floats, trials: Floats, inside: Floats, outside: Floats) -> Floats:
+    """Variance that noise alone gives a share, that of A - p N over N^2; `inside`, `outside` as in `score_limits`."""
+    variance: Floats = (inside * (1 - share) ** 2 + outside * share**2) / trials**2
+    return variance
+
+
 def wilson(successes: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
     """Wilson score interval of successes / trials.
 

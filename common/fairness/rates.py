@@ -7,6 +7,9 @@ Official intervals: Wilson for a rate; MOVER of two Wilson intervals for balance
 Bonferroni over the pairs of groups (and over both rates, for equalized odds) for gaps. A gap compares the groups whose
 rate is estimable; the reason names those it leaves out. Fewer than two leave no number.
 
+Counts may carry noise of known variance (`noise`, see the module of that name). Wilson's interval then becomes
+`intervals.score_limits`, the others follow from it, and a noisy share is cut to 0..1 and says so.
+
 >>> table = np.array([[[80, 20], [10, 90]], [[85, 15], [30, 70]], [[0, 0], [0, 0]]])
 >>> round(equalized_odds_difference(table, ["men", "women"]).value, 6)
 0.2
@@ -21,18 +24,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equipoise.common.errors import StudyError
-from equipoise.common.fairness.contrasts import (
-    Gap,
-    find_gap,
-    gap_contrasts,
-    gap_limits,
-    gap_value,
-)
+from equipoise.common.fairness.contrasts import Gap, find_gap, gap_contrasts, gap_limits, gap_value
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
-from equipoise.common.fairness.intervals import mover, newcombe, normal_quantile, wilson, wilson_limits
+from equipoise.common.fairness.intervals import mover, newcombe, normal_quantile, score_limits, wilson
+from equipoise.common.fairness.noise import CellNoise, cell_variances, shortage
+from equipoise.common.fairness.shares import RATES, fraction, shares_of
 from equipoise.common.fairness.tables import Counts, Floats, group_names
 
 __all__ = [
@@ -54,35 +51,6 @@ __all__ = [
     "wilson",
 ]
 
-# (label, decision) cells of the numerator and of the denominator, and what the denominator counts.
-_POSITIVES, _NEGATIVES = ((1, 0), (1, 1)), ((0, 0), (0, 1))
-_CALLED, _CLEARED = ((0, 1), (1, 1)), ((0, 0), (1, 0))
-_EVERYONE = _NEGATIVES + _POSITIVES
-RATES = {
-    "tpr": (((1, 1),), _POSITIVES, "positives"),
-    "fnr": (((1, 0),), _POSITIVES, "positives"),
-    "fpr": (((0, 1),), _NEGATIVES, "negatives"),
-    "tnr": (((0, 0),), _NEGATIVES, "negatives"),
-    "ppv": (((1, 1),), _CALLED, "positive decisions"),
-    "npv": (((0, 0),), _CLEARED, "negative decisions"),
-    "selection_rate": (_CALLED, _EVERYONE, "patients"),
-    "accuracy": (((0, 0), (1, 1)), _EVERYONE, "patients"),
-    "prevalence": (_POSITIVES, _EVERYONE, "patients"),
-}
-
-
-def fraction(counts: Counts, rate: str) -> tuple[Counts, Counts]:
-    """Numerator and denominator of a rate; counts[..., y, decision] gives arrays of the leading shape.
-
-    Raises:
-        StudyError: no rate of this name.
-    """
-    if rate not in RATES:
-        raise StudyError(f"metric={rate}: unknown rate; choose one of balanced_accuracy, {', '.join(RATES)}")
-    above, below, _ = RATES[rate]
-    cells = [sum((counts[..., y, decision] for y, decision in part), np.int64(0)) for part in (above, below)]
-    return np.asarray(cells[0]), np.asarray(cells[1])
-
 
 def rate_by_group(
     metric: str,
@@ -91,48 +59,62 @@ def rate_by_group(
     *,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
+    noise: CellNoise = 0.0,
 ) -> tuple[Estimate, ...]:
     """`metric` (a rate or `balanced_accuracy`) for each row of `counts` (G + 1, 2, 2), `unknown` last.
 
-    A rate whose denominator is below `minimum` is not estimable.
+    A rate whose denominator is below `minimum`, or within its noise of 0, is not estimable. `noise` is the variance of
+    the noise in one cell of `counts`, or an array that broadcasts to its shape.
     """
     labels = group_names(len(counts), names)
-    return tuple(_one(cell, metric, name, level, minimum) for cell, name in zip(counts, labels, strict=True))
-
-
-def overall_rate(metric: str, counts: Counts, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Estimate:
-    """A rate over all patients, those of unknown group included."""
-    return _one(counts.sum(axis=0), metric, None, level, minimum)
-
-
-def _one(counts: Counts, metric: str, group: str | None, level: float, minimum: int) -> Estimate:
-    if metric == "balanced_accuracy":
-        return _balanced_accuracy(counts, group, level, minimum)
-    above, below = (int(part) for part in fraction(counts, metric))
-    if below < max(minimum, 1):
-        return Estimate.missing(metric, too_few(below, metric, minimum), n=below, level=level, group=group)
-    low, high = wilson(above, below, level)
-    return Estimate.of(metric, above / below, low, high, n=below, method="wilson", level=level, group=group)
-
-
-def _balanced_accuracy(counts: Counts, group: str | None, level: float, minimum: int) -> Estimate:
-    n = int(counts.sum())
-    parts = [(rate, int(above), int(below)) for rate in ("tpr", "tnr") for above, below in [fraction(counts, rate)]]
-    lacking = [too_few(below, rate, minimum) for rate, _, below in parts if below < max(minimum, 1)]
-    if lacking:
-        return Estimate.missing("balanced_accuracy", "; ".join(lacking), n=n, level=level, group=group)
-    trials = np.array([below for _, _, below in parts], dtype=np.float64)
-    shares = np.array([above for _, above, _ in parts]) / trials
-    limits = wilson_limits(shares, trials, normal_quantile(level))
-    low, high = mover(shares, *limits, np.array([[0.5, 0.5]]), np.eye(2))
-    return Estimate.of(
-        "balanced_accuracy", shares.mean(), low[0], high[0], n=n, method="mover of wilson", level=level, group=group
+    variances = cell_variances(noise, counts)
+    return tuple(
+        _one(cell, variance, metric, name, level, minimum)
+        for cell, variance, name in zip(counts, variances, labels, strict=True)
     )
 
 
-def too_few(count: int, rate: str, minimum: int) -> str:
-    """Why a rate of this denominator has no number."""
-    return f"{count} {RATES[rate][2]}, {minimum} needed"
+def overall_rate(
+    metric: str,
+    counts: Counts,
+    *,
+    level: float = LEVEL,
+    minimum: int = MINIMUM_PATIENTS,
+    noise: CellNoise = 0.0,
+) -> Estimate:
+    """A rate over all patients, those of unknown group included; `noise` as in `rate_by_group`."""
+    return _one(counts.sum(axis=0), cell_variances(noise, counts).sum(axis=0), metric, None, level, minimum)
+
+
+def _one(counts: Counts, variances: Floats, metric: str, group: str | None, level: float, minimum: int) -> Estimate:
+    if metric == "balanced_accuracy":
+        return _balanced_accuracy(counts, variances, group, level, minimum)
+    part = shares_of([(metric, counts, variances)])
+    n = int(part.trials[0])
+    if lacking := part.lacking(minimum):
+        return Estimate.missing(metric, lacking, n=n, level=level, group=group)
+    low, high = score_limits(part.shares, part.trials, normal_quantile(level), part.inside, part.outside)
+    method = "noisy wilson" if part.noisy else "wilson"
+    sd = float(part.noise[0]) ** 0.5
+    value, reason = part.shares[0], part.cut
+    return Estimate.of(
+        metric, value, low[0], high[0], n=n, method=method, level=level, group=group, reason=reason, noise_sd=sd
+    )
+
+
+def _balanced_accuracy(counts: Counts, variances: Floats, group: str | None, level: float, minimum: int) -> Estimate:
+    metric, n = "balanced_accuracy", int(counts.sum())
+    parts = shares_of([(rate, counts, variances) for rate in ("tpr", "tnr")])
+    if lacking := parts.lacking(minimum):
+        return Estimate.missing(metric, lacking, n=n, level=level, group=group)
+    limits = score_limits(parts.shares, parts.trials, normal_quantile(level), parts.inside, parts.outside)
+    low, high = mover(parts.shares, *limits, np.array([[0.5, 0.5]]), np.eye(2))
+    method = "mover of noisy wilson" if parts.noisy else "mover of wilson"
+    sd = 0.5 * float(parts.noise.sum()) ** 0.5
+    value, reason = parts.shares.mean(), parts.cut
+    return Estimate.of(
+        metric, value, low[0], high[0], n=n, method=method, level=level, group=group, reason=reason, noise_sd=sd
+    )
 
 
 @dataclass(frozen=True)
@@ -168,20 +150,26 @@ class Strata:
 
 
 def strata(
-    counts: Counts, form: Gap, names: Sequence[str] | None, minimum: int, include_unknown: bool = False
+    counts: Counts,
+    form: Gap,
+    names: Sequence[str] | None,
+    minimum: int,
+    include_unknown: bool = False,
+    noise: CellNoise = 0.0,
 ) -> Strata:
-    """Which rates of `counts` (G + 1, 2, 2) a gap compares."""
+    """Which rates of `counts` (G + 1, 2, 2) a gap compares; `noise` as in `rate_by_group`."""
     labels = group_names(len(counts), names)
+    variances = cell_variances(noise, counts)
     rows = range(len(counts) if include_unknown else len(counts) - 1)
     columns: list[tuple[str, int]] = []
     sizes: list[int] = []
     left_out: list[str] = []
     for rate in form.rates:
-        below = fraction(counts, rate)[1]
-        kept = [row for row in rows if below[row] >= max(minimum, 1)]
-        columns += [(rate, row) for row in kept]
-        sizes.append(len(kept))
-        left_out += [f"{labels[row]}: {too_few(int(below[row]), rate, minimum)}" for row in rows if row not in kept]
+        below, variance = fraction(counts, rate)[1], fraction(variances, rate)[1]
+        lacking = {row: shortage(int(below[row]), RATES[rate][2], minimum, float(variance[row])) for row in rows}
+        columns += [(rate, row) for row in rows if not lacking[row]]
+        sizes.append(sum(not reason for reason in lacking.values()))
+        left_out += [f"{labels[row]}: {reason}" for row, reason in lacking.items() if reason]
     return Strata(form, tuple(columns), tuple(sizes), tuple(left_out))
 
 
@@ -193,6 +181,7 @@ def gap(
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
     include_unknown: bool = False,
+    noise: CellNoise = 0.0,
 ) -> Estimate:
     """A gap between groups.
 
@@ -202,24 +191,25 @@ def gap(
         names: the declared groups.
         minimum: smallest denominator of a compared rate.
         include_unknown: compare `unknown` as a group.
+        noise: variance of the noise in one cell of `counts`, or an array that broadcasts to its shape.
 
     Edge cases: fewer than two groups with enough patients for one of the rates give `not_estimable`; a rate of a group
     without enough is left out and named in `reason`.
     """
     form = find_gap(metric)
-    chosen = strata(counts, form, names, minimum, include_unknown)
-    parts = [tuple(int(x[row]) for x in fraction(counts, rate)) for rate, row in chosen.columns]
-    n = sum(below for _, below in parts)
+    variances = cell_variances(noise, counts)
+    chosen = strata(counts, form, names, minimum, include_unknown, variances)
     if not chosen.enough:
+        n = sum(int(fraction(counts, rate)[1][row]) for rate, row in chosen.columns)
         reason = f"fewer than two groups to compare: {chosen.reason}"
         return Estimate.missing(metric, reason, n=n, level=level)
-    trials = np.array([below for _, below in parts], dtype=np.float64)
-    shares = np.array([above for above, _ in parts]) / trials
-    contrasts = chosen.contrasts
-    low, high = gap_limits(shares, trials, contrasts, level)
+    parts = shares_of([(rate, counts[row], variances[row]) for rate, row in chosen.columns])
+    shares, contrasts, n = parts.shares, chosen.contrasts, int(parts.trials.sum())
+    low, high = gap_limits(shares, parts.trials, contrasts, level, parts.inside, parts.outside)
     value = gap_value(shares, contrasts)
-    method = f"simultaneous newcombe, bonferroni over {len(contrasts) // 2}"
-    return Estimate.of(metric, value, low, high, n=n, method=method, level=level, reason=chosen.reason)
+    sd = float(contrasts[np.argmax(contrasts @ shares)] ** 2 @ parts.noise) ** 0.5
+    method = f"simultaneous {'noisy ' if parts.noisy else ''}newcombe, bonferroni over {len(contrasts) // 2}"
+    return Estimate.of(metric, value, low, high, n=n, method=method, level=level, reason=chosen.reason, noise_sd=sd)
 
 
 # Each takes (counts, names) and the options of `gap`.
@@ -238,21 +228,31 @@ def expected_if_equal(
     minimum: int = MINIMUM_PATIENTS,
     include_unknown: bool = False,
     draws: int = 4000,
+    noise: CellNoise = 0.0,
 ) -> float | None:
     """Mean gap that chance alone would show if all groups had the same rates; None where the gap is not estimable.
 
     Gaps of the maximum kind are biased upwards, more so for many or small groups; this is their value under no gap
-    (parametric simulation with the groups' own sizes and the common rate; evaluation specification, section 4).
+    (parametric simulation with the groups' own sizes and the common rate; evaluation specification, section 4). The
+    noise in the counts adds to what chance shows, and is simulated too.
     """
     form = find_gap(metric)
-    chosen = strata(counts, form, names, minimum, include_unknown)
+    variances = cell_variances(noise, counts)
+    chosen = strata(counts, form, names, minimum, include_unknown, variances)
     if not chosen.enough:
         return None
     generator = np.random.default_rng(0)  # public figures only: a fixed seed makes the report reproducible
-    columns: list[NDArray[np.float64]] = []
+    columns: list[Floats] = []
     for rate in form.rates:
-        above, below = (x[[row for r, row in chosen.columns if r == rate]] for x in fraction(counts, rate))
-        columns.append(generator.binomial(below, above.sum() / below.sum(), (draws, below.size)) / below)
+        parts = shares_of([(r, counts[row], variances[row]) for r, row in chosen.columns if r == rate])
+        below = parts.trials.astype(np.int64)
+        common = min(max(float(parts.counted.sum() / below.sum()), 0.0), 1.0)
+        drawn = generator.binomial(below, common, (draws, below.size))
+        if not parts.noisy:
+            columns.append(drawn / below)
+            continue
+        inside, outside = (generator.normal(0, sd**0.5, drawn.shape) for sd in (parts.inside, parts.outside))
+        columns.append(np.clip((drawn + inside) / np.maximum(below + inside + outside, 1.0), 0.0, 1.0))
     gaps = np.stack([np.ptp(column, axis=1) for column in columns])
     joined = gaps.max(axis=0) if form.form == "max" else gaps.mean(axis=0)
     return float(joined.mean())

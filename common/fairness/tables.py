@@ -25,6 +25,7 @@ from equipoise.common.errors import DataError
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Table = Counts | Floats  # float where a table is expected, anchored or projected counts
 T = TypeVar("T", bound=np.generic)
 
 DEFAULT_BINS = 1024
@@ -118,17 +119,22 @@ def histogram(bins: Counts, label: Counts, group: Counts, groups: int, bin_count
         groups: number of groups, `unknown` included.
         bin_count: number of bins.
     """
-    return _count((group, label, bins), (groups, 2, bin_count))
+    return count_cells((group, label, bins), (groups, 2, bin_count))
 
 
 def pair_table(
     before: NDArray[np.bool_], after: NDArray[np.bool_], label: Counts, group: Counts, groups: int
 ) -> Counts:
     """pair[g, y, before, after] of one site's patients at one operating point; arrays are (n,)."""
-    return _count((group, label, before, after), (groups, 2, 2, 2))
+    return count_cells((group, label, before, after), (groups, 2, 2, 2))
 
 
-def _count(indices: Sequence[NDArray[np.generic]], shape: tuple[int, ...]) -> Counts:
+def count_cells(indices: Sequence[NDArray[np.generic]], shape: tuple[int, ...]) -> Counts:
+    """Patients by their indices, one array (n,) for each axis of the table; n may be 0.
+
+    Raises:
+        ValueError: an index lies outside the table.
+    """
     columns = tuple(np.asarray(index).astype(np.int64) for index in indices)
     if any(
         column.size and (column.min() < 0 or column.max() >= size) for column, size in zip(columns, shape, strict=True)
@@ -156,7 +162,7 @@ def counts_at(hist: Counts, edge: int) -> Counts:
     return np.stack([hist.sum(axis=-1) - positive, positive], axis=-1)
 
 
-def counts_at_every_edge(hist: Counts) -> Counts:
+def counts_at_every_edge(hist: NDArray[T]) -> NDArray[T]:
     """counts[edge, g, y, decision] for all edges: the ROC curve, and gaps against the threshold."""
     total = hist.sum(axis=-1, keepdims=True)
     positive = total - np.cumsum(hist, axis=-1)[:, :, :-1]

@@ -13,6 +13,9 @@ Rules, on a pooled histogram (of the validation split) unless they name a number
 Thresholds are logits. One that comes from a histogram is an edge of it, so that counts at it are exact. Where several
 edges do equally well (bins between them are empty), `youden`, `median` and `base_rate` take the middle one.
 
+A noisy histogram is summed over groups first, which is all that the choice reads, and projected onto non-negative
+counts of the same sums, so that rates fall as the threshold rises.
+
 >>> hist = np.array([[[4, 3, 1, 0], [0, 1, 2, 5]]])
 >>> choose_threshold("sens>=0.8", hist, np.array([-1.0, 0.0, 1.0]))
 0.0
@@ -29,10 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.common.errors import StudyError
-from equipoise.common.fairness.tables import Counts, Floats, counts_at, counts_at_every_edge
+from equipoise.common.fairness.noise import HistogramNoise, histogram_noise, needed, projected
+from equipoise.common.fairness.tables import Counts, Floats, Table, counts_at, counts_at_every_edge
 
 _WITH_NUMBER = re.compile(r"(fixed:|given:|sens>=|spec>=)(.+)")
 _PLAIN = ("youden", "median", "base_rate")
+_FIXED_POINT = 2**30  # projected counts are scaled to this total; the product of two stays below 2^63
 _ALLOWED = "fixed:0.5, given:t, youden, sens>=x, spec>=x, median, base_rate, with 0 < t, x < 1"
 
 
@@ -69,7 +74,14 @@ def parse_rule(text: str) -> Rule:
     raise StudyError(f"threshold.rule={text!r}: unknown rule; write one of {_ALLOWED}")
 
 
-def choose_threshold(rule: str, hist: Counts, edges: Floats, *, base_rate: Fraction | None = None) -> float:
+def choose_threshold(
+    rule: str,
+    hist: Table,
+    edges: Floats,
+    *,
+    base_rate: Fraction | None = None,
+    noise: float | HistogramNoise = 0.0,
+) -> float:
     """The threshold, a logit, that `rule` gives on a pooled histogram.
 
     Args:
@@ -77,14 +89,39 @@ def choose_threshold(rule: str, hist: Counts, edges: Floats, *, base_rate: Fract
         hist: (G + 1, 2, B) patients; all groups together, `unknown` included, make the choice.
         edges: (B - 1,) inner edges of the bins.
         base_rate: for the rule `base_rate`, the base model's share of positive decisions (`selection_rate_at`).
+        noise: variance of the noise in one cell of `hist`, or what `noise.anchored` returned with it.
 
     Raises:
-        StudyError: unknown rule; no patients of a class that the rule needs; no edge reaches the wanted rate.
+        StudyError: unknown rule; no patients of a class that the rule needs, or no more than the noise makes up; no
+            edge reaches the wanted rate.
     """
     parsed = parse_rule(rule)
     if not parsed.needs_histogram:
         return _logit(parsed.value)
-    return float(edges[_choose_edge(parsed, rule, hist, base_rate)])
+    _check_noise(f"threshold.rule={rule}", hist, noise)
+    return float(edges[_choose_edge(parsed, rule, _rising(hist), base_rate)])
+
+
+def _check_noise(what: str, hist: Table, noise: float | HistogramNoise) -> None:
+    """Whether each class counts more patients than its noise makes up; without noise nothing is asked."""
+    variance = len(hist) * histogram_noise(noise, hist.shape[-1]).total
+    least = needed(0, variance)
+    for label, count in zip(("negative", "positive"), hist.sum(axis=(0, 2)), strict=True):
+        if count < least:
+            raise StudyError(
+                f"{what}: {round(float(count))} {label} patients counted with noise of {variance**0.5:.1f}, {least} "
+                "needed; choose a rule that needs no histogram, or another split"
+            )
+
+
+def _rising(hist: Table) -> Counts:
+    """A histogram of non-negative integers: as it is, or the projected sum over groups in fixed point."""
+    if np.issubdtype(hist.dtype, np.integer) and (hist.size == 0 or hist.min() >= 0):
+        return hist.astype(np.int64)
+    pooled = hist.sum(axis=0)
+    nearest = projected(pooled, np.maximum(pooled.sum(axis=-1), 0.0))
+    scale = _FIXED_POINT / max(float(nearest.sum()), 1.0)
+    return np.rint(nearest * scale).astype(np.int64)[None]
 
 
 def _choose_edge(parsed: Rule, rule: str, hist: Counts, base_rate: Fraction | None) -> int:
@@ -115,25 +152,33 @@ def _choose_edge(parsed: Rule, rule: str, hist: Counts, base_rate: Fraction | No
     return _middle(-np.abs(selected * target.denominator - target.numerator * (positives + negatives)))
 
 
-def selection_rate_at(hist: Counts, edges: Floats, threshold: float) -> Fraction:
-    """Share of positive decisions over all patients; exact where the threshold is an edge.
+def selection_rate_at(hist: Table, edges: Floats, threshold: float, *, noise: float | HistogramNoise = 0.0) -> Fraction:
+    """Share of positive decisions over all patients; exact where the threshold is an edge and there is no noise.
 
-    For any other threshold (rules `fixed` and `given`) the nearest edge stands in.
+    For any other threshold (rules `fixed` and `given`) the nearest edge stands in. `noise` as in `choose_threshold`.
     """
-    counts = counts_at(hist, nearest_edge(edges, threshold))
+    _check_noise("threshold", hist, noise)
+    counts = counts_at(_rising(hist), nearest_edge(edges, threshold))
     total = int(counts.sum())
     if total == 0:
         raise StudyError("threshold: the split it is chosen on has no patients; choose another split")
     return Fraction(int(counts[:, :, 1].sum()), total)
 
 
-def match_selection_rate(hist: Counts, edges: Floats, base_hist: Counts, base_threshold: float) -> float:
+def match_selection_rate(
+    hist: Table,
+    edges: Floats,
+    base_hist: Table,
+    base_threshold: float,
+    *,
+    noise: float | HistogramNoise = 0.0,
+) -> float:
     """The threshold at which a model calls as many patients positive as the base model does at its own.
 
-    At equal selection rates a collapsed or shifted model has no advantage.
+    At equal selection rates a collapsed or shifted model has no advantage. `noise` as in `choose_threshold`.
     """
-    rate = selection_rate_at(base_hist, edges, base_threshold)
-    return choose_threshold("base_rate", hist, edges, base_rate=rate)
+    rate = selection_rate_at(base_hist, edges, base_threshold, noise=noise)
+    return choose_threshold("base_rate", hist, edges, base_rate=rate, noise=noise)
 
 
 def nearest_edge(edges: Floats, threshold: float) -> int:

@@ -21,15 +21,16 @@ A verdict speaks of one attribute, one test set and declared bounds. It is not a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from equipoise.common.fairness.auc import worst_group_auc
 from equipoise.common.fairness.auc_change import auc_change_by_group, worst_group_auc_change
-from equipoise.common.fairness.change import Pair, gap_change, overall_rate_change, rate_change_by_group
+from equipoise.common.fairness.change import gap_change, overall_rate_change, rate_change_by_group
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
+from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
-from equipoise.common.fairness.tables import Counts, Floats, counts_after
+from equipoise.common.fairness.tables import Counts, Floats, Table, counts_after
 from equipoise.common.study import Evaluation
 
 Outcome = Literal["pass", "fail", "undecided"]
@@ -79,17 +80,26 @@ class Evidence:
         pair: (P, G + 1, 2, 2, 2), base model before and method after; the first two operating points are the frozen
             threshold and the study's `rate_match`, further ones are not judged.
         hist_before, hist_after: (G + 1, 2, B) test histograms of base model and method.
-        placement_sums: (G + 1, 2, 5) of base model and method, or None (AUC changes are then unpaired).
+        placement_sums: (G + 1, 2, 5) of base model and method, or None (AUC changes are then paired by `joint`).
         controls: by name, (P, G + 1, 2, 2, 2) with the control before and the method after, or the expected counts of
             `change.through_base`; those beyond `REQUIRED_CONTROLS` are shown and decide nothing.
+        joint: (G + 1, 2, I, J) patients by interval of the score before and after, or None (AUC changes without
+            placement sums are then unpaired).
+        pair_noise: variance of the noise in one cell of `pair`, or an array that broadcasts to its shape.
+        hist_noise: variance of the noise in one cell of either histogram, or what `noise.anchored` returned with both.
+        control_noise: by control, as `pair_noise`; one that is not named carries none.
     """
 
     names: tuple[str, ...]
     pair: Counts
-    hist_before: Counts
-    hist_after: Counts
+    hist_before: Table
+    hist_after: Table
     placement_sums: Floats | None
-    controls: Mapping[str, Pair]
+    controls: Mapping[str, Table]
+    joint: Counts | None = None
+    pair_noise: CellNoise = 0.0
+    hist_noise: float | HistogramNoise = 0.0
+    control_noise: Mapping[str, CellNoise] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,44 +185,48 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     """
     names, pair = evidence.names, evidence.pair
     histograms = evidence.hist_before, evidence.hist_after
-    sums = evidence.placement_sums
+    sums, joint, blur = evidence.placement_sums, evidence.joint, evidence.hist_noise
+    noise = cell_variances(evidence.pair_noise, pair)
     points = (FROZEN, bounds.matched)
     gates = []
-    for name, point, table in zip(("gap", "gap_at_base_rate"), points, pair, strict=False):
-        change = gap_change(bounds.primary, table, names, level=level, minimum=minimum)
+    for name, point, table, variances in zip(("gap", "gap_at_base_rate"), points, pair, noise, strict=False):
+        change = gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances)
         gates.append(_gate(name, change, 0.0, "below", f"the gap ({bounds.primary}) at {point}"))
-    worst = worst_group_auc_change(*histograms, names, sums=sums, level=level, minimum=minimum)
+    worst = worst_group_auc_change(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)
     gates.append(_gate("worst_group_auc", worst, -bounds.worst_group_auc_loss, "above", "the worst group's AUC"))
-    accuracy = overall_rate("balanced_accuracy", counts_after(pair[0]), level=level, minimum=minimum)
+    decided, decided_noise = counts_after(pair[0]), counts_after(noise[0])
+    accuracy = overall_rate("balanced_accuracy", decided, level=level, minimum=minimum, noise=decided_noise)
     judged = accuracy
     if bounds.relative:
-        judged = overall_rate_change("balanced_accuracy", pair[0], level=level, minimum=minimum)
+        judged = overall_rate_change("balanced_accuracy", pair[0], level=level, minimum=minimum, noise=noise[0])
     gates.append(_gate("balanced_accuracy", judged, bounds.balanced_accuracy, "above", "balanced accuracy"))
-    gates.append(_collapse(accuracy, counts_after(pair[0]), evidence.hist_after))
+    gates.append(_collapse(accuracy, decided, evidence.hist_after, noisy=bool(noise.any())))
 
     comparisons = tuple(
         _gate(
             f"beats_{control}",
-            gap_change(bounds.primary, table, names, level=level, minimum=minimum),
+            gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances),
             0.0,
             "below",
             f"the gap ({bounds.primary}) at {point}, compared with the control {control},",
         )
         for control, tables in evidence.controls.items()
-        for point, table in zip(points, tables, strict=False)
+        for point, table, variances in zip(
+            points, tables, cell_variances(evidence.control_noise.get(control, 0.0), tables), strict=False
+        )
     )
     lower = [
-        *rate_change_by_group("tpr", pair[0], names, level=level, minimum=minimum)[:-1],
-        *auc_change_by_group(*histograms, names, sums=sums, level=level, minimum=minimum)[:-1],
+        *rate_change_by_group("tpr", pair[0], names, level=level, minimum=minimum, noise=noise[0])[:-1],
+        *auc_change_by_group(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)[:-1],
     ]
     level_down = tuple(e for e in lower if lost(e))
-    base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum)
+    base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum, noise=blur)
     outcome, reason = _overall(gates, comparisons, evidence.controls)
     warnings = [*_level_down_words(level_down), *_signal_words(base_signal), *_left_out_words(gates)]
     return Verdict(outcome, reason, tuple(gates), comparisons, level_down, base_signal, tuple(warnings))
 
 
-def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Pair]) -> tuple[Outcome, str]:
+def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Table]) -> tuple[Outcome, str]:
     required = tuple(f"beats_{name}" for name in REQUIRED_CONTROLS)
     deciding = [*gates, *(gate for gate in comparisons if gate.name in required)]
     for outcome, words in (("fail", "failed"), ("undecided", "undecided")):
@@ -244,10 +258,14 @@ def _words(what: str, estimate: Estimate) -> str:
     return f"{what} {'fell' if estimate.value < 0 else 'rose'} by {abs(estimate.value):.3f}, {interval}"
 
 
-def _collapse(accuracy: Estimate, counts: Counts, hist: Counts) -> Gate:
-    """The gate `not_collapsed`: fails for constant scores or decisions; else judges balanced accuracy as any gate."""
+def _collapse(accuracy: Estimate, counts: Counts, hist: Table, *, noisy: bool) -> Gate:
+    """The gate `not_collapsed`: fails for constant scores or decisions; else judges balanced accuracy as any gate.
+
+    Edge case: a noisy table cannot show that a cell is empty, so with noise balanced accuracy alone is judged. The
+    interval of a model that calls everybody alike holds 0.5 then, and the gate is undecided.
+    """
     decisions, bins = counts.sum(axis=(0, 1)), hist.sum(axis=(0, 1))
-    if decisions.any() and (decisions.min() == 0 or (bins > 0).sum() == 1):
+    if not noisy and decisions.any() and (decisions.min() == 0 or (bins > 0).sum() == 1):
         what = "all scores are alike" if (bins > 0).sum() == 1 else "all patients get the same decision"
         text = f"{what}: the model has collapsed, and its gap says nothing; fail"
         return Gate("not_collapsed", "fail", accuracy, CONSTANT, "above", text)

@@ -39,6 +39,7 @@ class Method:
         parameters: the class that checks the study's method keys.
         plan: every query the method may ask, in order; what it asks must be a subsequence of this.
         run: the generator.
+        trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
     """
 
@@ -50,3 +51,4 @@ class Method:
     plan: Callable[[Study, Classifier], list[Query]]
     run: Callable[[Study, Classifier], Steps]
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
+    trains: bool = True

@@ -237,8 +237,8 @@ METHOD = Method(
     name="swift",
     title="soft-mask fine-tuning: parts that serve the bias and not the task move, then the head is re-fitted",
     paper="SWiFT (BioMedIA/vios-s, public code at 937e9fd)",
-    travels="cell counts, sensitivities by tensor, then a round's change of the trained tensors, or (step whitened) its "
-    "sum of clipped vectors",
+    travels="cell counts, sensitivities by tensor, then a round's change of the trained tensors, or (step whitened) a "
+    "round's sum of clipped vectors",
     parameters=Swift,
     plan=plan,
     run=run,

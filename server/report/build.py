@@ -20,12 +20,13 @@ from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import RateMatch, Study, Threshold
-from equipoise.common.study_plan import EVALUATION
+from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
 from equipoise.server.report.limits import limits
 from equipoise.server.report.noise import add_auc_noise
 from equipoise.server.report.page import render
+from equipoise.server.report.privacy import privacy_of
 from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import summary, summary_lines
 from equipoise.server.rounds import read_rounds
@@ -72,16 +73,19 @@ def report_json(run: RunFolder) -> Json:
     notes = json.loads((run.path / "notes.json").read_text())
     rows = {arm.name: run.transcript(arm.study, arm.name).rows for arm in task.arms}
     rows[EVALUATION] = run.transcript(task.study, EVALUATION).rows
-    report = compose(task, measured, rows, notes, noise)
+    report = compose(task, run.plan(), measured, rows, notes, noise)
     report["run_time"] = run_time(read_rounds(run.path / "rounds.jsonl"))
     return report
 
 
-def compose(task: Task, measured: Measured, rows: dict[str, list[Row]], notes: Json, noise: Json | None) -> Json:
+def compose(
+    task: Task, plan: StudyPlan, measured: Measured, rows: dict[str, list[Row]], notes: Json, noise: Json | None
+) -> Json:
     """All of the report but `run_time`.
 
     Args:
         task: what the run was to do.
+        plan: what it might ask, with its noise.
         measured: the evaluation's tables, those of `auc_noise` added where there are any.
         rows: the transcripts' rows by arm, `evaluation` last.
         notes: what the method says of how it came about.
@@ -110,7 +114,7 @@ def compose(task: Task, measured: Measured, rows: dict[str, list[Row]], notes: J
     report["training"] = _training(notes, rows[method])
     if noise is not None:
         report["auc_noise"] = noise
-    report["privacy"] = _privacy(study)
+    report["privacy"] = privacy_of(study, plan)
     report["limits"] = limits(report)
     report["summary"] = summary(report)
     return report
@@ -195,17 +199,23 @@ def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:
 
 def _evidence(study: Study, measured: Measured, method: str) -> Evidence:
     name = study.primary.name
+    before, after, blur, joint = measured.score_pair(BASE, method, name)
+    controls = [
+        control
+        for control, other in measured.pairs
+        if other == method and control != BASE and not control.startswith(tables.LOCAL)
+    ]
     return Evidence(
         names=study.primary.groups,
         pair=measured.pairs[BASE, method][name],
-        hist_before=measured.histograms[BASE, "test"][name],
-        hist_after=measured.histograms[method, "test"][name],
+        hist_before=before,
+        hist_after=after,
         placement_sums=measured.placements.get(method, {}).get(name),
-        controls={
-            before: table[name]
-            for (before, after), table in measured.pairs.items()
-            if after == method and before != BASE and not before.startswith(tables.LOCAL)
-        },
+        controls={control: measured.pairs[control, method][name] for control in controls},
+        joint=joint,
+        pair_noise=measured.pair_noise[BASE, method],
+        hist_noise=blur,
+        control_noise={control: measured.pair_noise[control, method] for control in controls},
     )
 
 
@@ -239,6 +249,8 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
     training: Json = {}
     if "mask" in notes:
         training["mask"] = {"tensors": notes["mask"], "mean": notes["mask_mean"]}
+    if "rounds" in notes:
+        training["rounds"] = notes["rounds"]
     if "bias_loss_by_round" in notes:
         phases = [row.phase for row in rows if row.name in TRAINING]
         losses = notes["bias_loss_by_round"]
@@ -247,11 +259,3 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
             for number, (phase, value) in enumerate(zip(["before", *phases], losses, strict=True))
         ]
     return training
-
-
-def _privacy(study: Study) -> Json:
-    words = {
-        "none": "Privacy mode none: releases were not private. Every sum that left a hospital was exact, without "
-        "noise, and no privacy budget was kept."
-    }
-    return {"mode": study.privacy.mode, "text": words[study.privacy.mode]}

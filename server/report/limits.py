@@ -32,6 +32,11 @@ def _of_the_data(report: Json) -> list[str]:
             "Privacy mode none: the released sums are exact and no noise protects a patient. Counts in this report are "
             "exact too; treat it as confidentially as the tables that it is made from."
         )
+    else:
+        lines.append(
+            "Counts and rates carry the noise that protects the patients; the intervals contain it. A count shown here "
+            "is the noisy one, and may differ from the true one by a few patients for each hospital."
+        )
     absent = [arm for arm in report["sites"]["arms"] if arm["incomplete"]]
     lines += [
         f"Not every hospital answered every release of {arm['arm']}: "

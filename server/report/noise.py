@@ -37,29 +37,36 @@ def add_auc_noise(run: RunFolder, measured: Measured, method: str) -> dict[str, 
     try:
         value = json.loads(file.read_text())
         histograms = {split: _arrays(tables) for split, tables in value["histograms"].items()}
-        pairs = {(BASE, NAME): _arrays(value["pairs"]["base"]), (NAME, method): _arrays(value["pairs"]["method"])}
-        thresholds = np.array(value["thresholds"], dtype=np.float64)
+        joints = {pair: _arrays(value["joints"][role]) for role, pair in pairs_of(method).items()}
+        hist_noise, joint_noise = (float(value["noise"][kind]) for kind in ("histograms", "joints"))
         facts = {key: value[key] for key in FACTS}
         gaps = np.array(facts["gap_by_draw"], dtype=np.float64)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TranscriptError(f"{file}: not the tables of the control {NAME}; restore the file") from None
+    study = run.task().study
     measured.histograms.update({(NAME, split): tables for split, tables in histograms.items()})
-    disagreement = next(_disagreements(run.task().study, measured, pairs, method, thresholds, gaps), None)
-    if disagreement is not None:
-        raise TranscriptError(f"{file}: {disagreement}; restore the file")
-    measured.pairs.update(pairs)
+    measured.histogram_noise.update({(NAME, split): hist_noise for split in histograms})
+    try:
+        measured.choose_thresholds(study, NAME)
+        for pair, tables in joints.items():
+            measured.add_joint(*pair, tables, joint_noise)
+    except (KeyError, ValueError):
+        raise TranscriptError(f"{file}: other tables than the study asks for; restore the file") from None
+    # Noisy tables of the same patients differ from each other; exact ones must not.
+    found = None if study.privacy.private else next(_disagreements(study, measured, method, gaps), None)
+    if found is not None:
+        raise TranscriptError(f"{file}: {found}; restore the file")
     return facts
 
 
-def _disagreements(
-    study: Study,
-    measured: Measured,
-    pairs: Mapping[tuple[str, str], ByAttribute],
-    method: str,
-    thresholds: Floats,
-    gaps: Floats,
-) -> Iterator[str]:
-    """What of the kept tables contradicts the released sums or itself; sets the control's thresholds on the way."""
+def pairs_of(method: str) -> dict[str, tuple[str, str]]:
+    """What the control is compared with: role -> (before, after)."""
+    return {"base": (BASE, NAME), "method": (NAME, method)}
+
+
+def _disagreements(study: Study, measured: Measured, method: str, gaps: Floats) -> Iterator[str]:
+    """What of the kept tables contradicts the released sums or itself."""
+    pairs = {pair: measured.pairs[pair] for pair in pairs_of(method).values()}
     for model, split in list(measured.histograms):
         if model == BASE:
             kept, base = measured.histograms.get((NAME, split), {}), measured.histograms[BASE, split]
@@ -88,9 +95,6 @@ def _disagreements(
         ):
             if not np.array_equal(one, other):
                 yield f"{what} by {name} disagree"
-    measured.choose_thresholds(study, NAME)
-    if not np.array_equal(thresholds, measured.thresholds[NAME]):
-        yield "thresholds are not those that its histograms give"
     primary = study.primary
     found = gap(study.evaluation.primary, counts_after(pairs[BASE, NAME][primary.name][0]), primary.groups).value
     if gaps.ndim != 1 or len(gaps) == 0 or not np.isclose(np.median(gaps), found or 0.0, rtol=0, atol=1e-12):

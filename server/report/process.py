@@ -12,6 +12,7 @@ from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.bars import Bar, bars
 from equipoise.server.report.plots.curve import loss_curve
 from equipoise.server.report.plots.svg import rounded_up
+from equipoise.server.report.privacy import privacy_section
 from equipoise.server.report.tables import LOCAL
 from equipoise.server.report.words import POINT_LABELS, number, size
 
@@ -26,7 +27,7 @@ def process_sections(report: Json) -> list[Section]:
         *_training(report),
         _thresholds(report),
         _hospitals(report),
-        _privacy(report),
+        privacy_section(report),
         _limits(report),
         _reproduce(report),
     ]
@@ -46,12 +47,33 @@ def _training(report: Json) -> list[Section]:
             "delivered. It is what training minimises, not a test figure, and has no interval."
         )
         blocks.append(Figure(caption, [panel], table, _phase_legend(rounds)))
+    if "rounds" in training:
+        blocks.append(_rounds(training["rounds"]))
     if "mask" in training:
         blocks.append(_mask(training["mask"]))
     if not blocks:
         return []
     text = f"{method['name']}: {method['title']} Source: {method['paper']}. What travels: {method['travels']}."
     return [Section("training", "What the method did", (text.replace(" Source", ". Source", 1),), blocks)]
+
+
+def _rounds(rounds: Json) -> Table:
+    """What the whitened rounds moved, and what the guard against collapse saw."""
+    pool, separations = rounds["pool"], rounds["separation_by_round"]
+    guard = "stopped the rounds: the model was forgetting the disease" if rounds["collapsed"] else "saw no collapse"
+    if rounds["guard_blind"]:
+        guard = "could not see through the noise: nothing was guarded"
+    rows = [
+        ["space that moved", f"{rounds['space']}: {rounds['coordinates']} coordinates"],
+        ["directions released in each round", str(rounds["directions"])],
+        ["clip bound of a patient, from the public pool", number(rounds["clip_bound"], 4)],
+        ["mean score of diseased less healthy, by round", ", ".join(number(value, 2) for value in separations)],
+        ["guard against collapse", guard],
+        ["public pool", f"{pool['rows']} rows without labels"],
+        ["what speaks against the pool", "; ".join(pool["problems"]) or "nothing that shows without labels"],
+        ["what the check of the pool cannot see", pool["cannot_see"]],
+    ]
+    return Table("Whitened rounds", ("what", "value"), rows, frozenset({0, 1}))
 
 
 def _phase_legend(rounds: Sequence[Json]) -> list[tuple[str, str]]:
@@ -187,10 +209,6 @@ def _hospitals(report: Json) -> Section:
         f"{method['name']}: {method['travels']}; then counts of test patients. No patient's record left a hospital."
     )
     return Section("hospitals", "Hospitals, bytes and time", (text,), blocks)
-
-
-def _privacy(report: Json) -> Section:
-    return Section("privacy", "Privacy", (report["privacy"]["text"],))
 
 
 def _limits(report: Json) -> Section:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.common.evaluation import BASE, POINTS, Measured
+from equipoise.common.evaluation import BASE, POINTS, ByAttribute, Measured
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
 from equipoise.common.fairness.auc_change import (
     auc_change_by_group,
@@ -23,8 +23,18 @@ from equipoise.common.fairness.auc_change import (
 )
 from equipoise.common.fairness.change import gap_change, overall_rate_change, rate_change_by_group
 from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.noise import projected
 from equipoise.common.fairness.rates import expected_if_equal, gap, overall_rate, rate_by_group
-from equipoise.common.fairness.tables import Counts, counts_after, counts_at_every_edge, counts_before, group_names
+from equipoise.common.fairness.tables import (
+    UNKNOWN_NAME,
+    Counts,
+    Floats,
+    Table,
+    counts_after,
+    counts_at_every_edge,
+    counts_before,
+    group_names,
+)
 from equipoise.common.study import Attribute, Study
 
 GAPS = (
@@ -50,7 +60,8 @@ def coverage(study: Study, measured: Measured) -> list[Json]:
     """Per attribute and group, how many test patients and positives there are; `unknown` last."""
     rows = []
     for attribute in study.attributes:
-        counts = measured.histograms[BASE, "test"][attribute.name].sum(axis=2)
+        # Counted in the decision table: fewer cells than a histogram has, so less noise where there is any.
+        counts = _first_pair(measured)[attribute.name][0].sum(axis=(2, 3))
         names = group_names(len(counts), attribute.groups)
         groups = [
             {"group": name, "declared": number < len(attribute.groups), "n": int(n.sum()), "positives": int(n[1])}
@@ -86,46 +97,73 @@ def models(study: Study, measured: Measured) -> Json:
 
 
 def _model(study: Study, measured: Measured, model: str) -> Json:
-    histograms = measured.histograms[model, "test"]
     primary = study.primary.name
-    overall = _decisions(measured, model, primary)
+    hist, blur = measured.scores(model, primary)
+    overall, noise = _decisions(measured, model, primary)
     return {
-        "auc": overall_auc(histograms[primary]).to_json(),
+        "auc": overall_auc(hist, noise=blur).to_json(),
         "points": {
-            point: {rate: overall_rate(rate, overall[i]).to_json() for rate in RATES} for i, point in enumerate(POINTS)
+            point: {rate: overall_rate(rate, overall[i], noise=noise[i]).to_json() for rate in RATES}
+            for i, point in enumerate(POINTS)
         },
         "attributes": {a.name: _model_by_group(measured, model, a) for a in study.attributes},
     }
 
 
 def _model_by_group(measured: Measured, model: str, attribute: Attribute) -> Json:
-    names, hist = attribute.groups, measured.histograms[model, "test"][attribute.name]
-    counts = _decisions(measured, model, attribute.name)
+    names = attribute.groups
+    counts, noise = _decisions(measured, model, attribute.name)
     return {
-        "auc_by_group": _all(auc_by_group(hist, names)),
-        "worst_group_auc": worst_group_auc(hist, names).to_json(),
-        "auc_gap": auc_gap(hist, names).to_json(),
+        **_aucs(measured, model, attribute),
         "points": {
             point: {
-                "by_group": {rate: _all(rate_by_group(rate, counts[i], names)) for rate in RATES},
-                "gaps": {metric: _gap(metric, counts[i], names) for metric in GAPS},
+                "by_group": {rate: _all(rate_by_group(rate, counts[i], names, noise=noise[i])) for rate in RATES},
+                "gaps": {metric: _gap(metric, counts[i], names, noise[i]) for metric in GAPS},
             }
             for i, point in enumerate(POINTS)
         },
     }
 
 
-def _gap(metric: str, counts: Counts, names: Sequence[str]) -> Json:
-    expected = expected_if_equal(metric, counts, names)
-    return {**gap(metric, counts, names).to_json(), "expected_if_equal": expected}
+def _aucs(measured: Measured, model: str, attribute: Attribute) -> Json:
+    names = attribute.groups
+    if attribute.name not in measured.histograms[model, "test"]:
+        return _not_released(names, "auc", "worst_group_auc", "auc_gap")
+    hist, blur = measured.scores(model, attribute.name)
+    return {
+        "auc_by_group": _all(auc_by_group(hist, names, noise=blur)),
+        "worst_group_auc": worst_group_auc(hist, names, noise=blur).to_json(),
+        "auc_gap": auc_gap(hist, names, noise=blur).to_json(),
+    }
 
 
-def _decisions(measured: Measured, model: str, attribute: str) -> Counts:
-    """counts[point, g, y, decision] of a model, from its pair table with the base."""
+def _not_released(names: Sequence[str], auc: str, worst: str, apart: str) -> Json:
+    """AUC figures of an attribute whose score histogram was not asked for."""
+    reason = "not released: under noise the score histogram is asked for the primary attribute alone"
+    return {
+        "auc_by_group": [Estimate.missing(auc, reason, n=0, group=group).to_json() for group in (*names, UNKNOWN_NAME)],
+        "worst_group_auc": Estimate.missing(worst, reason, n=0).to_json(),
+        "auc_gap": Estimate.missing(apart, reason, n=0).to_json(),
+    }
+
+
+def _gap(metric: str, counts: Counts, names: Sequence[str], noise: Floats) -> Json:
+    expected = expected_if_equal(metric, counts, names, noise=noise)
+    return {**gap(metric, counts, names, noise=noise).to_json(), "expected_if_equal": expected}
+
+
+def _decisions(measured: Measured, model: str, attribute: str) -> tuple[Counts, Floats]:
+    """counts[point, g, y, decision] of a model, from its pair table with the base, and the variances of their noise."""
     if model != BASE:
-        return counts_after(measured.pairs[BASE, model][attribute])
-    other = next(after for before, after in measured.pairs if before == BASE)
-    return counts_before(measured.pairs[BASE, other][attribute])
+        pair = BASE, model
+        return counts_after(measured.pairs[pair][attribute]), counts_after(measured.pair_noise[pair])
+    pair = next(found for found in measured.pairs if found[0] == BASE)
+    return counts_before(measured.pairs[pair][attribute]), counts_before(measured.pair_noise[pair])
+
+
+def _first_pair(measured: Measured) -> ByAttribute:
+    """The pair tables of the base model and the method."""
+    return next(tables for pair, tables in measured.pairs.items() if pair[0] == BASE)
 
 
 def changes(study: Study, measured: Measured) -> list[Json]:
@@ -139,14 +177,14 @@ def changes(study: Study, measured: Measured) -> list[Json]:
 
 def _change(study: Study, measured: Measured, before: str, after: str) -> Json:
     primary = study.primary.name
-    pair = measured.pairs[before, after][primary]
-    first, second = (measured.histograms[model, "test"][primary] for model in (before, after))
+    pair, noise = measured.pairs[before, after][primary], measured.pair_noise[before, after]
+    first, second, blur, joint = measured.score_pair(before, after, primary)
     return {
         "before": before,
         "after": after,
-        "auc": overall_auc_change(first, second).to_json(),
+        "auc": overall_auc_change(first, second, joint=joint, noise=blur).to_json(),
         "points": {
-            point: {rate: overall_rate_change(rate, pair[i]).to_json() for rate in RATES}
+            point: {rate: overall_rate_change(rate, pair[i], noise=noise[i]).to_json() for rate in RATES}
             for i, point in enumerate(POINTS)
         },
         "attributes": {a.name: _change_by_group(measured, before, after, a) for a in study.attributes},
@@ -155,21 +193,30 @@ def _change(study: Study, measured: Measured, before: str, after: str) -> Json:
 
 def _change_by_group(measured: Measured, before: str, after: str, attribute: Attribute) -> Json:
     name, names = attribute.name, attribute.groups
-    first, second = (measured.histograms[model, "test"][name] for model in (before, after))
-    # Placements are summed against the base only; a method and a control are compared unpaired, which is conservative.
-    sums = measured.placements.get(after, {}).get(name) if before == BASE else None
-    pair = measured.pairs[before, after][name]
+    pair, noise = measured.pairs[before, after][name], measured.pair_noise[before, after]
     return {
-        "auc_by_group": _all(auc_change_by_group(first, second, names, sums=sums)),
-        "worst_group_auc": worst_group_auc_change(first, second, names, sums=sums).to_json(),
-        "auc_gap": auc_gap_change(first, second, names, sums=sums).to_json(),
+        **_auc_changes(measured, before, after, attribute),
         "points": {
             point: {
-                "by_group": {rate: _all(rate_change_by_group(rate, pair[i], names)) for rate in RATES},
-                "gaps": {metric: gap_change(metric, pair[i], names).to_json() for metric in GAPS},
+                "by_group": {rate: _all(rate_change_by_group(rate, pair[i], names, noise=noise[i])) for rate in RATES},
+                "gaps": {metric: gap_change(metric, pair[i], names, noise=noise[i]).to_json() for metric in GAPS},
             }
             for i, point in enumerate(POINTS)
         },
+    }
+
+
+def _auc_changes(measured: Measured, before: str, after: str, attribute: Attribute) -> Json:
+    name, names = attribute.name, attribute.groups
+    if name not in measured.histograms[before, "test"]:
+        return _not_released(names, "auc_change", "worst_group_auc_change", "auc_gap_change")
+    first, second, blur, joint = measured.score_pair(before, after, name)
+    # Placements are summed against the base only; a method and a control are paired by their decision table alone.
+    sums = measured.placements.get(after, {}).get(name) if before == BASE else None
+    return {
+        "auc_by_group": _all(auc_change_by_group(first, second, names, sums=sums, joint=joint, noise=blur)),
+        "worst_group_auc": worst_group_auc_change(first, second, names, sums=sums, joint=joint, noise=blur).to_json(),
+        "auc_gap": auc_gap_change(first, second, names, sums=sums, joint=joint, noise=blur).to_json(),
     }
 
 
@@ -216,16 +263,20 @@ def roc_curves(study: Study, measured: Measured, chosen: Sequence[str]) -> Json:
         by_group: Json = {}
         for row, group in enumerate(attribute.groups):
             for model in chosen:
-                hist = measured.histograms[model, "test"][attribute.name]
-                if auc_by_group(hist, attribute.groups)[row].value is not None:
+                if attribute.name not in measured.histograms[model, "test"]:
+                    continue
+                hist, blur = measured.scores(model, attribute.name)
+                if auc_by_group(hist, attribute.groups, noise=blur)[row].value is not None:
                     by_group.setdefault(group, {})[model] = _roc(hist[row])
         curves[attribute.name] = by_group
     return curves
 
 
-def _roc(counts: Counts) -> list[list[float]]:
-    cut = counts_at_every_edge(counts[None])[:, 0]  # (edge, y, decision), thresholds rising
-    rates = cut[::-1, :, 1] / counts.sum(axis=1)
+def _roc(counts: Table) -> list[list[float]]:
+    # Noisy counts can fall where a curve must rise; counts without noise are their own projection.
+    rising = projected(counts, np.maximum(counts.sum(axis=1), 0.0))
+    cut = counts_at_every_edge(rising[None])[:, 0]  # (edge, y, decision), thresholds rising
+    rates = cut[::-1, :, 1] / rising.sum(axis=1)
     points = [[0.0, 0.0]]
     for fpr, tpr in rates:
         if (fpr - points[-1][0]) + (tpr - points[-1][1]) >= 2 / ROC_POINTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,21 @@ from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.common.query import Query
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, pack_bundles, split_bundles, unpack
 from equipoise.server.release import Delivered, PlainRelease, close_request, study_bundle
 from tests.tiny import (
     FEATURES,
     Memory,
     People,
+    any_plan,
     classifier_of,
     declare,
     draw_people,
     make_agent,
     make_study,
     network,
+    request_for,
     site_file,
     table_inputs,
     weights_file,
@@ -65,24 +68,44 @@ def study_of(**changes: Any) -> Study:
 
 
 def cells(study: Study) -> Query:
+    """Statistics by cell, the first query of the plan."""
     return catalogue.cell_statistics(study).with_inputs(**classifier_of(study, FILE).inputs())
 
 
 def bins(study: Study, name: str = "base") -> Query:
-    edges = {"edges": hybrid_edges(None, study.evaluation.bins)}
+    """A histogram, the second query of PLAN."""
+    edges = {"edges": hybrid_edges(None, study.score_bins)}
     query = catalogue.score_histogram(study, "test", name)
     return query.with_inputs(**classifier_of(study, FILE).inputs(), edges=edges)
 
 
-def request(
-    study: Study,
-    query: Query,
-    number: int = 0,
-    head: str = "head",
-    run: str = "run",
-    delivered: Delivered | None = None,
-) -> bytes:
-    return PlainRelease(study, query, run, number, head, ["a"], delivered or Delivered()).requests()["a"]
+def both(study: Study) -> StudyPlan:
+    """The plan of the two queries above."""
+    return StudyPlan.single(
+        "swift", [catalogue.cell_statistics(study), catalogue.score_histogram(study, "test", "base")]
+    )
+
+
+def lone(query: Query) -> StudyPlan:
+    """A plan of one query."""
+    return StudyPlan.single("swift", [query])
+
+
+def request(study: Study, query: Query, number: int = 0, plan: StudyPlan | None = None, **how: Any) -> bytes:
+    """The request for one query of a plan: of the plan of both where it stands there, else of one of its own."""
+    if plan is None:
+        plan = both(study) if query.template in [entry.query.template for entry in both(study).entries] else lone(query)
+    return request_for(study, plan, query, number=number, **how)
+
+
+def open_agent(cohort: Any, folder: Path, studies: Sequence[Study], *rest: Any, **options: Any) -> SiteAgent:
+    """Site a, which takes plans of any queries."""
+    return make_agent("a", cohort, folder, studies, *rest, check_plan=any_plan, **options)
+
+
+def kinds(agent: SiteAgent) -> list[str]:
+    """What stands in the site's ledger, in order."""
+    return [entry.kind for entry in agent.ledger.entries()]
 
 
 def code_of(reply: bytes) -> str:
@@ -109,23 +132,23 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_request_that_comes_again_gets_the_sealed_bytes_and_reads_nobody(tmp_path: Path) -> None:
     study, cohort = study_of(), Counted()
-    agent = make_agent("a", cohort, tmp_path, [study])
+    agent = open_agent(cohort, tmp_path, [study])
     first = agent.answer(request(study, cells(study)))
     assert code_of(first) == "ok"
     reads = cohort.reads
     assert agent.answer(request(study, cells(study))) == first
     agent.ledger.close()
-    restarted = make_agent("a", cohort, tmp_path, [study])
+    restarted = open_agent(cohort, tmp_path, [study])
     assert restarted.answer(request(study, cells(study))) == first
     assert cohort.reads == reads
-    assert len(restarted.ledger.rows()) == 1
+    assert kinds(restarted) == ["study", "release", "seal"]
 
 
 def test_the_sealed_reply_is_what_leaves_even_if_the_computation_would_now_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     first = agent.answer(request(study, cells(study)))
     monkeypatch.setitem(computations.COMPUTATIONS, "cell_statistics", lambda place: {})
     assert agent.answer(request(study, cells(study))) == first
@@ -133,7 +156,7 @@ def test_the_sealed_reply_is_what_leaves_even_if_the_computation_would_now_diffe
 
 def test_another_query_under_a_used_number_is_refused(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     assert code_of(agent.answer(request(study, cells(study)))) == "ok"
     assert code_of(agent.answer(request(study, bins(study)))) == "refused"
     assert code_of(agent.answer(request(study, bins(study), number=1))) == "ok"
@@ -145,29 +168,117 @@ def test_a_release_stands_in_the_ledger_before_a_patient_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     seen = []
 
     def look(place: Any) -> Any:
-        seen.append([row.number for row in agent.ledger.rows()])
+        seen.append(kinds(agent))
         raise MemoryError
 
     monkeypatch.setitem(computations.COMPUTATIONS, "cell_statistics", look)
     assert code_of(agent.answer(request(study, cells(study)))) == "internal"
-    assert seen == [[0]]
+    assert seen == [["study", "release"]]
     monkeypatch.undo()
     assert code_of(agent.answer(request(study, cells(study)))) == "ok"
-    assert [row.number for row in agent.ledger.rows()] == [0]
+    assert kinds(agent) == ["study", "release", "seal"]
 
 
 def test_the_close_of_a_run_is_remembered_for_approved_studies_alone(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
-    assert code_of(agent.answer(close_request(study, "run", 5, "last head"))) == "ok"
-    assert [(row.name, row.head) for row in agent.ledger.rows()] == [("close", "last head")]
+    agent = open_agent(Counted(), tmp_path, [study])
+    assert code_of(agent.answer(close_request(study, "run/swift", 5, "last head", done=False))) == "ok"
+    assert [(e.kind, e.body["head"], e.body["done"]) for e in agent.ledger.entries()] == [("close", "last head", False)]
     stranger = study.model_copy(update={"seed": 1})
-    assert code_of(agent.answer(close_request(stranger, "run", 6, "x"))) == "refused"
-    assert len(agent.ledger.rows()) == 1
+    assert code_of(agent.answer(close_request(stranger, "run/swift", 6, "x", done=True))) == "refused"
+    assert kinds(agent) == ["close"]
+
+
+def test_a_run_that_ended_asks_nothing_more(tmp_path: Path) -> None:
+    study = study_of()
+    agent = open_agent(Counted(), tmp_path, [study])
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    assert code_of(agent.answer(close_request(study, "run/swift", 1, "head", done=False))) == "ok"
+    assert code_of(agent.answer(request(study, bins(study), number=1))) == "ok"  # only an arm had ended
+    assert code_of(agent.answer(close_request(study, "run/swift", 2, "head", done=True))) == "ok"
+    before = kinds(agent)
+    for plan in (None, lone(cells(study))):
+        assert code_of(agent.answer(request(study, cells(study), number=3, plan=plan))) == "refused"
+        assert "has ended" in log_of(tmp_path)[-1]["reason"]
+    assert kinds(agent) == before
+    assert code_of(agent.answer(request(study, cells(study), run="another"))) == "ok"
+
+
+def test_a_query_of_the_plan_is_asked_once_under_whatever_number(tmp_path: Path) -> None:
+    study = study_of()
+    agent = open_agent(Counted(), tmp_path, [study])
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    for number in (1, 2):
+        assert code_of(agent.answer(request(study, cells(study), number=number))) == "refused"
+        assert "query 0 of the plan was asked already" in log_of(tmp_path)[-1]["reason"]
+    assert kinds(agent) == ["study", "release", "seal"]
+
+
+def test_a_run_keeps_the_plan_that_it_began_with(tmp_path: Path) -> None:
+    study = study_of()
+    agent = open_agent(Counted(), tmp_path, [study])
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    other = StudyPlan.single("swift", [bins(study), cells(study)])
+    assert code_of(agent.answer(request(study, bins(study), number=1, plan=other))) == "refused"
+    assert "began with another plan" in log_of(tmp_path)[-1]["reason"]
+    assert code_of(agent.answer(request(study, bins(study), run="new", plan=other))) == "ok"
+
+
+@pytest.mark.parametrize("index", [-1, 2, 7, None, "0", 0.0, [0]])
+def test_an_index_outside_the_plan_is_refused(tmp_path: Path, index: Any) -> None:
+    study, cohort = study_of(), Counted()
+    agent = open_agent(cohort, tmp_path, [study])
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["index"] = index
+
+    assert code_of(agent.answer(changed(request(study, cells(study)), edit))) == "refused"
+    assert "is not one of the 2 of the plan" in log_of(tmp_path)[-1]["reason"]
+    assert kinds(agent) == []
+    assert cohort.reads == 0
+
+
+@pytest.mark.parametrize("run", ["run", "run/plain", "run/evaluation", "/swift/", "run/swift/swift", "swift"])
+def test_a_query_is_asked_by_the_run_of_its_own_arm(tmp_path: Path, run: str) -> None:
+    study = study_of()
+    agent = open_agent(Counted(), tmp_path, [study])
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["run"] = run
+
+    assert code_of(agent.answer(changed(request(study, cells(study)), edit))) == "refused"
+    assert "belongs to swift, not to run" in log_of(tmp_path)[-1]["reason"]
+    assert kinds(agent) == []
+
+
+def test_the_plan_is_checked_once_and_before_anything_is_read(tmp_path: Path) -> None:
+    study, cohort, seen = study_of(), Counted(), []
+
+    def check(site: Any, received: Study, plan: StudyPlan, scratch: bool) -> None:
+        seen.append((site.site, received.hash, plan.digest, scratch, cohort.reads, agent.ledger.head))
+
+    agent = make_agent("a", cohort, tmp_path, [study], check_plan=check)
+    for number, query in enumerate((cells(study), bins(study))):
+        assert code_of(agent.answer(request(study, query, number=number))) == "ok"
+    plan = both(study)
+    assert seen == [("a", study.hash, plan.digest, True, 0, "")]
+
+
+def test_by_default_an_agent_takes_the_studys_own_plan_and_no_other(tmp_path: Path) -> None:
+    study, cohort = study_of(), Counted()
+    agent = make_agent("a", cohort, tmp_path, [study])
+    assert code_of(agent.answer(request(study, cells(study)))) == "refused"
+    assert "a plan of 2 queries" in log_of(tmp_path)[-1]["reason"]
+    assert kinds(agent) == []
+    assert cohort.reads == 0
+    own = StudyPlan.of(study)
+    assert code_of(agent.answer(request(study, own.entries[0].query.with_inputs(**cells(study).inputs), plan=own))) == (
+        "ok"
+    )
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
@@ -175,12 +286,14 @@ def test_the_close_of_a_run_is_remembered_for_approved_studies_alone(tmp_path: P
 
 def test_inputs_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     study, delivered = study_of(), Delivered()
-    agent = make_agent("a", Counted(), tmp_path, [study])
-    release = PlainRelease(study, cells(study), "run", 0, "head", ["a"], delivered)
+    agent = open_agent(Counted(), tmp_path, [study])
+    plan = both(study)
+    placed = plan.entries[0].query.with_inputs(**cells(study).inputs)
+    release = PlainRelease(study, plan, placed, "run/swift", 0, "head", ["a"], delivered)
     release.receive("a", agent.answer(release.requests()["a"]), None)
     assert release.advance()
     slim = request(study, bins(study), number=1, delivered=delivered)
-    restarted = make_agent("a", Counted(), tmp_path / "new", [study])
+    restarted = open_agent(Counted(), tmp_path / "new", [study])
     assert code_of(restarted.answer(slim)) == "need_inputs"
     assert code_of(restarted.answer(request(study, bins(study), number=1))) == "ok"
     assert code_of(agent.answer(slim)) == "ok"
@@ -189,11 +302,11 @@ def test_inputs_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_store_smaller_than_the_inputs_of_one_request_still_answers(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study], bundles=BundleStore(size_bytes=1))
+    agent = open_agent(Counted(), tmp_path, [study], bundles=BundleStore(size_bytes=1))
     assert code_of(agent.answer(request(study, cells(study)))) == "ok"
     moved = classifier_of(study, FILE).moved(classifier_of(study, FILE).layout(), np.full(149, 0.1))
     query = catalogue.cell_statistics(study).with_inputs(**moved.inputs())
-    assert code_of(agent.answer(request(study, query, number=1))) == "ok"
+    assert code_of(agent.answer(request(study, query, run="next"))) == "ok"
 
 
 def test_a_store_forgets_the_oldest_first() -> None:
@@ -210,7 +323,7 @@ def test_a_store_forgets_the_oldest_first() -> None:
 
 def test_a_bundle_under_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
 
     def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
         key = next(key for key in arrays if key.endswith("/file"))
@@ -223,17 +336,16 @@ def test_a_bundle_under_a_wrong_digest_is_refused(tmp_path: Path) -> None:
 
 def test_other_weights_than_the_approved_ones_are_refused(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     other = weights_file(seed=9)
     query = catalogue.cell_statistics(study).with_inputs(**classifier_of(study, other).inputs())
     assert code_of(agent.answer(request(study, query))) == "refused"
     assert "the weights are not those of the approved study" in log_of(tmp_path)[0]["reason"]
-    assert agent.ledger.rows() == []
-    both = {**classifier_of(study, FILE).inputs("before"), **classifier_of(study, other).inputs("after")}
+    assert kinds(agent) == []
+    models = {**classifier_of(study, FILE).inputs("before"), **classifier_of(study, other).inputs("after")}
     table = catalogue.decision_table(study, "base", "swift", 1)
-    assert code_of(
-        agent.answer(request(study, table.with_inputs(**both, thresholds={"thresholds": np.zeros((1, 2))})))
-    ) == ("refused")
+    table = table.with_inputs(**models, thresholds={"thresholds": np.zeros((1, 2))})
+    assert code_of(agent.answer(request(study, table))) == "refused"
 
 
 # --- policy -------------------------------------------------------------------------------------------------------
@@ -241,9 +353,9 @@ def test_other_weights_than_the_approved_ones_are_refused(tmp_path: Path) -> Non
 
 def test_a_study_that_nobody_approved_is_refused(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study.model_copy(update={"seed": 1})])
+    agent = open_agent(Counted(), tmp_path, [study.model_copy(update={"seed": 1})])
     assert code_of(agent.answer(request(study, cells(study)))) == "refused"
-    assert agent.ledger.rows() == []
+    assert kinds(agent) == []
 
 
 def test_the_study_that_the_site_reads_has_the_hash_that_it_approved(tmp_path: Path) -> None:
@@ -261,7 +373,7 @@ def test_the_study_that_the_site_reads_has_the_hash_that_it_approved(tmp_path: P
         header["study"] = digest_arrays(bundle)
         arrays[f"{header['study']}/json"] = bundle["json"]
 
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     assert code_of(agent.answer(changed(request(study, cells(study)), edit))) == "refused"
     assert code_of(agent.answer(request(study, cells(study)))) == "ok"
 
@@ -270,7 +382,7 @@ def test_a_factory_outside_the_list_is_never_called(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     model = {"factory": "os:system", "arguments": {"command": f"touch {touched}"}}
     study = study_of(model={**make_study(file=FILE).model.model_dump(), **model})
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     query = catalogue.cell_statistics(study).with_inputs(**classifier_of(make_study(file=FILE), FILE).inputs())
     assert code_of(agent.answer(request(study, query))) == "refused"
     assert not touched.exists()
@@ -282,7 +394,7 @@ def test_a_factory_outside_the_list_is_never_called(tmp_path: Path) -> None:
 def test_mode_none_on_real_data(tmp_path: Path, scratch: bool, synthetic: bool, code: str) -> None:
     study = study_of()
     data = {"manifest": "cohort.csv", "splits": {"column": "split"}, "synthetic": synthetic}
-    agent = make_agent("a", Counted(), tmp_path, [study], site_file("a", data=data), scratch=scratch)
+    agent = open_agent(Counted(), tmp_path, [study], site_file("a", data=data), scratch=scratch)
     assert code_of(agent.answer(request(study, cells(study)))) == code
 
 
@@ -290,7 +402,7 @@ def test_mode_none_on_real_data(tmp_path: Path, scratch: bool, synthetic: bool, 
 def test_a_cohort_below_the_minimum_is_refused_outside_simulations(tmp_path: Path, patients: int, code: str) -> None:
     study = study_of()
     site = site_file("a", caps={"cohort_minimum": patients, "models": ["tests.tiny:*"]})
-    agent = make_agent("a", Counted(), tmp_path, [study], site, scratch=False)  # 30 patients in each of three splits
+    agent = open_agent(Counted(), tmp_path, [study], site, scratch=False)  # 30 patients in each of three splits
     assert code_of(agent.answer(request(study, cells(study)))) == code
 
 
@@ -313,7 +425,7 @@ def test_errors_leave_a_code_and_the_log_keeps_the_reason(
     def fail(*_: Any) -> Any:
         raise FAILURES[code]
 
-    agent = make_agent("a", cohort, tmp_path, [study])
+    agent = open_agent(cohort, tmp_path, [study])
     if where == "cohort":
         agent._open_cohort = fail
     elif where == "split":
@@ -336,14 +448,25 @@ def test_planted_identifiers_of_a_real_cohort_never_leave(tmp_path: Path) -> Non
     people = draw_people(30, seed=1)
     file = write_hospital(tmp_path / "hospital-of-secrets", "a", people, range(30), tag="patient-4711-")
     site = load_site(file)
-    agent = SiteAgent(site, tmp_path / "state", frozenset([study.hash]), open_cohort=CohortStore(Cohort), scratch=True)
+
+    def opened(state: str) -> SiteAgent:
+        return SiteAgent(
+            site,
+            tmp_path / state,
+            frozenset([study.hash]),
+            open_cohort=CohortStore(Cohort),
+            scratch=True,
+            check_plan=any_plan,
+        )
+
+    agent = opened("state")
     replies = [agent.answer(request(study, cells(study))), agent.answer(request(study, bins(study), number=1))]
     assert [code_of(reply) for reply in replies] == ["ok", "ok"]
     manifest = file.parent / "manifest.csv"
     for number, (old, new) in enumerate((("female", "patient-4711 is ill"), (",0,train", ",,train")), start=2):
         text = manifest.read_text()
         manifest.write_text(text.replace(old, new, 1))
-        broken = SiteAgent(site, tmp_path / "s", frozenset([study.hash]), open_cohort=CohortStore(Cohort), scratch=True)
+        broken = opened("s")
         replies.append(broken.answer(request(study, cells(study), number=number)))
         assert code_of(replies[-1]) == "refused"
         broken.ledger.close()
@@ -358,9 +481,11 @@ def test_planted_identifiers_of_a_real_cohort_never_leave(tmp_path: Path) -> Non
 
 def test_an_answer_holds_counts_and_sums_and_no_row(tmp_path: Path) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     header, arrays = unpack(agent.answer(request(study, cells(study))))
-    assert set(header) == {"protocol", "code", "site", "release", "query"}
+    assert set(header) == {"protocol", "code", "site", "release", "query", "ledger"}
+    reserved = [entry for entry in agent.ledger.entries() if entry.kind == "release"]
+    assert header["ledger"] == reserved[0].hash  # as the ledger stood when this was charged, not later
     assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
         "patients": ((3, 2), "int64"),
         "scores": ((3, 2), "int64"),
@@ -373,7 +498,7 @@ def test_an_answer_holds_counts_and_sums_and_no_row(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> SiteAgent:
-    return make_agent("a", Counted(), tmp_path_factory.mktemp("door"), [study_of()])
+    return open_agent(Counted(), tmp_path_factory.mktemp("door"), [study_of()])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -392,14 +517,14 @@ def test_a_damaged_request_gets_a_code_or_the_right_answer(door: SiteAgent, plac
     assert code_of(reply) in ("ok", "refused", "internal", "need_inputs")
 
 
-MISSING = ["run", "release", "head", "study", "query", "inputs"]
+MISSING = ["run", "release", "head", "study", "plan", "index", "inputs"]
 
 
 @pytest.mark.parametrize("key", MISSING)
 @pytest.mark.parametrize("value", [None, 7, [], {"x": 1}, "text"])
 def test_a_header_with_a_wrong_part_gets_a_code(tmp_path: Path, key: str, value: Any) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
 
     def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
         if value is None:
@@ -424,27 +549,62 @@ def test_a_header_with_a_wrong_part_gets_a_code(tmp_path: Path, key: str, value:
 )
 def test_a_query_that_does_not_fit_its_name_gets_no_sum(tmp_path: Path, change: dict[str, Any]) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
     model = classifier_of(study, FILE)
     query = catalogue.gradient_sum(study, model.layout(), "extractor", 0.5)
     query = query.with_inputs(**model.inputs(), weights=weights)
 
     def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
-        header["query"].update(change)
+        """Send another plan under a digest that fits it."""
+        rows = json.loads(arrays.pop(f"{header['plan']}/json").tobytes())
+        rows[0][2].update(change)
+        bundle = {"json": np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8)}
+        header["plan"] = digest_arrays(bundle)
+        arrays[f"{header['plan']}/json"] = bundle["json"]
 
-    reply = agent.answer(changed(request(study, query), edit))
-    assert code_of(reply) in ("internal", "refused")
+    assert code_of(agent.answer(changed(request(study, query), edit))) in ("internal", "refused")
+    assert "seal" not in kinds(agent)
+    assert code_of(agent.answer(request(study, query, run="other"))) == "ok"
+
+
+PLANS: dict[str, Any] = {
+    "no JSON": b"\xff\x00",
+    "a number": b"7",
+    "no rows": b"{}",
+    "a row too short": b'[["swift", ""]]',
+    "a query without parts": b'[["swift", "", {}]]',
+    "null": b"null",
+    "no bundle of a plan": None,
+}
+
+
+@pytest.mark.parametrize("what", PLANS)
+def test_what_is_no_plan_is_refused(tmp_path: Path, what: str) -> None:
+    study, cohort = study_of(), Counted()
+    agent = open_agent(cohort, tmp_path, [study])
+
+    def edit(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays.pop(f"{header['plan']}/json")
+        text = PLANS[what]
+        bundle = {"x": np.zeros(3)} if text is None else {"json": np.frombuffer(text, dtype=np.uint8)}
+        header["plan"] = digest_arrays(bundle)
+        arrays.update({f"{header['plan']}/{name}": array for name, array in bundle.items()})
+
+    assert code_of(agent.answer(changed(request(study, cells(study)), edit))) == "refused"
+    assert kinds(agent) == []
+    assert cohort.reads == 0
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     data = b"cposix\nsystem\n(S'touch " + str(touched).encode() + b"'\ntR."
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     bundle = {"file": np.frombuffer(data, dtype=np.uint8)}
     digest = digest_arrays(bundle)
-    header = {"protocol": PROTOCOL, "run": "r", "release": 0, "head": "", "study": digest, "query": {}, "inputs": {}}
+    header = {"protocol": PROTOCOL, "run": "r/x", "release": 0, "head": "", "study": digest, "inputs": {}}
+    header |= {"plan": digest, "index": 0}
     for payload in (data, pack_bundles(header, {digest: bundle})):
         assert code_of(agent.answer(payload)) != "ok"
     assert not touched.exists()
@@ -467,10 +627,10 @@ def test_two_studies_with_the_same_weights_never_share_scores(tmp_path: Path) ->
         narrow.age,
     )
     cohorts = {s.hash: Memory.everywhere(p.split(range(30))) for s, p in ((first, narrow), (second, scaled))}
-    agent = make_agent("a", Counted(), tmp_path, [first, second])
+    agent = open_agent(Counted(), tmp_path, [first, second])
     agent._open_cohort = lambda study, site: cohorts[study.hash]
     replies = [agent.answer(request(s, bins(s), run=run)) for run, s in (("one", first), ("two", second))]
-    alone = make_agent("a", cohorts[second.hash], tmp_path / "alone", [second])
+    alone = open_agent(cohorts[second.hash], tmp_path / "alone", [second])
     assert (
         unpack(replies[1])[1]["sex"].tolist() == unpack(alone.answer(request(second, bins(second))))[1]["sex"].tolist()
     )
@@ -479,7 +639,7 @@ def test_two_studies_with_the_same_weights_never_share_scores(tmp_path: Path) ->
 
 def test_a_training_that_breaks_off_leaves_the_network_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of()
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     model = classifier_of(study, FILE)
     weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
     parameters = {
@@ -516,7 +676,7 @@ def test_a_parameter_without_dimensions_crosses_the_wire(tmp_path: Path) -> None
         "round": 0, "losses": "global",
     }  # fmt: skip
     training = catalogue.local_training(study, model.layout("extractor"), "extractor", parameters)
-    agent = make_agent("a", Counted(), tmp_path, [study])
+    agent = open_agent(Counted(), tmp_path, [study])
     reply = agent.answer(request(study, training.with_inputs(**moved.inputs(), weights=weights, mask=mask)))
     assert code_of(reply) == "ok", log_of(tmp_path)
     assert np.abs(unpack(reply)[1]["change"][-1]) > 0

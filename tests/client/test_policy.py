@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 
 from equipoise.client.computations import COMPUTATIONS
-from equipoise.client.policy import check_query, check_study
+from equipoise.client.policy import check_cohort, check_queries, check_query, check_study, life_caps
 from equipoise.common import catalogue
 from equipoise.common.config import validate
 from equipoise.common.errors import RefusedError, StudyError
+from equipoise.common.privacy.accounting import PrivacyCost
 from equipoise.common.query import Query
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
-from tests.tiny import make_study, site_file
+from equipoise.common.study_plan import StudyPlan
+from tests.tiny import Memory, draw_people, make_study, private_study, site_file
 
 STUDY = make_study()
+PRIVATE = private_study()
 
 
 def site_of(synthetic: bool = True, allow_none: Any = (), **caps: Any) -> Site:
@@ -26,7 +29,7 @@ def site_of(synthetic: bool = True, allow_none: Any = (), **caps: Any) -> Site:
 
 
 def check(site: Site, study: Study = STUDY, approved: Any = None, scratch: bool = False) -> None:
-    check_study(site, study, frozenset([STUDY.hash] if approved is None else approved), scratch)
+    check_study(site, study, frozenset([STUDY.hash, PRIVATE.hash] if approved is None else approved), scratch)
 
 
 def test_an_approved_study_on_synthetic_data_is_let_in() -> None:
@@ -116,6 +119,91 @@ def test_the_closed_list_of_queries_is_the_catalogue() -> None:
     functions = {
         name
         for name, value in vars(catalogue).items()
-        if inspect.isfunction(value) and value.__annotations__.get("return") == "Query"
+        if inspect.isfunction(value) and value.__annotations__.get("return") == "Query" and not name.startswith("_")
     }
     assert functions == set(COMPUTATIONS)
+
+
+# --- private studies ----------------------------------------------------------------------------------------------
+
+
+def test_a_private_study_needs_a_cap_and_no_more_than_its_delta() -> None:
+    check(site_of(epsilon=4), PRIVATE)
+    with pytest.raises(RefusedError, match=r"caps\.epsilon is not set in the site file of a"):
+        check(site_of(), PRIVATE)
+    check(site_of(epsilon=4, delta=1e-5), PRIVATE)
+    with pytest.raises(RefusedError, match=r"privacy\.delta=1e-05 is above caps\.delta=1e-06 of a"):
+        check(site_of(epsilon=4, delta=1e-6), PRIVATE)
+    check(site_of(), PRIVATE, scratch=True)  # charged to nobody
+
+
+def test_patients_need_not_be_synthetic_where_noise_protects_them() -> None:
+    check(site_of(synthetic=False, epsilon=4), PRIVATE)
+
+
+def test_only_a_simulation_gives_each_control_a_budget_of_its_own() -> None:
+    controls = {"name": "private_head", "controls": ["plain"]}
+    for kind in ("own", "shared"):
+        study = private_study(controls, privacy={"controls": kind})
+        check(site_of(), study, approved=[study.hash], scratch=True)
+        if kind == "shared":
+            check(site_of(epsilon=4), study, approved=[study.hash])
+            continue
+        with pytest.raises(RefusedError, match=r"privacy\.controls=own: only a simulation"):
+            check(site_of(epsilon=4), study, approved=[study.hash])
+
+
+def test_every_arm_has_to_be_an_allowed_method() -> None:
+    study = private_study({"name": "private_head", "controls": ["plain"]}, privacy={"controls": "shared"})
+    check(site_of(epsilon=4, methods=["private_head", "fine_tune"]), study, approved=[study.hash])
+    with pytest.raises(RefusedError, match=r"method 'fine_tune' is not in caps\.methods of a"):
+        check(site_of(epsilon=4, methods=["private_head"]), study, approved=[study.hash])
+
+
+def test_the_plan_is_the_studys_own_and_each_of_its_queries_is_allowed() -> None:
+    plan = StudyPlan.of(PRIVATE).calibrated(PRIVATE)
+    check_queries(site_of(), PRIVATE, plan, scratch=False)
+    names = sorted({entry.query.name for entry in plan.entries})
+    check_queries(site_of(queries=names), PRIVATE, plan, scratch=False)
+    for name in names:
+        with pytest.raises(RefusedError, match=rf"query '{name}' is not in caps\.queries of a"):
+            check_queries(site_of(queries=[other for other in names if other != name]), PRIVATE, plan, scratch=False)
+    with pytest.raises(RefusedError, match="the study asks"):
+        check_queries(site_of(), PRIVATE, StudyPlan(plan.entries[:-1]), scratch=False)
+
+
+def test_a_controls_account_is_paid_by_nobody_but_a_simulation() -> None:
+    study = private_study({"name": "private_head", "controls": ["plain"]})
+    plan = StudyPlan.of(study).calibrated(study)
+    check_queries(site_of(), study, plan, scratch=True)
+    with pytest.raises(RefusedError, match=r"is to be paid for by 'plain', which has no account here"):
+        check_queries(site_of(), study, plan, scratch=False)
+
+
+def test_a_crowd_is_counted_in_all_and_in_the_split_that_is_asked() -> None:
+    people = draw_people(33, seed=1)
+    cohort = Memory(
+        {
+            "train": people.split(range(20)),
+            "validation": people.split(range(20, 30)),
+            "test": people.split(range(30, 33)),
+        }
+    )
+    counts = next(entry.query for entry in StudyPlan.of(PRIVATE).entries if entry.query.split == "train")
+    tables = next(entry.query for entry in StudyPlan.of(PRIVATE).entries if entry.query.split == "test")
+    check_cohort(site_of(cohort_minimum=33, split_minimum=20), cohort, counts)
+    with pytest.raises(RefusedError, match=r"33 patients, fewer than caps\.cohort_minimum of a"):
+        check_cohort(site_of(cohort_minimum=34), cohort, counts)
+    with pytest.raises(RefusedError, match=r"20 patients in the split train, fewer than caps\.split_minimum of a"):
+        check_cohort(site_of(cohort_minimum=1, split_minimum=21), cohort, counts)
+    check_cohort(site_of(cohort_minimum=1, split_minimum=3), cohort, tables)
+    with pytest.raises(RefusedError, match=r"3 patients in the split test, fewer than caps\.split_minimum of a"):
+        check_cohort(site_of(cohort_minimum=1, split_minimum=4), cohort, tables)
+
+
+def test_collusion_is_capped_like_the_honest_view_unless_said_otherwise() -> None:
+    assert life_caps(site_of(epsilon=2, delta=1e-6)) == PrivacyCost(2, 2, 1e-6)
+    assert life_caps(site_of(epsilon=2, epsilon_if_others_collude=5)) == PrivacyCost(2, 5, 1e-5)
+    for epsilon in (None, 6):
+        with pytest.raises(ValueError, match="epsilon_if_others_collude needs an epsilon"):
+            site_of(epsilon=epsilon, epsilon_if_others_collude=5)

@@ -1,0 +1,85 @@
+"""The report's part on privacy: the guarantee, what each hospital paid for it, and which noise that was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
+from equipoise.server.plan import plan_costs, plan_rows
+from equipoise.server.report.blocks import Section, Table
+from equipoise.server.report.words import number
+
+Json = dict[str, Any]
+
+UNIT = "patient, with all images; relation: add or remove one"
+WORDS = {
+    "none": "Privacy mode none: releases were not private. Every sum that left a hospital was exact, without noise, "
+    "and no privacy budget was kept.",
+    "local": "Privacy mode local: every release of every hospital was made private by that hospital itself, with "
+    "noise from its own generator, before it left. Whatever is computed from the releases, this report included, "
+    "costs no patient more.",
+}
+
+
+def privacy_of(study: Study, plan: StudyPlan) -> Json:
+    """Mode, guarantee, costs by split and releases with their noise, as JSON values.
+
+    Each hospital paid the same, since the noise is the plan's. What a hospital has spent over the life of its data
+    stands in its own ledger and is not known here.
+    """
+    mode = study.privacy.mode
+    value: Json = {"mode": mode, "text": WORDS[mode]}
+    if not study.privacy.private:
+        return value
+    return value | {
+        "epsilon": study.privacy.epsilon,
+        "delta": study.privacy.delta,
+        "unit": UNIT,
+        "costs": plan_costs(plan, study),
+        "releases": plan_rows(plan, study),
+    }
+
+
+def privacy_section(report: Json) -> Section:
+    """The section of the page."""
+    privacy = report["privacy"]
+    if "epsilon" not in privacy:
+        return Section("privacy", "Privacy", (privacy["text"],))
+    text = (
+        privacy["text"],
+        f"The guarantee: epsilon {privacy['epsilon']:g} at delta {privacy['delta']:g} at each hospital. Unit: "
+        f"{privacy['unit']}. Train, validation and test are disjoint patients, so the largest of the three counts. A "
+        "patient known to two hospitals pays at both.",
+        "Whoever runs a control beside the method in a simulation gives it a budget of its own, which is charged to "
+        "nobody; on patients' data each would have to be paid for.",
+    )
+    costs = Table(
+        "What the releases cost at each hospital",
+        ("who pays", "patients", "epsilon", "epsilon if all others collude"),
+        [
+            [cost["account"], cost["split"], number(cost["epsilon"]), number(cost["epsilon_if_others_collude"])]
+            for cost in privacy["costs"]
+        ],
+        frozenset({0, 1}),
+    )
+    releases = Table(
+        "Releases and their noise",
+        ("arm", "query", "patients", "times", "law", "bound of one patient", "noise", "epsilon"),
+        [
+            [
+                row["arm"],
+                row["query"],
+                row["split"],
+                str(row["times"]),
+                row["law"].replace("_", " "),
+                number(row["bound"]),
+                number(row["noise"]),
+                number(row["epsilon"]),
+            ]
+            for row in privacy["releases"]
+            if row["epsilon"] is not None
+        ],
+        frozenset({0, 1, 2, 4}),
+    )
+    return Section("privacy", "Privacy", text, (costs, releases))
