@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.common.row_gradients import RowGradients
-from equipoise.common.space import summed_gradients
+from equipoise.common.space import is_last_axis_norm, layer_normed, summed_gradients
 
 Vector = NDArray[np.float64]
 _Call = tuple[str, nn.Module, Tensor, Tensor]
@@ -188,7 +188,8 @@ def _known_layers(model: nn.Module, names: dict[str, int]) -> dict[str, nn.Modul
         if not own & names.keys():
             continue
         plain_conv = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
-        if not (type(layer) in (nn.Linear, nn.GroupNorm) or (plain_conv and not isinstance(layer.padding, str))):
+        known = type(layer) in (nn.Linear, nn.GroupNorm) or is_last_axis_norm(layer)
+        if not (known or (plain_conv and not isinstance(layer.padding, str))):
             return None
         layers[prefix] = layer
         covered |= own
@@ -202,6 +203,12 @@ def _layer_grams(layer: nn.Module, x: Tensor, g: Tensor, many: int) -> Iterator[
         channels = layer.num_channels
         yield "weight", _inner((g * normed).flatten(2).sum(dim=2).reshape(-1, many, channels))
         yield "bias", _inner(g.flatten(2).sum(dim=2).reshape(-1, many, channels))
+        return
+    if isinstance(layer, nn.LayerNorm):
+        # A sum over every axis between the row's and the channels'.
+        by_gain, by_shift = ((t if t.ndim > 2 else t[:, None]).flatten(1, -2) for t in (g * layer_normed(layer, x), g))
+        yield "weight", _inner(by_gain.sum(dim=1).reshape(-1, many, x.shape[-1]))
+        yield "bias", _inner(by_shift.sum(dim=1).reshape(-1, many, x.shape[-1]))
         return
     if isinstance(layer, nn.Linear):
         seen = (x[:, None] if x.ndim == 2 else x.flatten(1, -2)).mT

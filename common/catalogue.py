@@ -32,6 +32,7 @@ UPDATE_BOUND = 2.0**8
 
 # Phases that a study's budget is shared among, by split.
 COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
+SEARCH = "search"  # of candidates that are compared on validation patients
 
 
 def groups_of(study: Study, attribute: str | None = None) -> int:
@@ -207,8 +208,10 @@ def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directio
 def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any]) -> Query:
     """A site's weighted change of the trained tensors after local epochs. Inputs: the model, `weights`, `mask`.
 
-    `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round. The site multiplies its change by its
-    declared share of the patients, so that the sum is the federated average. `patients` and `scores` are the site's
+    `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round. With `stream`, sites draw their
+    shuffles from the public stream of that name, so that candidates that are compared meet the patients in the same
+    order. With `sizes`, tensors whose mask is 0 do not travel (`Query.with_inputs`). The site multiplies its change by
+    its declared share of the patients, so that the sum is the federated average. `patients` and `scores` are the site's
     patients and their sums of scores by cell after its steps (`equipoise.client.moving_bias`), from which the next
     round's gaps are taken.
     """
@@ -242,6 +245,25 @@ def score_histogram(study: Study, split: SplitName, model: str) -> Query:
         {a.name: (len(a.groups) + 1, 2, study.score_bins) for a in attributes},
         cells=len(attributes),
     )
+
+
+def candidate_histogram(study: Study, bins: int) -> Query:
+    """A `score_histogram` of a search's candidate on the validation patients, of the primary attribute alone.
+
+    Searches release many, so their noise is Gaussian, whose cost adds up more slowly than Laplace's.
+    """
+    attribute = study.primary
+    block = Block.counts((len(attribute.groups) + 1, 2, bins))
+    parameters = {"model": "candidate", "attributes": [attribute.name]}
+    query = Query(
+        "score_histogram", "patient_sum", "validation", SEARCH, parameters, {attribute.name: block}, budget=SEARCH
+    )
+    if not study.privacy.private:
+        return query
+    plan = ReleasePlan.counts(
+        1, block.size, noise=TEMPLATE_STEPS, mechanism="discrete_gaussian", honest=study.honest_shares
+    )
+    return query.under(plan)
 
 
 def decision_table(study: Study, before: str, after: str, points: int) -> Query:

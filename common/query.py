@@ -79,6 +79,7 @@ class Block:
 
 
 UNPROTECTED = ReleasePlan.none()
+MOVED = "change"  # the block of a site's update that holds its tensors, one after the other
 TEMPLATE_STEPS = 64.0  # noise of a template in lattice steps; any value that every law supports would do
 
 
@@ -97,10 +98,27 @@ class Query:
     budget: str = ""  # whose share of the split's budget pays for it, as in the study's `privacy.split`
     plan: ReleasePlan = UNPROTECTED
     index: int | None = None  # place in the study's plan; None in a template
+    planned: Query | None = field(default=None, compare=False, repr=False)  # of which this is a narrower form
 
     def with_inputs(self, **inputs: Arrays) -> Query:
-        """The planned query with its arrays, ready to be asked."""
-        return replace(self, inputs=inputs)
+        """The planned query with its arrays, ready to be asked.
+
+        A tensor whose mask is 0 throughout cannot move. Where the plan names the tensors' `sizes`, such a tensor is
+        left out of the update and does not travel; server and site both derive the narrower query from the inputs.
+        """
+        asked = replace(self, inputs=inputs)
+        sizes, mask = self.parameters.get("sizes"), inputs.get("mask")
+        if sizes is None or mask is None:
+            return asked
+        kept = [i for i, name in enumerate(self.parameters["tensors"]) if np.any(mask.get(name, 0))]
+        parameters = {key: [self.parameters[key][i] for i in kept] for key in ("tensors", "sizes")}
+        moved = replace(self.blocks[MOVED], shape=(sum(parameters["sizes"]),))
+        return replace(
+            asked,
+            parameters={**self.parameters, **parameters},
+            blocks={name: moved if name == MOVED else block for name, block in self.blocks.items()},
+            planned=self,
+        )
 
     def under(self, plan: ReleasePlan) -> Query:
         """The template with the plan that protects it."""
@@ -119,6 +137,8 @@ class Query:
     @cached_property
     def template(self) -> str:
         """Digest of the public part without place and noise: what a method may ask for."""
+        if self.planned is not None:
+            return self.planned.template
         plan = self.plan if not self.private else replace(self.plan, noise=self.plan.step * TEMPLATE_STEPS)
         return digest_json({**self.public, "plan": plan.to_json(), "index": None})
 

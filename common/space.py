@@ -95,7 +95,8 @@ class Space:
         """The space of a model at its present weights, the base of the rounds.
 
         Args:
-            model: any backbone for `head`; for `whole` its layers with parameters are Linear, Conv2d and GroupNorm.
+            model: any backbone for `head`; for `whole` its layers with parameters are Linear, Conv2d, GroupNorm and
+                LayerNorm over the last axis.
             kind: `head` or `whole`.
             head: prefix of the names of the last layer, an `nn.Linear`.
             seed: the study's public seed; the filters come from its stream `private_rounds`, one for each layer.
@@ -137,7 +138,7 @@ class Space:
         a mask that differs within a filter acts by its mean there.
 
         Args:
-            mask: parameter -> factors in [0, 1] of the parameter's shape (`SoftMask.values`).
+            mask: parameter -> factors in [0, 1] of the parameter's shape (`SoftMask.values`), or one for all of it.
             least: smaller values count as 0.
 
         Raises:
@@ -146,6 +147,8 @@ class Space:
         parts = []
         for part in self.parts:
             value = mask.get(part.name)
+            if value is not None and value.ndim == 0:
+                value = np.full(part.shape, value)
             if value is None or value.shape != part.shape:
                 found = "none" if value is None else f"shape {value.shape}"
                 raise ModelError(f"mask: {part.name!r} needs factors of shape {part.shape}, found {found}")
@@ -169,6 +172,11 @@ class Space:
     def size(self) -> int:
         """D, the number of coordinates."""
         return sum(len(part.kept) for part in self.parts)
+
+    def seen_masked(self, gradients: Vector, masked: Space) -> Vector:
+        """Gradients (n, D') by the coordinates of `self.masked(...)`, from gradients (n, D) by those of this space."""
+        columns = [gradients[:, self.blocks[part.name]][:, part.kept] * part.scale[part.kept] for part in masked.parts]
+        return np.concatenate(columns, axis=1)
 
     def weight_changes(self, theta: Vector) -> dict[str, Vector]:
         """Parameter -> change, float64 of the parameter's shape, from theta (D,)."""
@@ -250,7 +258,7 @@ def _is_mixed(prefix: str, layer: nn.Module, in_head: bool) -> bool | None:
         if type(layer) is not nn.Linear:
             raise ModelError(f"model layer {prefix!r} is a {type(layer).__name__}: a head must be an nn.Linear")
         return False
-    if type(layer) is nn.GroupNorm:
+    if type(layer) is nn.GroupNorm or is_last_axis_norm(layer):
         return False
     if type(layer) is nn.Linear:
         return True
@@ -258,8 +266,18 @@ def _is_mixed(prefix: str, layer: nn.Module, in_head: bool) -> bool | None:
         return True if layer.kernel_size in MIXED_KERNELS else None
     raise ModelError(
         f"model layer {prefix[:-1]!r} is a {type(layer).__name__}: the space `whole` knows Linear, Conv2d padded with "
-        "zeros and GroupNorm; use the space `head`"
+        "zeros, GroupNorm and LayerNorm over the last axis; use the space `head`"
     )
+
+
+def is_last_axis_norm(layer: nn.Module) -> bool:
+    """Whether a layer is a LayerNorm over the last axis alone, as in a transformer."""
+    return type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1
+
+
+def layer_normed(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """What the gain of a LayerNorm multiplies."""
+    return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
 
 
 def _filters(weight: Tensor, stream: np.random.Generator, rank: int) -> Vector:
@@ -302,6 +320,10 @@ def _row_gradients(part: Part, layer: nn.Module, x: Tensor, by_y: Tensor) -> Ten
         if weight:
             by_y = by_y * functional.group_norm(x, layer.num_groups, eps=layer.eps)
         return by_y.flatten(2).sum(dim=2)
+    if isinstance(layer, nn.LayerNorm):
+        if weight:
+            by_y = by_y * layer_normed(layer, x)
+        return by_y.reshape(len(by_y), -1, by_y.shape[-1]).sum(dim=1)
     if isinstance(layer, nn.Linear):
         x, by_y = x.reshape(len(x), -1, x.shape[-1]), by_y.reshape(len(by_y), -1, by_y.shape[-1])
         if not weight:

@@ -40,7 +40,7 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 # Shares of a split's budget where the study names none; of the phases that are there.
 DEFAULT_SHARES: Mapping[SplitName, Mapping[str, float]] = {
     "train": {"counts": 0.03, "mask": 0.15, "rounds": 0.82},
-    "validation": {"histogram": 1.0},
+    "validation": {"search": 0.8, "histogram": 0.2},
     "test": {"tables": 0.5, "histogram": 0.5},
 }
 

@@ -18,6 +18,7 @@ from equipoise.cli import app
 from equipoise.common import errors
 from equipoise.common.config import override, read_yaml, validate
 from equipoise.common.methods import METHOD_CONTROLS, METHODS, SIMULATION_CONTROLS, resolve
+from equipoise.common.methods.fairtune import FairTune
 from equipoise.common.methods.fine_tune import FineTune
 from equipoise.common.methods.swift import Swift
 from equipoise.common.sitefile import Site
@@ -208,7 +209,12 @@ def test_site_file_page_lists_every_key_and_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "model"), [("1.5 Parameters of swift", Swift), ("Parameters of fine_tune", FineTune)]
+    ("heading", "model"),
+    [
+        ("1.5 Parameters of swift", Swift),
+        ("Parameters of fine_tune", FineTune),
+        ("Parameters of fairtune", FairTune),
+    ],
 )
 def test_methods_page_lists_every_parameter_and_its_default(heading: str, model: type[BaseModel]) -> None:
     check_table(table(sections(ROOT / "docs/methods.md")[heading]), model)

@@ -91,7 +91,8 @@ def averaged_round(
         inputs["mask"] = {name: mask.values[name].astype(np.float32) for name in layout.shapes}
     total = yield query.with_inputs(**inputs)
     present = attendance(study, total.cohort)
-    return model.moved(layout, total.value("change") / present), total.value("patients"), total.value("scores")
+    moved = Layout({name: layout.shapes[name] for name in total.query.parameters["tensors"]})
+    return model.moved(moved, total.value("change") / present), total.value("patients"), total.value("scores")
 
 
 def gradient_round(

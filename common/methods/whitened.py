@@ -9,12 +9,13 @@ without noise too.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from equipoise.common import catalogue
 from equipoise.common.cells import Balance, BiasLoss, Cells
@@ -85,38 +86,120 @@ def run_rounds(
         DataError: the public pool is too small or too uniform to whiten with.
         ModelError: the model has a layer that the space does not know.
     """
-    start = _Start.of(study, model, p, course, mask)
-    query = _query(study, model, p, course)
-    descent = Descent.start(query.blocks["gradient"].size, rounds=p.rounds, lr=p.lr, momentum=p.momentum)
-    guard, scores = CollapseGuard(share=p.collapse_share), None
-    separations: list[float] = []
-    for point in range(p.rounds):
-        task, bias = round_weights(
-            counts, None if scores is None else scores.sums, course.loss, smoothing=p.smoothing, balance=course.balance
-        )
-        moved = start.moved(model, descent.u)
+    walk = Prospect.of(study, model, p, course).walk(study, model, p, course, counts, mask)
+    yield from walk.advance(p.rounds)
+    return walk.result, walk.notes
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """The space without a mask and what the public pool shows of it: the same for every walk from the vendor's model.
+
+    Attributes:
+        space: unmasked.
+        logits, gradients: of the pool's rows, (n,) and (n, D).
+        rows: the pool as the model sees it, (n, ...).
+    """
+
+    space: Space
+    logits: Vector
+    gradients: Vector
+    rows: Tensor
+
+    @classmethod
+    def of(cls, study: Study, model: Classifier, p: Whitened, course: Course) -> Prospect:
+        """Look at the pool once."""
+        pool, network = Pool.of(study), network_of(study, model, base=True)
+        space = Space.of(network, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
+        return cls(space, *pool_gradients(space, network, pool.batches()), pool.normalised())
+
+    def walk(
+        self, study: Study, model: Classifier, p: Whitened, course: Course, counts: Cells, mask: SoftMask | None
+    ) -> Walk:
+        """Rounds from the vendor's model under a mask, none of them done; see `run_rounds`."""
+        query = _query(study, model, p, course)
+        space, gradients, inputs = self.space, self.gradients, dict[str, Arrays]()
+        if mask is not None:
+            # The very numbers that travel, so that a site's masked space is this one.
+            factors = {part.name: mask.values[part.name].astype(np.float32) for part in space.parts}
+            space, inputs["mask"] = space.masked(factors), factors
+            gradients = self.space.seen_masked(gradients, space)
+        directions = query.blocks["gradient"].size
+        whitening = whiten(self.logits, gradients, directions=directions, damp=p.damp, percentile=p.clip_percentile)
+        check = check_pool(self.rows, self.logits, gradients, whitening.directions)
+        if check.problems and not p.accept_poor_pool:
+            raise DataError(f"{check.problems[0]} (or set accept_poor_pool: true)")
+        # A pool that knows fewer directions leaves the last ones empty; the plan fixed their number.
+        basis = np.zeros((space.size, directions))
+        basis[:, : whitening.directions] = whitening.basis
+        inputs["basis"] = {"basis": basis, "clip": np.array([whitening.clip])}
+        start = _Start(space, basis, whitening.clip, inputs, len(self.rows), check.problems)
+        descent = Descent.start(directions, rounds=p.rounds, lr=p.lr, momentum=p.momentum)
+        return Walk(model, p, course, counts, query, start, descent, CollapseGuard(share=p.collapse_share))
+
+
+@dataclass
+class Walk:
+    """Rounds on their way: they can stop after any of them, and go on."""
+
+    _model: Classifier
+    _p: Whitened
+    _course: Course
+    _counts: Cells
+    _query: Query
+    _start: _Start
+    _descent: Descent
+    _guard: CollapseGuard
+    _scores: Scores | None = None
+    _separations: list[float] = field(default_factory=list)
+
+    def advance(self, rounds: int) -> Generator[Query, Sum, None]:
+        """Take `rounds` more rounds, or fewer where the model collapses: the guard then ends the walk."""
+        for _ in range(rounds):
+            if self._guard.collapsed:
+                return
+            yield from self._round()
+
+    def _round(self) -> Generator[Query, Sum, None]:
+        p, course, counts, query = self._p, self._course, self._counts, self._query
+        sums = None if self._scores is None else self._scores.sums
+        task, bias = round_weights(counts, sums, course.loss, smoothing=p.smoothing, balance=course.balance)
+        moved = self._start.moved(self._model, self._descent.u)
         weights: Arrays = {"task": task, "bias": bias}
-        total = yield query.with_inputs(**moved.inputs(), weights=weights, **start.inputs)
-        gradient, released = _read(total, start.clip, counts)
-        scores = released.blended(scores, p.memory)
-        guard = guard.watched(point, scores)
-        separations.append(scores.separation)
-        if guard.collapsed:
-            break
-        descent = descent.stepped(gradient, float(np.maximum(counts, 0.0).sum()))
-    notes = {
-        "rounds": {
-            "space": course.kind,
-            "directions": query.blocks["gradient"].size,
-            "coordinates": start.space.size,
-            "clip_bound": start.clip,
-            "separation_by_round": separations,
-            "collapsed": guard.collapsed,
-            "guard_blind": guard.blind,
-            "pool": {"rows": start.pool_rows, "problems": list(start.problems), "cannot_see": CANNOT_SEE},
+        total = yield query.with_inputs(**moved.inputs(), weights=weights, **self._start.inputs)
+        gradient, released = _read(total, self._start.clip, counts)
+        self._scores = released.blended(self._scores, p.memory)
+        self._guard = self._guard.watched(len(self._separations), self._scores)
+        self._separations.append(self._scores.separation)
+        if not self._guard.collapsed:
+            self._descent = self._descent.stepped(gradient, float(np.maximum(counts, 0.0).sum()))
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the guard ended the walk."""
+        return self._guard.collapsed
+
+    @property
+    def result(self) -> Classifier:
+        """The classifier where the walk stands: the mean of its last points, or after a collapse the last good one."""
+        return self._start.moved(self._model, self._guard.outcome(self._descent))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the report shows."""
+        start = self._start
+        return {
+            "rounds": {
+                "space": self._course.kind,
+                "directions": self._query.blocks["gradient"].size,
+                "coordinates": start.space.size,
+                "clip_bound": start.clip,
+                "separation_by_round": list(self._separations),
+                "collapsed": self._guard.collapsed,
+                "guard_blind": self._guard.blind,
+                "pool": {"rows": start.pool_rows, "problems": list(start.problems), "cannot_see": CANNOT_SEE},
+            }
         }
-    }
-    return start.moved(model, guard.outcome(descent)), notes
 
 
 def _query(study: Study, model: Classifier, p: Whitened, course: Course) -> Query:
@@ -143,27 +226,6 @@ class _Start:
     inputs: Mapping[str, Arrays]
     pool_rows: int
     problems: tuple[str, ...]
-
-    @classmethod
-    def of(cls, study: Study, model: Classifier, p: Whitened, course: Course, mask: SoftMask | None) -> _Start:
-        pool, network = Pool.of(study), network_of(study, model, base=True)
-        space = Space.of(network, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
-        inputs: dict[str, Arrays] = {}
-        if mask is not None:
-            # The very numbers that travel, so that a site's masked space is this one.
-            factors = {part.name: mask.values[part.name].astype(np.float32) for part in space.parts}
-            space, inputs["mask"] = space.masked(factors), factors
-        directions = _query(study, model, p, course).blocks["gradient"].size
-        logits, gradients = pool_gradients(space, network, pool.batches())
-        whitening = whiten(logits, gradients, directions=directions, damp=p.damp, percentile=p.clip_percentile)
-        check = check_pool(pool.normalised(), logits, gradients, whitening.directions)
-        if check.problems and not p.accept_poor_pool:
-            raise DataError(f"{check.problems[0]} (or set accept_poor_pool: true)")
-        # A pool that knows fewer directions leaves the last ones empty; the plan fixed their number.
-        basis = np.zeros((space.size, directions))
-        basis[:, : whitening.directions] = whitening.basis
-        inputs["basis"] = {"basis": basis, "clip": np.array([whitening.clip])}
-        return cls(space, basis, whitening.clip, inputs, len(pool), check.problems)
 
     def moved(self, model: Classifier, u: Vector) -> Classifier:
         """The vendor's classifier moved to the point u."""

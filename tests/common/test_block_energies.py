@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.models import mlp, resnet18, resnet_small
+from equipoise.common.vision_transformer import vit
 
 WITHIN = {torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -98,8 +99,9 @@ ONE, SEVERAL = [0, 1, 2, 3, 4, 5], [0, 0, 1, 2, 2, 2]
         (Positions, (6, 3, 16, 16)),
         (Shared, (6, 5)),
         (Grouped, (6, 4, 6, 6)),
+        (partial(vit, 16, depth=2), (6, 3, 16, 16)),
     ],
-    ids=["resnet_small", "mlp", "positions", "shared", "grouped"],
+    ids=["resnet_small", "mlp", "positions", "shared", "grouped", "vit"],
 )
 def test_energies_are_those_of_autograd(
     factory: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype, owner: list[int]

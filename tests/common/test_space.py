@@ -17,6 +17,7 @@ from equipoise.common.errors import ModelError
 from equipoise.common.mask import SoftMask
 from equipoise.common.models import densenet121, mlp, resnet18, resnet_small
 from equipoise.common.space import Kind, Space
+from equipoise.common.vision_transformer import vit
 
 WITHIN = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -81,8 +82,9 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
         (partial(mlp, 10), (7, 10)),
         (Odd, (3, 3, 24, 24)),
         (monai_densenet, (2, 3, 32, 32)),
+        (partial(vit, 16, depth=2), (3, 3, 16, 16)),
     ],
-    ids=["resnet_small", "resnet18", "mlp", "odd", "densenet121"],
+    ids=["resnet_small", "resnet18", "mlp", "odd", "densenet121", "vit"],
 )
 def test_row_gradients_are_those_of_a_loop_of_autograd(
     factory: Callable[[], nn.Module], shape: tuple[int, ...], kind: Kind, dtype: torch.dtype
