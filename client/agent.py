@@ -16,11 +16,12 @@ from typing import Any
 
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort_store import CohortStore, Patients
-from equipoise.client.computations import COMPUTATIONS, Workplace
+from equipoise.client.computations import COMPUTATIONS
 from equipoise.client.ledger import Ledger, Request
 from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
 from equipoise.client.release import release
 from equipoise.client.workbench import ScoreCache
+from equipoise.client.workplace import Workplace
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.config import validate
 from equipoise.common.errors import EquipoiseError, RefusedError, StorageError

@@ -7,68 +7,27 @@ has to protect them, nor adds noise: `equipoise.client.release` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.client.cohort import Split
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import ScoreCache, cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import cells_of, network, row_logits, rows_of
+from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
 from equipoise.common.fairness.tables import bin_scores
-from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
-from equipoise.common.query import Query
 from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
 from equipoise.common.space import Space
-from equipoise.common.streams import torch_stream
-from equipoise.common.study import Study
 
 GRADIENT_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What a computation may look at: one query, the site's patients of its split, and public facts."""
-
-    study: Study
-    site: str
-    query: Query
-    split: Split
-    scores: ScoreCache
-    release: int
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """The site's public stream for this release."""
-        return torch_stream(self.study.seed, self.site, self.release, purpose)
-
-    @property
-    def layout(self) -> Layout:
-        """Layout of the tensors that the query names."""
-        state = state_from_inputs(self.query.inputs)
-        return Layout({name: tuple(state[name].shape) for name in self.query.parameters["tensors"]})
-
-    @property
-    def label(self) -> NDArray[np.int64]:
-        """Label of each patient, (n,)."""
-        return self.split.label.numpy()
-
-    def group(self, attribute: str) -> NDArray[np.int64]:
-        """Group of each patient, (n,)."""
-        return self.split.groups[attribute].numpy()
-
-    def cell_weights(self) -> tuple[Tensor, Tensor]:
-        """The query's task and bias weights by cell, flat float64."""
-        weights = self.query.inputs["weights"]
-        return torch.from_numpy(weights["task"].reshape(-1)), torch.from_numpy(weights["bias"].reshape(-1))
 
 
 def cell_counts(place: Workplace) -> Contribution:
@@ -82,8 +41,8 @@ def cell_statistics(place: Workplace) -> Contribution:
     cells = 2 * (len(study.primary.groups) + 1)
     cell = cells_of(study, split)
     logits = row_logits(study, network(study, state_from_inputs(place.query.inputs)), split)
-    scores = _sums_by_cell(torch.sigmoid(logits), split, cell, cells)
-    return Totals({"patients": _patients_by_cell(cell, cells), "scores": scores})
+    scores = sums_by_cell(torch.sigmoid(logits), split, cell, cells)
+    return Totals({"patients": patients_by_cell(cell, cells), "scores": scores})
 
 
 def sensitivities(place: Workplace) -> Contribution:
@@ -91,7 +50,7 @@ def sensitivities(place: Workplace) -> Contribution:
     study, split = place.study, place.split
     model = network(study, state_from_inputs(place.query.inputs))
     if not split.patients:
-        return _nothing(place.query)
+        return nothing(place.query)
     bias, task = patient_sensitivities(
         model,
         place.layout,
@@ -111,7 +70,7 @@ def batch_squares(place: Workplace) -> Contribution:
     model = network(study, state_from_inputs(place.query.inputs))
     cell = cells_of(study, split)
     if not split.patients:
-        return _nothing(place.query)
+        return nothing(place.query)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.randperm(len(split.patient), generator=place.generator("batches"))
@@ -148,8 +107,8 @@ def gradient_sum(place: Workplace) -> Contribution:
         total += layout.flatten(dict(zip(layout.shapes, gradient, strict=True)))
         logits.append(z.detach())
     p = torch.sigmoid(torch.cat(logits)) if logits else torch.zeros(0)
-    scores = _sums_by_cell(p, split, cell, len(task))
-    return Totals({"gradient": total, "patients": _patients_by_cell(cell, len(task)), "scores": scores})
+    scores = sums_by_cell(p, split, cell, len(task))
+    return Totals({"gradient": total, "patients": patients_by_cell(cell, len(task)), "scores": scores})
 
 
 def block_sensitivities(place: Workplace) -> Contribution:
@@ -184,6 +143,8 @@ def whitened_gradient(place: Workplace) -> Contribution:
         seed=study.seed,
         rank=parameters["rank"],
     )
+    if "filters" in query.inputs:
+        space = space.with_filters(query.inputs["filters"])
     if "mask" in query.inputs:
         space = space.masked(query.inputs["mask"])
     model = network(study, state_from_inputs(query.inputs))
@@ -215,7 +176,7 @@ def local_training(place: Workplace) -> Contribution:
     """This site's change after local epochs, times its declared share of all patients."""
     study, query = place.study, place.query
     if not place.split.patients:
-        return _nothing(query)
+        return nothing(query)
     declared = study.sites.declared_patients
     share = declared[place.site] / max(sum(declared.values()), 1)
     change, scores = train_locally(
@@ -228,7 +189,7 @@ def local_training(place: Workplace) -> Contribution:
         query.inputs.get("mask"),
         place.generator("local training"),
     )
-    patients = _patients_by_cell(cells_of(study, place.split), scores.size)
+    patients = patients_by_cell(cells_of(study, place.split), scores.size)
     return Totals({"change": share * change, "patients": patients, "scores": scores})
 
 
@@ -271,24 +232,9 @@ def placement_sums(place: Workplace) -> Contribution:
     return Totals(result)
 
 
-def _nothing(query: Query) -> Totals:
-    """What a site without patients of the split contributes to an exact sum."""
-    return Totals({name: np.zeros(block.shape) for name, block in query.blocks.items()})
-
-
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
     state = state_from_inputs(place.query.inputs, prefix)
     return place.scores.scores(place.study, state, place.split, place.query.split)
-
-
-def _patients_by_cell(cell: Tensor, cells: int) -> NDArray[np.int64]:
-    return torch.bincount(cell, minlength=cells).numpy().reshape(-1, 2)
-
-
-def _sums_by_cell(p: Tensor, split: Split, cell: Tensor, cells: int) -> NDArray[np.float64]:
-    weighted = p.to(torch.float64) * row_shares(split.patient, split.patients)
-    sums = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell[split.patient], weighted)
-    return sums.numpy().reshape(-1, 2)
 
 
 COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {

@@ -189,9 +189,9 @@ def block_sensitivities(study: Study, layout: Layout) -> Query:
 def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directions: int, beta: float) -> Query:
     """The gradient of the global loss in whitened directions, in units of the clip bound, and the scores by cell.
 
-    Inputs: the model, `weights`, `basis` (basis V (D, k) and clip bound C, both public) and, where the space is
-    masked, `mask`. One clipped vector a patient (`equipoise.common.private_step.contributions`), divided by C: the plan
-    depends on shapes alone.
+    Inputs: the model, `weights`, `basis` (basis V (D, k) and clip bound C, both public); `filters`, where some tensors
+    have filters of their own; `mask`, where the space is masked. One clipped vector a patient
+    (`equipoise.common.private_step.contributions`), divided by C: the plan depends on shapes alone.
     """
     return _vector(
         study,

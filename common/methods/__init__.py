@@ -9,7 +9,7 @@ from __future__ import annotations
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import check_rule
-from equipoise.common.methods import fine_tune, private_head, swift
+from equipoise.common.methods import bmft, fine_tune, private_head, swift
 from equipoise.common.methods.method import Method
 from equipoise.common.study import Study
 
@@ -17,6 +17,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         swift.METHOD,
+        bmft.METHOD,
         fine_tune.METHOD,
         private_head.METHOD,
     )

@@ -76,19 +76,27 @@ def run_masked(study: Study, model: Classifier, p: MaskedRounds) -> Generator[Qu
 
 def _soft_mask(study: Study, model: Classifier, p: MaskedRounds, counts: Cells) -> Generator[Query, Sum, SoftMask]:
     layout = model.layout("whole")
-    pool, network = Pool.of(study), network_of(study, model)
-    energies = BlockEnergies(network, list(layout.shapes))
-    rows = [energies.rows(x) for x in pool.batches()]
-    units = Equalisation.from_pool(np.concatenate([z for z, _ in rows]), np.concatenate([e for _, e in rows]))
-    query = catalogue.block_sensitivities(study, layout)
-    total = yield query.with_inputs(**model.inputs(), units=units.arrays)
-    bias, task = sensitivities_of(total, units, counts)
+    bias, task = yield from tensor_sensitivities(study, model, counts)
     mask = SoftMask.from_sensitivities(layout, bias, task, "tensor", "mean", p.floor)
     if p.mask == "constant":
         return mask.constant()
     if p.mask == "permuted":
         return mask.permuted_tensors(numpy_stream(study.seed, "permuted mask"))
     return mask
+
+
+def tensor_sensitivities(
+    study: Study, model: Classifier, counts: Cells
+) -> Generator[Query, Sum, tuple[Vector, Vector]]:
+    """Sensitivities of the bias and of the task by tensor, (tensors,) each: one sum of clipped, equalised vectors."""
+    layout = model.layout("whole")
+    pool, network = Pool.of(study), network_of(study, model)
+    energies = BlockEnergies(network, list(layout.shapes))
+    rows = [energies.rows(x) for x in pool.batches()]
+    units = Equalisation.from_pool(np.concatenate([z for z, _ in rows]), np.concatenate([e for _, e in rows]))
+    query = catalogue.block_sensitivities(study, layout)
+    total = yield query.with_inputs(**model.inputs(), units=units.arrays)
+    return sensitivities_of(total, units, counts)
 
 
 def sensitivities_of(total: Sum, units: Equalisation, counts: Cells) -> tuple[Vector, Vector]:

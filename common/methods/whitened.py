@@ -8,7 +8,7 @@ without noise too.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ from equipoise.common.study import Study
 from equipoise.common.whitening import CANNOT_SEE, CLIP_PERCENTILE, check_pool, pool_gradients, whiten
 
 Vector = NDArray[np.float64]
+Weigh = Callable[[Classifier], Generator[Query, Sum, tuple[Cells, Cells]]]
+"""Task and bias weights of a round by cell, (G + 1, 2) each, at the model there; it may ask for sums of its own."""
 
 
 class Whitened(Strict):
@@ -58,17 +60,23 @@ class Course:
         phase: what the progress display and the plan call the rounds.
         loss: the bias loss.
         balance: weights of the cells in the task loss.
+        weigh: in the place of `loss` and `balance`, weights that a method makes for each round.
+        filters: in the place of the space's random filters, those of some tensors (`Space.with_filters`).
     """
 
     kind: Kind
     phase: str
     loss: BiasLoss = "equalized_odds"
     balance: Balance = "cells"
+    weigh: Weigh | None = None
+    filters: Mapping[str, Vector] | None = None
 
 
-def plan_rounds(study: Study, model: Classifier, p: Whitened, course: Course) -> list[Query]:
-    """The queries of the rounds, planned."""
-    return [_query(study, model, p, course)] * p.rounds
+def plan_rounds(
+    study: Study, model: Classifier, p: Whitened, course: Course, asked: Sequence[Query] = ()
+) -> list[Query]:
+    """The queries of the rounds, planned; `asked` are those of `course.weigh` in each round."""
+    return [*asked, _query(study, model, p, course)] * p.rounds
 
 
 def run_rounds(
@@ -77,7 +85,7 @@ def run_rounds(
     """The classifier after the rounds, and what the report shows of them.
 
     Args:
-        model: the vendor's classifier.
+        model: where the rounds start: the vendor's classifier, or what an earlier phase made of it.
         counts: released patients by cell, (G + 1, 2).
         mask: factors of the space's directions (`Space.masked`); None for 1.
 
@@ -91,10 +99,12 @@ def run_rounds(
     guard, scores = CollapseGuard(share=p.collapse_share), None
     separations: list[float] = []
     for point in range(p.rounds):
-        task, bias = round_weights(
-            counts, None if scores is None else scores.sums, course.loss, smoothing=p.smoothing, balance=course.balance
-        )
         moved = start.moved(model, descent.u)
+        if course.weigh is None:
+            sums = None if scores is None else scores.sums
+            task, bias = round_weights(counts, sums, course.loss, smoothing=p.smoothing, balance=course.balance)
+        else:
+            task, bias = yield from course.weigh(moved)
         weights: Arrays = {"task": task, "bias": bias}
         total = yield query.with_inputs(**moved.inputs(), weights=weights, **start.inputs)
         gradient, released = _read(total, start.clip, counts)
@@ -146,9 +156,13 @@ class _Start:
 
     @classmethod
     def of(cls, study: Study, model: Classifier, p: Whitened, course: Course, mask: SoftMask | None) -> _Start:
-        pool, network = Pool.of(study), network_of(study, model, base=True)
-        space = Space.of(network, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
+        # The filters belong to the vendor's weights, which every site has; the gradients to where the rounds start.
+        pool, base = Pool.of(study), network_of(study, model, base=True)
+        space = Space.of(base, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
+        network = network_of(study, model)
         inputs: dict[str, Arrays] = {}
+        if course.filters is not None:
+            space, inputs["filters"] = space.with_filters(course.filters), course.filters
         if mask is not None:
             # The very numbers that travel, so that a site's masked space is this one.
             factors = {part.name: mask.values[part.name].astype(np.float32) for part in space.parts}
@@ -166,7 +180,7 @@ class _Start:
         return cls(space, basis, whitening.clip, inputs, len(pool), check.problems)
 
     def moved(self, model: Classifier, u: Vector) -> Classifier:
-        """The vendor's classifier moved to the point u."""
-        state = model.base
+        """The classifier at which the rounds start, moved to the point u."""
+        state = model.state
         changes = self.space.weight_changes(self.basis @ u)
         return model.with_values({name: state[name] + change for name, change in changes.items()})
