@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equipoise.client import group_sums
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
 from equipoise.client.workbench import cells_of, network, row_logits, rows_of
@@ -243,6 +244,9 @@ COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
     "sensitivities": sensitivities,
     "batch_sensitivities": batch_squares,
     "gradient_sum": gradient_sum,
+    "cell_losses": group_sums.cell_losses,
+    "head_moments": group_sums.head_moments,
+    "head_curve": group_sums.head_curve,
     "block_sensitivities": block_sensitivities,
     "whitened_gradient": whitened_gradient,
     "local_training": local_training,

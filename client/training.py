@@ -37,9 +37,10 @@ def train_locally(
 
     Args:
         layout: tensors that are trained; all others stay as they are.
-        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; where beta < 1 also bias_loss, form,
-            smoothing and losses: `global`, by `weights` and the site's own drift from them (`MovingBias`), or `batch`,
-            by each batch's own cells (the published code, for comparison).
+        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; `proximal`, the factor mu of a pull towards
+            the received weights, by default 0; where beta < 1 also bias_loss, form, smoothing and losses: `global`, by
+            `weights` and the site's own drift from them (`MovingBias`), or `batch`, by each batch's own cells (the
+            published code, for comparison).
         weights: `task`, (G + 1, 2) float64, by cell; where beta < 1 also the global `patients` and sums of `scores`.
         mask: factor of each trained tensor's update, or None for 1.
         generator: public stream of shuffles and flips.
@@ -56,7 +57,14 @@ def train_locally(
     factors = None if mask is None else [_like(mask[name], p) for name, p in zip(names, trained, strict=True)]
     task = torch.from_numpy(weights["task"].reshape(-1))
     bias = torch.zeros_like(task)
-    descent = _MaskedDescent(trained, factors, parameters["lr"], parameters["momentum"], parameters["weight_decay"])
+    descent = _MaskedDescent(
+        trained,
+        factors,
+        lr=parameters["lr"],
+        momentum=parameters["momentum"],
+        decay=parameters["weight_decay"],
+        proximal=parameters.get("proximal", 0.0),
+    )
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     rows_by_patient = _rows_by_patient(split)
     scores = torch.zeros(len(task), dtype=torch.float64)
@@ -131,14 +139,24 @@ def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
 class _MaskedDescent:
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`, with a mask on the whole step.
 
+    `proximal` is FedProx's mu: a pull towards the weights at the start, (mu / 2) |w - w_0|^2 in the loss.
+
     Written out, since the first optimiser of `torch.optim` loads torch's compiler: a second and 80 MB at every site.
     """
 
     def __init__(
-        self, trained: list[nn.Parameter], factors: list[Tensor] | None, lr: float, momentum: float, decay: float
+        self,
+        trained: list[nn.Parameter],
+        factors: list[Tensor] | None,
+        *,
+        lr: float,
+        momentum: float,
+        decay: float,
+        proximal: float,
     ) -> None:
         self._trained, self._factors = trained, factors
-        self._lr, self._momentum, self._decay = lr, momentum, decay
+        self._lr, self._momentum, self._decay, self._proximal = lr, momentum, decay, proximal
+        self._anchor = [parameter.detach().clone() for parameter in trained] if proximal else None
         self._velocity = [torch.zeros_like(parameter) for parameter in trained]
 
     @torch.no_grad()
@@ -150,6 +168,8 @@ class _MaskedDescent:
             parameter, force = self._trained[index], gradient
             if self._decay:
                 force = force.add(parameter, alpha=self._decay)
+            if self._anchor is not None:
+                force = force.add(parameter - self._anchor[index], alpha=self._proximal)
             if self._factors is not None:
                 force = force * self._factors[index]
             parameter.sub_(self._velocity[index].mul_(self._momentum).add_(force), alpha=self._lr)

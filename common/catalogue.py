@@ -4,9 +4,11 @@ Each function gives the template of one query; the site-side computation of the 
 `equipoise.client.computations`. `groups` counts the declared levels and `unknown`.
 
     tables     cell_counts, score_histogram, decision_table     integers; exact, or discrete Laplace noise
-    vectors    block_sensitivities, whitened_gradient           one clipped vector a patient; exact, or Gaussian noise
+    vectors    block_sensitivities, whitened_gradient,          one clipped vector a patient; exact, or Gaussian noise
+               cell_losses
     training   private_training                                 a site's own DP-SGD steps
-    exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, local_training, placement_sums
+    exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, head_moments, head_curve,
+               local_training, placement_sums
                have no private form and are refused where noise has to protect the patients
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from equipoise.common.block_energies import ENERGY_BOUND
@@ -33,6 +36,7 @@ UPDATE_BOUND = 2.0**8
 
 # Phases that a study's budget is shared among, by split.
 COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
+LOSSES = "losses"
 
 
 def groups_of(study: Study, attribute: str | None = None) -> int:
@@ -168,6 +172,48 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
     )
 
 
+def cell_losses(study: Study, phase: str, cap: float) -> Query:
+    """Sums of the patients' cross-entropies by cell, each cut at `cap` and divided by it. Inputs: the model.
+
+    Without noise the patients of the sites that answer come with it.
+    """
+    shape = (groups_of(study), 2)
+    query = _vector(
+        study, "cell_losses", phase, LOSSES, {"attribute": study.primary.name, "cap": cap}, {"losses": shape}, clip=1.0
+    )
+    if not study.privacy.private:
+        query = replace(query, blocks={**query.blocks, "patients": Block.counts(shape)})
+    return query
+
+
+def head_moments(study: Study, head: Layout) -> Query:
+    """Sums over patients of the head's inputs and of their squares (patients' means over rows). Inputs: the model."""
+    features = Block.real((head.size - 1,), GRADIENT_BOUND, declared_total(study))
+    blocks = {"sums": features, "squares": features, "patients": Block.counts((1,))}
+    return Query("head_moments", "patient_sum", "train", "head", {"tensors": list(head.shapes)}, blocks)
+
+
+def head_curve(study: Study, head: Layout) -> Query:
+    """Weighted loss of the patients, its gradient and Hessian by the head's weights. Inputs: the model, `weights`.
+
+    The Hessian is its upper triangle, row by row; `weight` is the sum of the patients' weights.
+    """
+    patients, d = declared_total(study), head.size
+    return Query(
+        name="head_curve",
+        kind="patient_sum",
+        split="train",
+        phase="head",
+        parameters={"attribute": study.primary.name, "tensors": list(head.shapes)},
+        blocks={
+            "loss": Block.real((1,), GRADIENT_BOUND, patients),
+            "gradient": Block.real((d,), GRADIENT_BOUND, patients),
+            "hessian": Block.real((d * (d + 1) // 2,), GRADIENT_BOUND, patients),
+            "weight": Block.real((1,), GRADIENT_BOUND, patients),
+        },
+    )
+
+
 def block_sensitivities(study: Study, layout: Layout) -> Query:
     """Squared gradient norms by tensor: of the score by cell, and of the cross-entropy. Inputs: the model, `units`.
 
@@ -207,10 +253,10 @@ def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directio
 def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any]) -> Query:
     """A site's weighted change of the trained tensors after local epochs. Inputs: the model, `weights`, `mask`.
 
-    `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round. The site multiplies its change by its
-    declared share of the patients, so that the sum is the federated average. `patients` and `scores` are the site's
-    patients and their sums of scores by cell after its steps (`equipoise.client.moving_bias`), from which the next
-    round's gaps are taken.
+    `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round, and what some methods add. The site
+    multiplies its change by its declared share of the patients, so that the sum is the federated average. `patients`
+    and `scores` are the site's patients and their sums of scores by cell after its steps
+    (`equipoise.client.moving_bias`), from which the next round's gaps are taken.
     """
     return Query(
         name="local_training",

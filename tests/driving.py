@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from safetensors.torch import save
 
-from equipoise.client.cohort import Split
 from equipoise.common.classifier import Classifier
 from equipoise.common.methods import METHODS
 from equipoise.common.methods.method import Outcome
@@ -71,13 +71,13 @@ def drive(
             query = planned[place - 1].with_inputs(**asked.inputs)
             if not noise:
                 query = exact(query)
-            sums.append(answer(study, query, sites, len(sums), set(absent(len(sums)))))
+            sums.append(answer(study, query, sites, len(sums), absent(len(sums))))
             asked = steps.send(sums[-1])
     except StopIteration as end:
         return Driven(end.value, sums)
 
 
-def answer(study: Study, query: Query, sites: Mapping[str, Memory], number: int = 0, absent: set[str] = set()) -> Sum:
+def answer(study: Study, query: Query, sites: Mapping[str, Memory], number: int = 0, absent: Sequence[str] = ()) -> Sum:
     """The sum over the sites that answer."""
     present = [name for name in sites if name not in absent]
     points = [contribution(study, query, sites[name].split(query.split), name, number) for name in present]
@@ -108,7 +108,9 @@ class Town:
         """Drive the method over sites that hold `parts`; all patients at one site where none is given."""
         chosen = parts or (range(len(self.people)),)
         sites = self.sites(*chosen)
-        return drive(declare(self.study, {s: len(p) for s, p in zip(sites, chosen, strict=True)}), sites, self.model, **how)
+        return drive(
+            declare(self.study, {s: len(p) for s, p in zip(sites, chosen, strict=True)}), sites, self.model, **how
+        )
 
 
 def town(
@@ -124,7 +126,7 @@ def town(
 def parts_of(count: int, sites: int = 3) -> list[range]:
     """Uneven parts of 0..count-1."""
     cuts = [0, *(count * (i + 1) * (i + 2) // (sites * (sites + 1)) for i in range(sites))]
-    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def file_of(network: Any) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import check_rule
-from equipoise.common.methods import bmft, fine_tune, private_head, swift
+from equipoise.common.methods import bmft, dfr, fedfb, fedprox, fine_tune, group_dro, private_head, reweighing, swift
 from equipoise.common.methods.method import Method
 from equipoise.common.study import Study
 
@@ -20,6 +20,11 @@ METHODS: dict[str, Method] = {
         bmft.METHOD,
         fine_tune.METHOD,
         private_head.METHOD,
+        dfr.METHOD,
+        reweighing.METHOD,
+        group_dro.METHOD,
+        fedfb.METHOD,
+        fedprox.METHOD,
     )
 }
 

@@ -121,7 +121,9 @@ def test_what_is_masked_neither_moves_nor_decays_and_the_head_rests() -> None:
 def test_impair_is_the_bias_loss_alone_on_scores_that_are_sigmoids_of_the_logit_once() -> None:
     # One full-gradient step against autograd on the pooled patients. The public head ends in a sigmoid and the loss
     # takes another, which would leave scores between 0.5 and 0.73.
-    place = town("bmft", step="full_gradient", mask="ones", rounds={"impair": 1, "repair": 0}, head_reset="none", lr=0.5)
+    place = town(
+        "bmft", step="full_gradient", mask="ones", rounds={"impair": 1, "repair": 0}, head_reset="none", lr=0.5
+    )
     done = place.run(*parts_of(60))
     split, model = place.people.split(range(60)), network()
     z = model(split.inputs)
