@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.client import group_sums
+from equipoise.client import group_sums, site_figures
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
 from equipoise.client.workbench import cells_of, network, row_logits, rows_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies, Equalisation
+from equipoise.common.catalogue import sites_of
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
@@ -180,6 +181,8 @@ def local_training(place: Workplace) -> Contribution:
         return nothing(query)
     declared = study.sites.declared_patients
     share = declared[place.site] / max(sum(declared.values()), 1)
+    if "shares" in query.inputs:
+        share = float(query.inputs["shares"]["shares"][sites_of(study).index(place.site)])
     change, scores = train_locally(
         study,
         network(study, state_from_inputs(query.inputs)),
@@ -189,6 +192,7 @@ def local_training(place: Workplace) -> Contribution:
         query.inputs["weights"],
         query.inputs.get("mask"),
         place.generator("local training"),
+        query.inputs.get("model.right"),
     )
     patients = patients_by_cell(cells_of(study, place.split), scores.size)
     return Totals({"change": share * change, "patients": patients, "scores": scores})
@@ -245,11 +249,16 @@ COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
     "batch_sensitivities": batch_squares,
     "gradient_sum": gradient_sum,
     "cell_losses": group_sums.cell_losses,
+    "group_fisher": group_sums.group_fisher,
     "head_moments": group_sums.head_moments,
     "head_curve": group_sums.head_curve,
     "block_sensitivities": block_sensitivities,
     "whitened_gradient": whitened_gradient,
     "local_training": local_training,
+    "site_gradient": site_figures.site_gradient,
+    "fair_training": site_figures.fair_training,
+    "cell_decisions": site_figures.cell_decisions,
+    "site_deviation": site_figures.site_deviation,
     "score_histogram": score_histogram,
     "decision_table": decision_table,
     "placement_sums": placement_sums,

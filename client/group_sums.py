@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,10 +14,15 @@ from equipoise.client.contribution import Contribution, Rows, Totals
 from equipoise.client.workbench import cells_of, network, row_logits, rows_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell
 from equipoise.common.classifier import state_from_inputs
+from equipoise.common.group_fisher import PatientFisher, Scale
+from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
+from equipoise.common.mask import units
+from equipoise.common.sensitivities import patient_slices
 from equipoise.common.space import Space
 
 ROWS = 128
+FISHER_ROWS = 32  # of which the gradients by one tensor are held at once
 
 
 def cell_losses(place: Workplace) -> Contribution:
@@ -37,6 +43,39 @@ def cell_losses(place: Workplace) -> Contribution:
     vectors = np.zeros((split.patients, cells))
     vectors[np.arange(split.patients), cell.numpy()] = cut.numpy()
     return Rows([vectors])
+
+
+def group_fisher(place: Workplace) -> Contribution:
+    """Squared gradients of each patient's task loss, pooled by unit, at the patient's group."""
+    study, split, query = place.study, place.split, place.query
+    model = network(study, state_from_inputs(query.inputs))
+    layout = Layout({name: tuple(model.get_parameter(name).shape) for name in query.parameters["tensors"]})
+    fisher = PatientFisher(model, layout, query.parameters["granularity"])
+    group, groups = split.groups[study.primary.name], query.blocks["energies"].shape[0]
+
+    def parts() -> Iterator[tuple[Tensor, Iterator[tuple[str, Tensor]]]]:
+        for rows in patient_slices(split.patient, FISHER_ROWS):
+            mine = split.patient[rows]
+            first, last = int(mine[0]), int(mine[-1]) + 1
+            x = rows_of(study, model, split, rows)
+            yield group[first:last], fisher.patients(x, mine - first, split.label[first:last])
+
+    if query.private:
+        scale = Scale.from_arrays(query.inputs["units"])
+
+        def vectors() -> Iterator[NDArray[np.float64]]:
+            for own, found in parts():
+                energies = dict(found)
+                ordered = {name: energies[name] for name in layout.shapes}
+                yield scale.contributions(ordered, own.numpy(), groups)
+
+        return Rows(vectors())
+    sizes = units(layout, query.parameters["granularity"])
+    totals = {name: torch.zeros((groups, size), dtype=torch.float64) for name, size in sizes.items()}
+    for own, found in parts():
+        for name, energies in found:
+            totals[name].index_add_(0, own, energies)
+    return Totals({"energies": torch.cat(list(totals.values()), dim=1).numpy()})
 
 
 def head_moments(place: Workplace) -> Contribution:

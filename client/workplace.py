@@ -37,8 +37,8 @@ class Workplace:
 
     @property
     def layout(self) -> Layout:
-        """Layout of the tensors that the query names."""
-        state = state_from_inputs(self.query.inputs)
+        """Layout of the tensors that the query names; a factorised one by its left factor."""
+        state = {**state_from_inputs(self.query.inputs), **self.query.inputs.get("model.left", {})}
         return Layout({name: tuple(state[name].shape) for name in self.query.parameters["tensors"]})
 
     @property

@@ -5,10 +5,10 @@ Each function gives the template of one query; the site-side computation of the 
 
     tables     cell_counts, score_histogram, decision_table     integers; exact, or discrete Laplace noise
     vectors    block_sensitivities, whitened_gradient,          one clipped vector a patient; exact, or Gaussian noise
-               cell_losses
+               cell_losses, group_fisher
     training   private_training                                 a site's own DP-SGD steps
     exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, head_moments, head_curve,
-               local_training, placement_sums
+               local_training, placement_sums, site_gradient, fair_training, cell_decisions, site_deviation
                have no private form and are refused where noise has to protect the patients
 """
 
@@ -33,6 +33,10 @@ from equipoise.common.study import Study
 GRADIENT_BOUND = 2.0**12
 SQUARE_BOUND = 2.0**8  # of the squared gradient of one mini-batch's mean loss
 UPDATE_BOUND = 2.0**8
+
+# Queries whose sum shows a figure of each hospital: a secure sum conceals nothing of it, and no noise protects it. A
+# hospital answers them only where its own file says `caps.site_results: true`.
+SITE_LEVEL = ("site_gradient", "site_deviation")
 
 # Phases that a study's budget is shared among, by split.
 COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
@@ -186,6 +190,20 @@ def cell_losses(study: Study, phase: str, cap: float) -> Query:
     return query
 
 
+def group_fisher(study: Study, layout: Layout, granularity: Granularity) -> Query:
+    """Sums by group of the patients' squared gradients of the task loss. Inputs: the model; under noise, `units`.
+
+    Under noise one vector a patient, in public units and clipped (`equipoise.common.group_fisher.Scale`), so that the
+    plan depends on shapes alone.
+    """
+    shape = (groups_of(study), sum(units(layout, granularity).values()))
+    parameters = {"attribute": study.primary.name, "granularity": granularity, "tensors": list(layout.shapes)}
+    query = _vector(study, "group_fisher", "importance", MASK, parameters, {"energies": shape}, clip=1.0)
+    if study.privacy.private:
+        return query
+    return replace(query, blocks={"energies": Block.real(shape, GRADIENT_BOUND, declared_total(study))})
+
+
 def head_moments(study: Study, head: Layout) -> Query:
     """Sums over patients of the head's inputs and of their squares (patients' means over rows). Inputs: the model."""
     features = Block.real((head.size - 1,), GRADIENT_BOUND, declared_total(study))
@@ -253,6 +271,8 @@ def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directio
 def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any]) -> Query:
     """A site's weighted change of the trained tensors after local epochs. Inputs: the model, `weights`, `mask`.
 
+    With the input `shares` (one a hospital, in the order of `sites_of`) a site takes its share from there.
+
     `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round, and what some methods add. The site
     multiplies its change by its declared share of the patients, so that the sum is the federated average. `patients`
     and `scores` are the site's patients and their sums of scores by cell after its steps
@@ -270,6 +290,55 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
             "scores": Block.real((groups_of(study), 2), 1.0, declared_total(study)),
         },
     )
+
+
+def sites_of(study: Study) -> list[str]:
+    """The hospitals in the order of vectors that have a place for each."""
+    return list(study.sites.declared_patients)
+
+
+def site_gradient(study: Study, layout: Layout) -> Query:
+    """Sum over hospitals of share * mean gradient of the hospital's own task loss, and each hospital's mean loss.
+
+    Inputs: the model, `shares` (one a hospital, in the order of `sites_of`). The losses show every hospital's own
+    figure: each fills its own place and adds 0 to the others.
+    """
+    blocks = {
+        "gradient": Block.real((layout.size,), GRADIENT_BOUND, len(sites_of(study))),
+        "losses": Block.real((len(sites_of(study)),), GRADIENT_BOUND, 1),
+    }
+    return Query("site_gradient", "site_update", "train", "rounds", {"tensors": list(layout.shapes)}, blocks)
+
+
+def fair_training(study: Study, layout: Layout, parameters: Mapping[str, Any]) -> Query:
+    """q-FFL's two sums over hospitals: p F^q (change after local epochs), and p (q F^(q-1) |change|^2 / lr + F^q).
+
+    p is the hospital's declared share and F its mean task loss at the received model. Inputs: the model, `weights`.
+    `parameters` are those of `local_training`, and q. No hospital's own figure is shown.
+    """
+    blocks = {
+        "change": Block.real((layout.size,), UPDATE_BOUND, 1),
+        "curvature": Block.real((1,), GRADIENT_BOUND, 1),
+    }
+    names = {"attribute": study.primary.name, "tensors": list(layout.shapes), **parameters}
+    return Query("fair_training", "site_update", "train", "rounds", names, blocks)
+
+
+def cell_decisions(study: Study) -> Query:
+    """Training patients by group, label and decision at a score of one half. Inputs: the model."""
+    shape = (groups_of(study), 2, 2)
+    blocks = {"patients": Block.counts(shape)}
+    return Query("cell_decisions", "patient_sum", "train", "rounds", {"attribute": study.primary.name}, blocks)
+
+
+def site_deviation(study: Study, metric: str) -> Query:
+    """How far each hospital's own gap is from the global one. Inputs: the model, `reference` (gap, accuracy).
+
+    Shows every hospital's own figure, as `site_gradient` does.
+    """
+    blocks = {"deviation": Block.real((len(sites_of(study)),), 2.0, 1)}
+    parameters = {"attribute": study.primary.name, "metric": metric}
+    return Query("site_deviation", "site_update", "train", "rounds", parameters, blocks)
 
 
 def score_histogram(study: Study, split: SplitName, model: str) -> Query:

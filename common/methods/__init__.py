@@ -9,7 +9,22 @@ from __future__ import annotations
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import check_rule
-from equipoise.common.methods import bmft, dfr, fedfb, fedprox, fine_tune, group_dro, private_head, reweighing, swift
+from equipoise.common.methods import (
+    afl,
+    bmft,
+    dfr,
+    fairfed,
+    fairprune,
+    fedfb,
+    fedprox,
+    fine_tune,
+    group_dro,
+    private_head,
+    q_ffl,
+    reweighing,
+    swift,
+    zhang_zhou,
+)
 from equipoise.common.methods.method import Method
 from equipoise.common.study import Study
 
@@ -20,11 +35,16 @@ METHODS: dict[str, Method] = {
         bmft.METHOD,
         fine_tune.METHOD,
         private_head.METHOD,
+        zhang_zhou.METHOD,
+        fairprune.METHOD,
         dfr.METHOD,
         reweighing.METHOD,
         group_dro.METHOD,
         fedfb.METHOD,
         fedprox.METHOD,
+        fairfed.METHOD,
+        q_ffl.METHOD,
+        afl.METHOD,
     )
 }
 
