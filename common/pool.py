@@ -7,7 +7,7 @@ coordinator. A pool that fits badly costs usefulness and never privacy: a hospit
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -56,7 +56,7 @@ class Pool:
                 f"{KEY} is missing: bases and clip bounds need unlabelled public images or rows; name a .zip, .csv or "
                 ".parquet file"
             )
-        return _read(Path(named.path), named.sha256, study.inputs)
+        return _read(Path(named.path), named.sha256, _Reading(study.inputs.model_dump_json(), study.inputs))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,8 +84,17 @@ def network_of(study: Study, model: Classifier, *, base: bool = False) -> nn.Mod
     return network.eval()
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How rows are read, as a key of the cache (a list of features has no hash of its own)."""
+
+    key: str
+    inputs: ImageInputs | TableInputs = field(compare=False)
+
+
 @lru_cache(maxsize=4)
-def _read(path: Path, digest: str | None, inputs: ImageInputs | TableInputs) -> Pool:
+def _read(path: Path, digest: str | None, reading: _Reading) -> Pool:
+    inputs = reading.inputs
     try:
         content = path.read_bytes()
     except OSError:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save
 
 from equipoise.common.classifier import Classifier
@@ -19,7 +21,17 @@ from equipoise.common.methods.method import Outcome
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
-from tests.tiny import Memory, People, classifier_of, contribution, declare, draw_people, make_study, weights_file
+from tests.tiny import (
+    FEATURES,
+    Memory,
+    People,
+    classifier_of,
+    contribution,
+    declare,
+    draw_people,
+    make_study,
+    weights_file,
+)
 
 
 @dataclass
@@ -86,10 +98,10 @@ def answer(study: Study, query: Query, sites: Mapping[str, Memory], number: int 
 
 
 def exact(query: Query) -> Query:
-    """A private query without its noise, still clipped and on its lattice: noise far below a lattice step."""
+    """A private query without its noise, still clipped and on its lattice: noise of a sixteenth of a lattice step."""
     if not query.private:
         return query
-    return query.under(replace(query.plan, noise=query.plan.step * 2))
+    return query.under(replace(query.plan, noise=query.plan.step / 16))
 
 
 @dataclass(frozen=True)
@@ -132,3 +144,14 @@ def parts_of(count: int, sites: int = 3) -> list[range]:
 def file_of(network: Any) -> bytes:
     """A network's weights as the vendor's file."""
     return save(network.state_dict())
+
+
+def private_town(folder: Path, name: str, epsilon: float = 3.0, count: int = 60, **how: Any) -> Town:
+    """A town whose study asks for noise, with a public pool of draws from the features' range."""
+    rng = np.random.default_rng(5)
+    rows = np.concatenate([rng.uniform(-1, 1, (300, FEATURES)), np.zeros((300, FEATURES))], axis=1)
+    pool = folder / "pool.safetensors"
+    pool.write_bytes(save({"rows": torch.from_numpy(rows.astype(np.float32))}))
+    privacy = {"mode": "local", "epsilon": epsilon, "public_pool": {"path": str(pool)}}
+    study = {"privacy": privacy, "evaluation": {"bins": 8, "threshold": {"rule": "fixed:0.5"}}}
+    return town(name, count, study=study, **how)
