@@ -9,10 +9,10 @@ PINS := pyproject.toml constraints.txt
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint e2e bench clean
+.PHONY: help demo test lint e2e e2e-deploy e2e-failures bench clean
 
 help: ## List the commands.
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(RUN) ## Install into .venv, debias a classifier over six simulated hospitals, write runs/demo/report.html.
 	rm -rf $(DEMO)
@@ -33,6 +33,12 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 	$(BIN)/equipoise verify $(DEMO)
 	$(BIN)/equipoise report $(DEMO)
 	$(BIN)/equipoise verify $(DEMO)
+
+e2e-deploy: $(DEV) ## The commands of docs/deploy.md on real processes: a SuperLink, four SuperNodes, four site agents.
+	$(BIN)/pytest -m deploy -s
+
+e2e-failures: $(DEV) ## What fails in a deployment, on real processes (most of an hour).
+	$(BIN)/pytest -m failures
 
 bench: $(RUN) ## Speed and memory beside a frozen plain script; writes docs/benchmarks.md (about five minutes).
 	$(BIN)/python -m equipoise.simulations.benchmarks.speed --date $$(date +%F)

@@ -14,18 +14,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.computations import COMPUTATIONS
-from equipoise.client.ledger import Ledger, Request
+from equipoise.client.ledger import Charge, Ledger, Request
 from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
 from equipoise.client.release import release
+from equipoise.client.secure_session import Asked, Contribution, SecureSessions
 from equipoise.client.workbench import ScoreCache
 from equipoise.client.workplace import Workplace
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.config import validate
-from equipoise.common.errors import EquipoiseError, RefusedError, StorageError
+from equipoise.common.errors import EquipoiseError, RefusedError, SecureSumError, StorageError
+from equipoise.common.privacy.accounting import PrivacyCost
 from equipoise.common.query import Arrays, Query
+from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
+from equipoise.common.secure_sum.messages import split_request
+from equipoise.common.secure_sum.terms import Terms
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
@@ -46,6 +54,7 @@ class SiteAgent:
         scratch: a simulated site: privacy mode none is allowed, nothing is charged against a cap, and the ledger does
             not wait for the disk.
         check_plan: what a plan has to pass (tests of single queries pass another).
+        sessions: the site's part in secure sums; None where it has no identity key or no pinned peers.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class SiteAgent:
         open_cohort: Opener | None = None,
         scratch: bool = False,
         check_plan: Callable[[Site, Study, StudyPlan, bool], None] = check_queries,
+        sessions: SecureSessions | None = None,
     ) -> None:
         self.site = site
         self.ledger = Ledger(state / "ledger.sqlite", durable=not scratch)
@@ -69,6 +79,7 @@ class SiteAgent:
         self._studies: dict[str, Study] = {}
         self._plans: dict[tuple[str, str], StudyPlan] = {}
         self._check_plan = check_plan
+        self._sessions = sessions
         self._checked: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
@@ -80,7 +91,8 @@ class SiteAgent:
         except EquipoiseError as error:
             self._note(error.code, str(error))
             # What was wrong with the data or the cohort is about patients: to the server it is one refusal.
-            return self._code(error.code if error.code == StorageError.code else RefusedError.code)
+            told = isinstance(error, StorageError | SecureSumError)
+            return self._code(error.code if told else RefusedError.code)
         except _MissingInputsError:
             return self._code("need_inputs")
         except Exception as error:
@@ -93,22 +105,22 @@ class SiteAgent:
         asked = Request("", str(header["run"]), int(header["release"]), str(header["head"]))
         if header.get("close"):
             return self._close(header, asked)
-        self._bundles.add(split_bundles(arrays), {header["study"], header["plan"], *header["inputs"].values()})
+        message, secure, rest = split_request(header, arrays)
+        self._bundles.add(split_bundles(rest), {header["study"], header["plan"], *header["inputs"].values()})
         study = self._study(header["study"])
         if study.hash not in self._approved:
             raise RefusedError(f"study {study.study}: hash {study.hash} is no longer approved at {self.site.site}")
         asked = replace(asked, study=study.hash)
         entry = self._entry(study, header, asked)
         query = entry.query.with_inputs(**self._inputs(study, header["inputs"]))
+        if bool(study.privacy.secure_sum) != (message is not None):
+            raise RefusedError("a study goes through the secure sum or it does not, as it was approved")
+        if message is not None:
+            return self._in_secure_sum(study, header["plan"], message, secure, asked, entry, query)
         sealed = self.ledger.recall(asked, query.digest)
         if sealed is not None:
             return sealed
-        account = self.site.data.account if entry.account == STUDY else f"control {entry.account}"
-        self._begin(study, header["plan"], entry, asked, account)
-        cohort = self._patients(study, asked, query)
-        charge = self.ledger.reserve(asked, query, account)
-        place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, asked.number)
-        points = release(charge, query, COMPUTATIONS[query.name](place))
+        charge, points = self._contribute(study, header["plan"], asked, entry, query)
         reply = pack(
             {
                 "protocol": PROTOCOL,
@@ -123,18 +135,65 @@ class SiteAgent:
         self.ledger.seal(charge, reply)
         return reply
 
+    def _contribute(
+        self, study: Study, plan: str, asked: Request, entry: Entry, query: Query
+    ) -> tuple[Charge, dict[str, NDArray[np.int64]]]:
+        """The site's integers for a query, charged; nothing of them has left yet."""
+        account = self.site.data.account if entry.account == STUDY else f"control {entry.account}"
+        caps = None if self._scratch or not study.privacy.private else life_caps(self.site)
+        self._begin(study, plan, entry, asked, account, caps)
+        cohort = self._patients(study, asked, query)
+        charge = self.ledger.reserve(asked, query, account, caps)
+        place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, asked.number)
+        return charge, release(charge, query, COMPUTATIONS[query.name](place))
+
+    def _in_secure_sum(
+        self,
+        study: Study,
+        plan: str,
+        message: Any,
+        arrays: Arrays,
+        asked: Request,
+        entry: Entry,
+        query: Query,
+    ) -> bytes:
+        """The reply to one stage of a release through the secure sum; such a study knows no other way."""
+        if self._sessions is None:
+            raise RefusedError(f"{self.site.site} has no identity key or no pinned peers; a secure sum needs both")
+        terms = Terms.from_json(message.get("terms") if isinstance(message, dict) else None)
+        patients = sum(study.sites.declared_patients.values())
+        parts = parts_of(query, rooms_of(query, noise_in(query), len(terms.cohort), patients))
+        # The session holds the terms against this. The attempt is the coordinator's count; each one costs.
+        held = Asked(asked.run, asked.number, query.digest, parts, query.plan.honest)
+        asked = replace(asked, attempt=terms.attempt)
+        charges: list[Charge] = []
+
+        def contribute() -> Contribution:
+            charge, points = self._contribute(study, plan, asked, entry, query)
+            charges.append(charge)
+            return Contribution(points, {"ledger": charge.head})
+
+        reply = self._sessions.answer(held, message, arrays, contribute)
+        for charge in charges:
+            # The session keeps the reply; the ledger notes that it was made.
+            self.ledger.seal(charge, reply, keep=False)
+        return reply
+
     def _close(self, header: Mapping[str, Any], asked: Request) -> bytes:
         """Write down the last head of an arm of an approved study; nothing is computed."""
         if header["study"] not in self._approved:
             raise RefusedError(f"study hash {header['study']} is not approved at {self.site.site}")
         self.ledger.end_run(replace(asked, study=str(header["study"])), done=bool(header["done"]))
+        if self._sessions is not None:
+            self._sessions.end(asked.run)
         return self._code("ok")
 
-    def _begin(self, study: Study, digest: str, entry: Entry, asked: Request, account: str) -> None:
+    def _begin(
+        self, study: Study, digest: str, entry: Entry, asked: Request, account: str, caps: PrivacyCost | None
+    ) -> None:
         """Reserve the whole plan, before data are read; the first release of a run does it for all."""
         plan = self._plans[study.hash, digest]
         plans = {split: plan.plans(split, entry.account) for split in SPLITS} if study.privacy.private else {}
-        caps = None if self._scratch or not study.privacy.private else life_caps(self.site)
         self.ledger.begin_study(study.hash, asked.whole_run, account, digest, plans, caps)
 
     def _patients(self, study: Study, asked: Request, query: Query) -> Patients:

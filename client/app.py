@@ -12,8 +12,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from equipoise import __version__
-from equipoise.client.door import open_door, report_failure, site_name
+from equipoise.client.door import introduce, open_door, report_failure
 from equipoise.common.errors import EquipoiseError
 from equipoise.envelope import INTERNAL, get_bytes, put_bytes, put_code, put_hello
 
@@ -22,8 +21,8 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Name of the site and version of the code; touches no door."""
-    return _answer(message, context, lambda: put_hello(site_name(context.node_config), __version__))
+    """Name of the site and version of the code behind its door; asks for no release."""
+    return _answer(message, context, lambda: put_hello(*introduce(context.node_config)))
 
 
 @app.query("release")

@@ -7,15 +7,19 @@ error, since a silent guess would move patients into a wrong group.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 
+import torch
 from torch import Tensor
 
 from equipoise.common.errors import DataError
 from equipoise.common.features import feature_table
 from equipoise.common.manifest import Manifest, number, same
 from equipoise.common.sitefile import Site
-from equipoise.common.study import UNKNOWN, Attribute, Label, TableInputs
+from equipoise.common.study import UNKNOWN, Attribute, Label, ScoreInputs, TableInputs
+
+SMALLEST_SCORE = 1e-15  # probabilities of 0 and 1 have no logit; no risk score says as much
 
 
 class Coding:
@@ -93,6 +97,29 @@ class Coding:
             DataError: no such column, or a value that is no finite number.
         """
         return feature_table(self.manifest, inputs, self.name, self.where)
+
+    def scores(self, inputs: ScoreInputs) -> Tensor:
+        """All rows as float64 (rows, k): the logit of each declared score, in the order before, after.
+
+        Raises:
+            DataError: no such column, or a value that is no score on the declared scale; says how many there are.
+        """
+        names = [inputs.before] if inputs.after is None else [inputs.before, inputs.after]
+        return torch.stack([self._score(name, inputs.scale) for name in names], dim=1)
+
+    def _score(self, column: str, scale: str) -> Tensor:
+        name = self.name(column)
+        values = [number(text) for text in self.manifest.column(name, f"inputs of the study ({column})")]
+        low, high = (0.0, 1.0) if scale == "probability" else (-math.inf, math.inf)
+        broken = [row for row, value in enumerate(values) if value is None or not low <= value <= high]
+        if broken:
+            expected = "a probability from 0 to 1" if scale == "probability" else "a finite logit"
+            raise DataError(
+                f"{self.where(broken[0], name)}: {len(broken)} of {len(values)} scores are not {expected}; correct "
+                "them, or declare the other scale"
+            )
+        found = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+        return torch.logit(found, eps=SMALLEST_SCORE) if scale == "probability" else found
 
     def _coded(self, column: str, purpose: str) -> list[str]:
         coding = {same(key): same(value) for key, value in self._site.coding.get(column, {}).items()}

@@ -27,7 +27,7 @@ from equipoise.common.errors import DataError
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest
 from equipoise.common.sitefile import FractionSplits, Site
-from equipoise.common.study import ImageInputs, Study
+from equipoise.common.study import ImageInputs, ScoreInputs, Study
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -39,7 +39,7 @@ class Split:
 
     Attributes:
         inputs: one row per image or visit: images uint8 (m, C, H, W); tables float32 (m, F), already clipped to the
-            declared ranges, scaled to [-1, 1] and followed by the missing flags.
+            declared ranges, scaled to [-1, 1] and followed by the missing flags; given scores float64 (m, k) logits.
         patient: (m,) int64, row to the index of its patient, 0..n-1, non-decreasing: rows of a patient are adjacent.
         label: (n,) int64 in {0, 1}, one per patient.
         groups: attribute name to (n,) int64 level index; `unknown` is the last index (the number of levels).
@@ -104,6 +104,8 @@ class Cohort:
             self._images = ImageStore(Path(site.data.images))
             self._image_names = manifest.column(site.data.image_column, "data.image_column of the site file")
             self._size = study.inputs.size
+        elif isinstance(study.inputs, ScoreInputs):
+            self._table = coding.scores(study.inputs)
         else:
             self._table = coding.table(study.inputs)
         self._warm: dict[SplitName, Split] = {}

@@ -16,11 +16,12 @@ from torch import Tensor
 from equipoise.client import group_sums, site_figures
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import cells_of, network, patient_means, row_logits, rows_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.catalogue import sites_of
 from equipoise.common.classifier import state_from_inputs
+from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
 from equipoise.common.fairness.tables import bin_scores
@@ -28,6 +29,7 @@ from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
 from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
 from equipoise.common.space import Space
+from equipoise.common.study import ScoreInputs
 
 GRADIENT_BATCH = 64
 
@@ -238,6 +240,10 @@ def placement_sums(place: Workplace) -> Contribution:
 
 
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
+    inputs = place.study.inputs
+    if isinstance(inputs, ScoreInputs):
+        column = 0 if place.query.parameters[prefix] == BASE or inputs.after is None else 1
+        return patient_means(place.split.inputs[:, column], place.split)
     state = state_from_inputs(place.query.inputs, prefix)
     return place.scores.scores(place.study, state, place.split, place.query.split)
 

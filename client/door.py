@@ -5,7 +5,8 @@ run's configuration, which the server writes.
 
 | key of the node's configuration | door |
 |---|---|
-| `site` | name of the site (always needed) |
+| `socket` | the site agent at this Unix socket, another process (deployment); it knows its own name |
+| `site` | name of the site (needed without `socket`) |
 | `door-factory`, `door-arguments` | `module:function`, called once a process as `function(site, **json)` |
 | neither | the factory that the runner registered in this process (simulation) |
 """
@@ -17,9 +18,13 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
+from equipoise import __version__
 from equipoise.common.errors import StudyError
+
+if TYPE_CHECKING:
+    from equipoise.client.socket_door import SocketDoor
 
 NodeConfig = Mapping[str, bool | float | int | str]
 
@@ -78,12 +83,26 @@ def site_name(node_config: NodeConfig) -> str:
     return site
 
 
+def introduce(node_config: NodeConfig) -> tuple[str, str]:
+    """Name of the node's site, and version of the code behind its door.
+
+    Raises:
+        StudyError: the node's configuration names neither a site nor a socket.
+        UnreachableError: no site agent answers at the socket.
+    """
+    socket = node_config.get("socket")
+    return (site_name(node_config), __version__) if socket is None else _open_socket(str(socket)).introduce()
+
+
 def open_door(node_config: NodeConfig) -> Door:
     """The door of the node's site, the same object at every call.
 
     Raises:
         StudyError: the node's configuration has no site name or names no door, or its factory does not exist.
     """
+    socket = node_config.get("socket")
+    if socket is not None:
+        return _open_socket(str(socket))
     site = site_name(node_config)
     reference = node_config.get("door-factory")
     if reference is not None:
@@ -100,6 +119,14 @@ def report_failure(node_config: NodeConfig, error: Exception) -> None:
     """Tell the runner in this process, if one asked for it; nothing is written or sent."""
     if _doors.on_failure is not None:
         _doors.on_failure(str(node_config.get("site", "?")), error)
+
+
+@functools.cache
+def _open_socket(path: str) -> SocketDoor:
+    # Imported here: a simulation needs no gRPC.
+    from equipoise.client.socket_door import SocketDoor
+
+    return SocketDoor(path)
 
 
 @functools.cache

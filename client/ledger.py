@@ -35,11 +35,11 @@ from equipoise.common.query import Query, SplitName
 
 _SEALED = (
     "CREATE TABLE IF NOT EXISTS sealed (study TEXT NOT NULL, run TEXT NOT NULL, number INTEGER NOT NULL, "
-    "query TEXT NOT NULL, attempts INTEGER NOT NULL, sent INTEGER NOT NULL, reply BLOB, "
-    "PRIMARY KEY (study, run, number)) STRICT"
+    "attempt INTEGER NOT NULL, query TEXT NOT NULL, attempts INTEGER NOT NULL, sent INTEGER NOT NULL, reply BLOB, "
+    "PRIMARY KEY (study, run, number, attempt)) STRICT"
 )
 _NOTES = "CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
-_THIS = "WHERE study = ? AND run = ? AND number = ?"
+_THIS = "WHERE study = ? AND run = ? AND number = ? AND attempt = ?"
 MOST_ATTEMPTS = 16  # of a computation that broke off before it was sealed
 MOST_RESENDS = 64  # of one sealed reply
 _FROM_THE_LEDGER = object()
@@ -53,6 +53,7 @@ class Request:
     run: str  # of one arm, "<run>/<arm>"
     number: int
     head: str  # of the coordinator's transcript
+    attempt: int = 0  # at a release through the secure sum, whose contributions are made anew
 
     @property
     def whole_run(self) -> str:
@@ -60,9 +61,9 @@ class Request:
         return self.run.partition("/")[0]
 
     @property
-    def place(self) -> tuple[str, str, int]:
+    def place(self) -> tuple[str, str, int, int]:
         """Key of the release."""
-        return self.study, self.run, self.number
+        return self.study, self.run, self.number, self.attempt
 
 
 class Charge:
@@ -192,12 +193,18 @@ class Ledger:
             self._chain.db.execute(f"UPDATE sealed SET sent = sent + 1 {_THIS}", request.place)  # noqa: S608
         return bytes(reply)
 
-    def reserve(self, request: Request, query: Query, account: str) -> Charge:
+    def reserve(self, request: Request, query: Query, account: str, caps: PrivacyCost | None = None) -> Charge:
         """Write the release down, charged, before anything is computed.
 
+        Args:
+            request: which release.
+            query: what is asked, from the approved plan.
+            account: who pays.
+            caps: the most that the account may spend; a further attempt at a release costs more than was reserved.
+
         Raises:
-            RefusedError: the run did not begin or has ended, the query was asked already, or another process used the
-                number for another query or sealed its reply.
+            RefusedError: the run did not begin or has ended, the query was asked already, another process used the
+                number for another query or sealed its reply, or a further attempt does not fit under the caps.
         """
         with self._chain.writing():
             if (request.study, request.whole_run) in self._done:
@@ -205,15 +212,17 @@ class Ledger:
             if (request.study, request.whole_run, account) not in self._begun:
                 raise RefusedError(f"run {request.whole_run}: nothing is reserved for it at account {account!r}")
             place = (request.study, request.whole_run, query.index)
-            if self._asked.get(place, request.place) != request.place:
+            if self._asked.get(place, request.place[:3]) != request.place[:3]:
                 raise RefusedError(f"run {request.run}: query {query.index} of the plan was asked already")
             db = self._chain.db
             known = db.execute(f"SELECT query, sent FROM sealed {_THIS}", request.place).fetchone()  # noqa: S608
             if known is None:
+                if request.attempt and query.private and caps is not None:
+                    self._admit(account, {query.split: [query.plan]}, caps)
                 # The replies of earlier releases are in the coordinator's transcript by now.
                 let_go = "UPDATE sealed SET reply = NULL WHERE study = ? AND run = ? AND reply IS NOT NULL"
                 db.execute(let_go, request.place[:2])
-                db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?, 1, 0, NULL)", (*request.place, query.digest))
+                db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?, ?, 1, 0, NULL)", (*request.place, query.digest))
                 self._chain.append(
                     kind="release",
                     **_named(request),
@@ -236,15 +245,15 @@ class Ledger:
                 db.execute(f"UPDATE sealed SET attempts = attempts + 1 {_THIS}", request.place)  # noqa: S608
             return Charge(request, query.digest, self._chain.head, _FROM_THE_LEDGER)
 
-    def seal(self, charge: Charge, reply: bytes) -> None:
-        """Keep the reply, before it is sent.
+    def seal(self, charge: Charge, reply: bytes, keep: bool = True) -> None:
+        """Write down the reply, before it is sent; kept here unless whoever made it keeps it.
 
         Raises:
             RefusedError: another process sealed a reply to the same request: one charge pays for one draw of the noise.
         """
         with self._chain.writing():
             kept = f"UPDATE sealed SET reply = ?, sent = 1 {_THIS} AND sent = 0"  # noqa: S608
-            if self._chain.db.execute(kept, (reply, *charge.request.place)).rowcount == 0:
+            if self._chain.db.execute(kept, (reply if keep else None, *charge.request.place)).rowcount == 0:
                 name = f"run {charge.request.run}: release {charge.request.number}"
                 raise RefusedError(f"{name} was sealed by another process meanwhile; ask again")
             self._chain.append(kind="seal", **_named(charge.request), reply=sha256(reply))
@@ -369,4 +378,4 @@ class Ledger:
 
 
 def _named(request: Request) -> dict[str, Any]:
-    return {"study": request.study, "run": request.run, "number": request.number}
+    return {"study": request.study, "run": request.run, "number": request.number, "attempt": request.attempt}

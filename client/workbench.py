@@ -97,7 +97,11 @@ def patient_scores(study: Study, model: nn.Module, split: Split) -> NDArray[np.f
 
     One evaluation unit is one patient: a patient with several images counts once.
     """
-    logits = row_logits(study, model, split).to(torch.float64)
+    return patient_means(row_logits(study, model, split).to(torch.float64), split)
+
+
+def patient_means(logits: Tensor, split: Split) -> NDArray[np.float64]:
+    """Logit of each patient's mean score, (n,) float64, from the logits of the rows, (m,) float64."""
     if len(logits) == split.patients:
         return logits.numpy()
     p = torch.sigmoid(logits)

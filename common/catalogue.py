@@ -69,8 +69,8 @@ def _table(
     query = Query(name, "patient_sum", split, phase, parameters, blocks, budget=budget)
     if not study.privacy.private:
         return query
-    plan = ReleasePlan.counts(cells, sum(block.size for block in blocks.values()), noise=TEMPLATE_STEPS)
-    return query.under(plan)
+    size = sum(block.size for block in blocks.values())
+    return query.under(ReleasePlan.counts(cells, size, noise=TEMPLATE_STEPS, honest=study.honest_shares))
 
 
 def _vector(
@@ -86,7 +86,8 @@ def _vector(
     if not study.privacy.private:
         blocks = {block: Block.real(shape, clip, declared_total(study)) for block, shape in shapes.items()}
         return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget)
-    plan = ReleasePlan.vector(clip, sum(math.prod(shape) for shape in shapes.values()), noise=clip)
+    size = sum(math.prod(shape) for shape in shapes.values())
+    plan = ReleasePlan.vector(clip, size, noise=clip, honest=study.honest_shares)
     blocks = {block: Block.noisy(shape, plan) for block, shape in shapes.items()}
     return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget).under(plan)
 

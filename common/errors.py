@@ -50,6 +50,14 @@ class QuorumError(EquipoiseError):
     code = "quorum"
 
 
+class SecureSumError(QuorumError):
+    """A message of the secure sum failed a check; its own `code` says which, and never anything about patients."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class TranscriptError(EquipoiseError):
     """A transcript is truncated, changed or forged, or a resumed run asks something else than it did before."""
 
@@ -62,3 +70,10 @@ class StorageError(EquipoiseError):
 
     exit_code = 8
     code = "storage"
+
+
+class UnreachableError(EquipoiseError):
+    """A site agent or a SuperLink does not answer."""
+
+    exit_code = 9
+    code = "unreachable"

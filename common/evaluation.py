@@ -26,7 +26,7 @@ from equipoise.common.fairness.tables import Counts, Floats, Table, hybrid_edges
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Arrays, Query, SplitName, Sum
-from equipoise.common.study import Study
+from equipoise.common.study import ScoreInputs, Study
 
 BASE = "base"
 POINTS = ("rule", "base_rate", "base_threshold")
@@ -210,8 +210,17 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
 
 def _edges(study: Study, models: Mapping[str, Classifier]) -> Floats:
     """Inner edges of the score bins: fixed ones, or under noise quantiles of the public pool's scores."""
+    if isinstance(study.inputs, ScoreInputs) and study.inputs.edges is not None:
+        declared = np.array(study.inputs.edges)
+        logits: Floats = np.log(declared / (1 - declared)).astype(np.float32).astype(np.float64)
+        return logits
     if not study.privacy.private:
         return hybrid_edges(None, study.score_bins)
+    if isinstance(study.inputs, ScoreInputs):
+        raise StudyError(
+            "inputs.edges is missing: under noise the score bins have to be declared, for instance at the deciles of "
+            f"published scores ({study.score_bins - 1} probabilities)"
+        )
     pool = Pool.of(study)
     scores = [pool.scores(network_of(study, model)).numpy() for model in models.values()]
     return quantile_edges(np.concatenate(scores), study.score_bins)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from equipoise.common.canonical import sha256 as sha256_of
 from equipoise.common.errors import ModelError
-from equipoise.common.study import ImageInputs, ModelSpec, Scalar, TableInputs
+from equipoise.common.study import ImageInputs, Inputs, ModelSpec, Scalar
 
 
 class ResidualBlock(nn.Module):
@@ -162,11 +162,34 @@ def densenet121(in_channels: int = 3) -> nn.Module:
     return ImageClassifier(nn.Sequential(features, nn.ReLU()), network.class_layers.out.in_features)
 
 
-def normalise(inputs: ImageInputs | TableInputs, batch: Tensor) -> Tensor:
-    """What a model sees of a decoded batch: images uint8 (m, C, H, W) as (u / 255 - mean) / std, tables as they are."""
-    if isinstance(inputs, TableInputs):
-        return batch
-    return (batch.float() / 255 - inputs.mean) / inputs.std
+class GivenScores(nn.Module):
+    """Stands for a model that nobody here has: its scores are columns of the hospitals' manifests, never computed.
+
+    Its two weights exist so that a study has a file of weights, an extractor and a head like any other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extractor, self.head = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        for layer in (self.extractor, self.head):
+            nn.init.ones_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (m, 1) of the rows' given scores, to logits (m,)."""
+        logit: Tensor = self.head(self.extractor(x))
+        return logit.squeeze(1)
+
+
+def given_scores() -> nn.Module:
+    """The stand-in of a study whose inputs are scores."""
+    return GivenScores()
+
+
+def normalise(inputs: Inputs, batch: Tensor) -> Tensor:
+    """What a model sees of a decoded batch: images uint8 (m, C, H, W) as (u / 255 - mean) / std, others as they are."""
+    if isinstance(inputs, ImageInputs):
+        return (batch.float() / 255 - inputs.mean) / inputs.std
+    return batch
 
 
 def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:

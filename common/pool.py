@@ -7,8 +7,7 @@ coordinator. A pool that fits badly costs usefulness and never privacy: a hospit
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -17,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from equipoise.common.canonical import sha256
+from equipoise.common.canonical import digest_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.features import feature_table
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest
 from equipoise.common.models import load_factory, normalise
-from equipoise.common.study import ImageInputs, Study, TableInputs
+from equipoise.common.study import ImageInputs, Inputs, ScoreInputs, Study
 
 BATCH = 100
 KEY = "privacy.public_pool"
@@ -39,7 +38,7 @@ class Pool:
         rows: images uint8 (n, 3, H, W), or tables float32 (n, F).
     """
 
-    inputs: ImageInputs | TableInputs
+    inputs: Inputs
     rows: Tensor
 
     @classmethod
@@ -56,7 +55,11 @@ class Pool:
                 f"{KEY} is missing: bases and clip bounds need unlabelled public images or rows; name a .zip, .csv or "
                 ".parquet file"
             )
-        return _read(Path(named.path), named.sha256, _Reading(study.inputs.model_dump_json(), study.inputs))
+        key = digest_json([named.path, named.sha256, study.inputs.model_dump(mode="json")])
+        if key not in _kept:
+            _kept.clear()  # a run has one pool
+            _kept[key] = _read(Path(named.path), named.sha256, study.inputs)
+        return _kept[key]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,17 +87,12 @@ def network_of(study: Study, model: Classifier, *, base: bool = False) -> nn.Mod
     return network.eval()
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How rows are read, as a key of the cache (a list of features has no hash of its own)."""
-
-    key: str
-    inputs: ImageInputs | TableInputs = field(compare=False)
+_kept: dict[str, Pool] = {}
 
 
-@lru_cache(maxsize=4)
-def _read(path: Path, digest: str | None, reading: _Reading) -> Pool:
-    inputs = reading.inputs
+def _read(path: Path, digest: str | None, inputs: Inputs) -> Pool:
+    if isinstance(inputs, ScoreInputs):
+        raise StudyError(f"{KEY}: given scores need no pool; leave it out")
     try:
         content = path.read_bytes()
     except OSError:

@@ -78,6 +78,21 @@ class Caps(Strict):
         return self
 
 
+class Peers(Strict):
+    """The sites that this one computes with: pinned identity keys, itself included."""
+
+    minimum: int = Field(default=3, ge=2)
+    keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}
+
+
+class Socket(Strict):
+    """The Unix socket of the site agent, through which alone its SuperNode reaches it."""
+
+    path: str = "door/agent.sock"
+    group: str | None = None
+    request_mib: int = Field(default=1024, ge=1, le=16384)
+
+
 class Site(Strict):
     """A hospital's own file; see the module's text."""
 
@@ -86,6 +101,9 @@ class Site(Strict):
     coding: dict[str, dict[str, str]] = {}
     caps: Caps = Caps()
     allow_none: list[str] = []
+    approve: Literal["manual"] | list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = "manual"
+    peers: Peers = Peers()
+    socket: Socket = Socket()
 
     @field_validator("coding", mode="before")
     @classmethod
@@ -114,4 +132,5 @@ def load_site(path: Path) -> Site:
     resolved = {"manifest": str((folder / site.data.manifest).resolve())}
     if site.data.images is not None:
         resolved["images"] = str((folder / site.data.images).resolve())
-    return site.model_copy(update={"data": site.data.model_copy(update=resolved)})
+    socket = site.socket.model_copy(update={"path": str((folder / site.socket.path).resolve())})
+    return site.model_copy(update={"data": site.data.model_copy(update=resolved), "socket": socket})

@@ -36,8 +36,13 @@ class ModelSpec(Strict):
     factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     arguments: dict[str, Scalar] = {}
     weights: Weights | None = None  # None only where a simulation pretrains the vendor's model
+    after: Weights | None = None  # of a second model of the same network, which method `audit` measures beside it
     head: str = Field(default="head.", min_length=1)
     device: str = "cpu"
+
+
+# What stands for the model where the scores are given.
+GIVEN: dict[str, Any] = {"factory": "equipoise.common.models:given_scores", "head": "head."}
 
 
 class Label(Strict):
@@ -128,6 +133,29 @@ class TableInputs(Strict):
     features: list[Feature] = Field(min_length=1)
 
 
+class ScoreInputs(Strict):
+    """Scores that a black box has given already: no network runs at a hospital, and nothing is trained.
+
+    `before` and `after` name columns of the manifest; without `after` one model is audited. The scale is declared,
+    never guessed from the numbers.
+    """
+
+    kind: Literal["score"]
+    before: str
+    after: str | None = None
+    scale: Literal["probability", "logit"] = "probability"
+    edges: list[Annotated[float, Field(gt=0, lt=1)]] | None = None  # of the score bins, as probabilities
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if self.edges is not None and (len(self.edges) < 1 or sorted(set(self.edges)) != self.edges):
+            raise ValueError("edges must increase")
+        return self
+
+
+Inputs = ImageInputs | TableInputs | ScoreInputs
+
+
 class MethodSpec(Strict):
     """A method by name; its own parameters are checked by its file (`equipoise.common.methods`)."""
 
@@ -179,11 +207,14 @@ class Privacy(Strict):
     """How a release is protected.
 
     `none` is for simulations and data that a site declares synthetic. In `local` every hospital's release is private by
-    itself. `controls` says whether each control has a budget of its own, which only a simulation can grant since it is
-    charged to nobody (`own`), or shares the study's (`shared`).
+    itself. In `distributed` hospitals add shares of one noise, inside the secure sum. `secure_sum` conceals what each
+    hospital adds; left out, it is on in a deployment and off in a simulation. `controls` says whether each control has
+    a budget of its own, which only a simulation can grant since it is charged to nobody (`own`), or shares the study's
+    (`shared`).
     """
 
-    mode: Literal["none", "local"] = "none"
+    mode: Literal["none", "local", "distributed"] = "none"
+    secure_sum: bool | None = None
     epsilon: float | None = Field(default=None, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     public_pool: PublicPool | None = None
@@ -192,10 +223,12 @@ class Privacy(Strict):
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
-        if self.mode == "none" and (self.epsilon is not None or self.public_pool is not None):
-            raise ValueError("mode none has no epsilon and no public_pool; write mode: local, or leave them out")
+        if self.mode == "none" and self.epsilon is not None:
+            raise ValueError("mode none has no epsilon; write mode: local, or leave it out")
         if self.mode != "none" and self.epsilon is None:
             raise ValueError(f"mode {self.mode} needs an epsilon, for instance epsilon: 3")
+        if self.mode == "distributed" and not self.secure_sum:
+            raise ValueError("mode distributed adds shares of noise in the secure sum; write secure_sum: true")
         return self
 
     @property
@@ -264,6 +297,8 @@ class Sites(Strict):
     quorum: float = Field(default=0.8, gt=0, le=1)
     deadline_s: float = Field(default=600.0, gt=0)
     declared_patients: dict[str, Annotated[int, Field(ge=0)]] = {}
+    keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}  # of the secure sum
+    colluding: int = Field(default=1, ge=0)  # sites that may act as one with the server
 
 
 class SyntheticHospitals(Strict):
@@ -314,7 +349,7 @@ class Study(Strict):
     study: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     seed: int = Field(default=0, ge=0, lt=2**31)  # public: shuffles and permutations, never noise
     model: ModelSpec
-    inputs: Annotated[ImageInputs | TableInputs, Field(discriminator="kind")]
+    inputs: Annotated[Inputs, Field(discriminator="kind")]
     label: Label
     attributes: list[Attribute] = Field(min_length=1)
     method: MethodSpec
@@ -322,6 +357,16 @@ class Study(Strict):
     evaluation: Evaluation = Evaluation()
     sites: Sites = Sites()
     simulation: Simulation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_model_for_scores(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("inputs"), dict) and value["inputs"].get("kind") == "score":
+            given = value.get("model", GIVEN)
+            if not isinstance(given, dict) or given.get("factory") != GIVEN["factory"]:
+                raise ValueError("inputs.kind=score audits columns of scores; leave model out")
+            return {**value, "model": given}
+        return value
 
     @model_validator(mode="after")
     def _one_primary(self) -> Self:
@@ -346,14 +391,28 @@ class Study(Strict):
         """SHA-256 of the rendered study without its simulation part: what a site approves."""
         rendered = self.model_dump(mode="json", by_alias=True, exclude={"simulation"})
         # Paths are the coordinator's own; the digest of what they name is the contract.
-        for named in (rendered["model"]["weights"], rendered["privacy"]["public_pool"]):
+        for named in (rendered["model"]["weights"], rendered["model"]["after"], rendered["privacy"]["public_pool"]):
             if named is not None:
                 named.pop("path")
         return digest_json(rendered)
 
     @property
+    def honest_shares(self) -> int | None:
+        """Shares that make up the noise in mode `distributed`: sites that are left and honest for certain.
+
+        h = T - t of the K sites, with the threshold T = max(3, floor(2 K / 3) + 1) of the secure sum and t that may
+        collude.
+        """
+        if self.privacy.mode != "distributed":
+            return None
+        sites = len(self.sites.declared_patients)
+        return max(3, 2 * sites // 3 + 1) - self.sites.colluding
+
+    @property
     def score_bins(self) -> int:
         """Bins of a score histogram: fine without noise, few under it (each bin takes its own noise)."""
+        if isinstance(self.inputs, ScoreInputs) and self.inputs.edges is not None:
+            return len(self.inputs.edges) + 1
         return self.evaluation.bins or (PRIVATE_BINS if self.privacy.private else EXACT_BINS)
 
     def with_method(self, name: str, **parameters: Any) -> Study:
@@ -411,22 +470,28 @@ def pin_pool(study: Study, folder: Path) -> Study:
 
 
 def pin_weights(study: Study, folder: Path) -> Study:
-    """The study with its weights' absolute path and digest filled in."""
+    """The study with its weights' absolute paths and digests filled in."""
     weights = study.model.weights
     if weights is None:
         raise StudyError("model.weights is missing; name a safetensors file")
+    pinned = {"weights": _pinned(weights, "model.weights", folder)}
+    if study.model.after is not None:
+        pinned["after"] = _pinned(study.model.after, "model.after", folder)
+    return study.model_copy(update={"model": study.model.model_copy(update=pinned)})
+
+
+def _pinned(weights: Weights, key: str, folder: Path) -> Weights:
     file = (folder / weights.path).resolve()
     try:
         digest = sha256(file.read_bytes())
     except OSError:
         raise ModelError(
-            f"model.weights.path={weights.path}: no readable file at {file}; "
+            f"{key}.path={weights.path}: no readable file at {file}; "
             "`equipoise pretrain` makes one, or name the vendor's"
         ) from None
     if weights.sha256 not in (None, digest):
         raise ModelError(
-            f"model.weights.sha256: {file} has digest {digest}, the study declares "
+            f"{key}.sha256: {file} has digest {digest}, the study declares "
             f"{weights.sha256}; use the declared file or correct the digest"
         )
-    pinned = Weights(path=str(file), sha256=digest)
-    return study.model_copy(update={"model": study.model.model_copy(update={"weights": pinned})})
+    return Weights(path=str(file), sha256=digest)

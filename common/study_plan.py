@@ -32,7 +32,7 @@ from equipoise.common.privacy.accounting import PrivacyCost, cost_of
 from equipoise.common.privacy.calibration import TOLERANCE, calibrate
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Arrays, Query, SplitName
-from equipoise.common.study import Study
+from equipoise.common.study import ScoreInputs, Study
 
 EVALUATION = "evaluation"
 STUDY = ""  # the account of the study itself; every other account is a control's own
@@ -173,6 +173,14 @@ def arms_of(study: Study) -> dict[str, Study]:
         if variant is not None:
             arms[name] = variant
     return arms
+
+
+def needs_pool(study: Study) -> bool:
+    """Whether anything of the study takes its basis, units or bins from a public pool."""
+    if isinstance(study.inputs, ScoreInputs):
+        return False
+    whitened = ("whitened_gradient", "block_sensitivities")
+    return study.privacy.private or any(entry.query.name in whitened for entry in StudyPlan.of(study).entries)
 
 
 def alone_controls(study: Study) -> list[str]:

@@ -21,6 +21,7 @@ from equipoise.common.query import Arrays
 
 PROTOCOL = 1
 MAX_HEADER_BYTES = 4 * 2**20
+_NO_CONTAINER = "a message is not a container of equipoise; sender and receiver differ in version"
 
 
 def pack(header: Mapping[str, Any], arrays: Arrays) -> bytes:
@@ -37,18 +38,31 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     Raises:
         QuorumError: the bytes are not such a container.
     """
+    header = read_header(data)
     try:
-        header_size = int.from_bytes(data[:8], "little")
-        if not 0 < header_size <= min(MAX_HEADER_BYTES, len(data)):
-            raise QuorumError(f"a message has a header of {header_size} bytes; the limit is {MAX_HEADER_BYTES}")
+        arrays = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        raise QuorumError(_NO_CONTAINER) from None
+    return header, arrays
+
+
+def read_header(data: bytes) -> dict[str, Any]:
+    """Header of a container, whose arrays are not looked at.
+
+    Raises:
+        QuorumError: the bytes do not begin like such a container.
+    """
+    header_size = int.from_bytes(data[:8], "little")
+    if not 0 < header_size <= min(MAX_HEADER_BYTES, len(data)):
+        raise QuorumError(f"a message has a header of {header_size} bytes; the limit is {MAX_HEADER_BYTES}")
+    try:
         top = json.loads(data[8 : 8 + header_size])
         header = json.loads(top["__metadata__"]["header"])
-        arrays = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
-        raise QuorumError("a message is not a container of equipoise; sender and receiver differ in version") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise QuorumError(_NO_CONTAINER) from None
     if not isinstance(header, dict) or header.get("protocol") != PROTOCOL:
         raise QuorumError(f"a message speaks another protocol than {PROTOCOL}; install the same version of equipoise")
-    return header, arrays
+    return header
 
 
 def pack_bundles(header: Mapping[str, Any], bundles: Mapping[str, Arrays]) -> bytes:

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from equipoise import __version__
-from equipoise.commands import ledger
+from equipoise.commands import agent, coordinator, ledger, runs, site
 from equipoise.common.errors import EquipoiseError, StorageError
 
 if TYPE_CHECKING:
@@ -49,11 +49,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 ok, 2 study or option, 3 data, 4 model, 5 refused by a site, 6 too few sites, 7 transcript, "
-    "8 storage, 130 interrupted.",
+    "8 storage, 9 not reached, 130 interrupted.",
 )
 
 
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(site.app, name="site")
+app.add_typer(coordinator.app, name="coordinator")
+for command in (agent.agent, runs.submit, runs.status, runs.logs, runs.stop, runs.resume):
+    app.command()(command)
 
 
 class Format(StrEnum):

@@ -11,13 +11,15 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from equipoise.common.errors import TranscriptError
+from equipoise.common.errors import QuorumError, TranscriptError
 from equipoise.common.query import Query, Sum
+from equipoise.common.secure_sum.keys import parse_key
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
-from equipoise.server.release import Delivered, PlainRelease, close_request
+from equipoise.server.release import Delivered, PlainRelease, Release, close_request
+from equipoise.server.secure_release import SecureCohort, SecureRelease
 from equipoise.server.transcript import Transcript
-from equipoise.server.transport import Transport
+from equipoise.server.transport import TIMEOUT, Transport
 
 ResultT = TypeVar("ResultT")
 
@@ -75,6 +77,8 @@ class Engine:
         self._transport = transport
         self._watchers = watchers
         self._delivered = Delivered()
+        keys = {site: parse_key(text) for site, text in study.sites.keys.items()}
+        self._cohort = SecureCohort(keys, study.sites.colluding) if study.privacy.secure_sum else None
 
     def drive(self, steps: Generator[Query, Sum, ResultT], arm: str, transcript: Transcript) -> ResultT:
         """Run `steps` to its result; every query must stand in the plan of `arm`, in order.
@@ -132,23 +136,26 @@ class Engine:
                 f"{transcript.folder}: release {number} ({query.name}) is missing; the transcript is truncated, or the "
                 "run did not end: resume it"
             )
-        sites = list(self._transport.nodes)
+        # A release through the secure sum has one cohort, whoever is there: the others drop out at once.
+        sites = list(self._transport.nodes if self._cohort is None else self._cohort.keys)
         for watcher in self._watchers:
             watcher.began(transcript.run, query, number, planned, sites)
         started = time.monotonic()
-        release = PlainRelease(
-            self._study, self._plan, query, transcript.run, number, transcript.head, sites, self._delivered
-        )
+        release = self._begun(query, number, sites, transcript)
         down: dict[str, int] = dict.fromkeys(sites, 0)
         up: dict[str, int] = dict.fromkeys(sites, 0)
         while True:
-            for reply in self._transport.ask(release.requests(), self._study.sites.deadline_s):
+            requests = release.requests()
+            for site in sorted(set(requests) - set(self._transport.nodes)):
+                release.receive(site, None, TIMEOUT)
+            here = {site: request for site, request in requests.items() if site in self._transport.nodes}
+            for reply in self._transport.ask(here, self._study.sites.deadline_s):
                 release.receive(reply.site, reply.payload, reply.code)
                 down[reply.site] += reply.bytes_down
                 up[reply.site] += reply.bytes_up
                 for watcher in self._watchers:
                     watcher.answered(reply.site)
-            if release.advance():
+            if self._advanced(release, number, transcript):
                 break
         total = release.total()
         transcript.append(total)
@@ -157,6 +164,22 @@ class Engine:
             Finished(query, number, total.cohort, time.monotonic() - started, down, up, replayed=False),
         )
         return total
+
+    def _begun(self, query: Query, number: int, sites: Sequence[str], transcript: Transcript) -> Release:
+        """The release of a query: plain, or through the secure sum where the study says so."""
+        common = (self._study, self._plan, query, transcript.run, number, transcript.head, sites, self._delivered)
+        if self._cohort is None:
+            return PlainRelease(*common)
+        return SecureRelease(*common, self._cohort, transcript.attempt(number))
+
+    def _advanced(self, release: Release, number: int, transcript: Transcript) -> bool:
+        try:
+            return release.advance()
+        except QuorumError:
+            if isinstance(release, SecureRelease):
+                # What the sites have sent of it can be used no more: whoever resumes the run begins another attempt.
+                transcript.failed(number)
+            raise
 
     def _tell(self, run: str, finished: Finished) -> None:
         for watcher in self._watchers:

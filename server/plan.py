@@ -16,7 +16,7 @@ from equipoise.common.privacy.accounting import PrivacyCost, cost_of, parallel_m
 from equipoise.common.privacy.life import LifeFilter
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Query
-from equipoise.common.study import Study
+from equipoise.common.study import Study, SyntheticHospitals
 from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
 
 Row = dict[str, Any]
@@ -141,9 +141,11 @@ def expected_widths(plan: StudyPlan, study: Study) -> list[Row]:
     tables = [e.query for e in plan.entries if e.account == STUDY and e.query.name == "decision_table"]
     if not tables:
         return []
-    sites = max(len(study.sites.declared_patients), study.sites.minimum)
-    # A rate's cell is the sum of two cells of the pair table: positive after, whatever was before.
-    variance = 2 * sites * _cell_variance(tables[0])
+    sites = _sites(study)
+    # A count of decisions is the sum of cells of the joint table: of the two intervals before (the base model's points
+    # mostly coincide), and of as many after as there are operating points at most.
+    points = next(iter(tables[0].blocks.values())).shape[-1] - 1
+    variance = 2 * points * sites * _cell_variance(tables[0])
     z = float(ndtri(0.975))
     rows = []
     for smaller in SMALLER_GROUP:
@@ -153,6 +155,13 @@ def expected_widths(plan: StudyPlan, study: Study) -> list[Row]:
         }
         rows.append({"positives_of_the_smaller_group": smaller, "sites": sites} | halves)
     return rows
+
+
+def _sites(study: Study) -> int:
+    if study.sites.declared_patients:
+        return len(study.sites.declared_patients)
+    simulated = None if study.simulation is None else study.simulation.hospitals
+    return simulated.count if isinstance(simulated, SyntheticHospitals) else study.sites.minimum
 
 
 def _cell_variance(query: Query) -> float:

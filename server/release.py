@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,79 @@ class Delivered:
         self.held.pop(site, None)
 
 
+@dataclass(frozen=True)
+class Briefing:
+    """What every request of a release carries.
+
+    Attributes:
+        header: run, release, transcript's head, study, plan and the query's place in it.
+        bundles: study, plan and inputs by digest; a site is sent those that it may lack.
+    """
+
+    header: Mapping[str, Any]
+    bundles: Mapping[str, Arrays]
+
+    @classmethod
+    def of(cls, study: Study, plan: StudyPlan, query: Query, run: str, number: int, head: str) -> Briefing:
+        """The briefing for release `number` of `run`."""
+        document = study_bundle(study)
+        digest = digest_arrays(document)
+        roles = {**query.inputs, "study": document, "plan": plan.bundle}
+        digests = {**query.input_digests, "study": digest, "plan": plan.digest}
+        header = {
+            "protocol": PROTOCOL,
+            "run": run,
+            "release": number,
+            "stage": 0,
+            "head": head,
+            "study": digest,
+            "plan": plan.digest,
+            "index": query.index,
+            "inputs": query.input_digests,
+        }
+        return cls(header, {digests[role]: arrays for role, arrays in roles.items()})
+
+
+class Attendance:
+    """Who is asked in a stage, who has answered, and why the others have not.
+
+    Args:
+        sites: the sites that the stage asks.
+        delivered: inputs that sites hold.
+        digests: inputs of the release.
+    """
+
+    def __init__(self, sites: Sequence[str], delivered: Delivered, digests: Sequence[str]) -> None:
+        self.sites = tuple(sorted(sites))
+        self.asking = set(self.sites)
+        self.answered: list[str] = []
+        self._codes: dict[str, str] = {}
+        self._delivered, self._digests = delivered, tuple(digests)
+
+    def missing(self, site: str) -> tuple[str, ...]:
+        """Digests of the inputs that `site` has to be sent."""
+        return self._delivered.missing(site, self._digests)
+
+    def note(self, site: str, code: str | None) -> None:
+        """`site` has answered well, or with a code; one that lacks inputs is asked once more, with all of them."""
+        self.asking.discard(site)
+        if code is None:
+            self.answered.append(site)
+            self._delivered.note(site, self._digests)
+            return
+        if code == NEED_INPUTS and site not in self._codes:
+            self._delivered.forget(site)
+            self.asking.add(site)
+        self._codes[site] = code
+
+    def shortfall(self, needed: int) -> str | None:
+        """What to say where fewer than `needed` sites have answered; None where enough have."""
+        if len(self.answered) >= needed:
+            return None
+        failed = ", ".join(f"{site}: {self._codes[site]}" for site in self.sites if site not in self.answered)
+        return f"{len(self.answered)} of {len(self.sites)} sites answered, {needed} are needed ({failed})"
+
+
 class PlainRelease:
     """One stage: every site sends its integers and the server adds them."""
 
@@ -79,55 +152,26 @@ class PlainRelease:
         self.query = query
         self._study = study
         self._number = number
-        self._delivered = delivered
-        self._sites = tuple(sorted(sites))
-        self._asking = set(self._sites)
-        self._codes: dict[str, str] = {}
-        self._cohort: list[str] = []
         self._witness: dict[str, str] = {}
+        self._briefing = Briefing.of(study, plan, query, run, number, head)
+        self._attendance = Attendance(sites, delivered, tuple(self._briefing.bundles))
         self._points = {name: np.zeros(block.shape, dtype=np.int64) for name, block in query.blocks.items()}
-        document = study_bundle(study)
-        digest = digest_arrays(document)
-        roles = {**query.inputs, "study": document, "plan": plan.bundle}
-        digests = {**query.input_digests, "study": digest, "plan": plan.digest}
-        self._bundles: dict[str, Arrays] = {digests[role]: arrays for role, arrays in roles.items()}
-        self._header = {
-            "protocol": PROTOCOL,
-            "run": run,
-            "release": number,
-            "stage": 0,
-            "head": head,
-            "study": digest,
-            "plan": plan.digest,
-            "index": query.index,
-            "inputs": query.input_digests,
-        }
 
     def requests(self) -> Mapping[str, bytes]:
         """One request per site; sites that lack the same inputs share one object."""
         packed: dict[tuple[str, ...], bytes] = {}
         requests = {}
-        for site in sorted(self._asking):
-            missing = self._delivered.missing(site, tuple(self._bundles))
+        for site in sorted(self._attendance.asking):
+            missing = self._attendance.missing(site)
             if missing not in packed:
-                packed[missing] = pack_bundles(self._header, {digest: self._bundles[digest] for digest in missing})
+                bundles = {digest: self._briefing.bundles[digest] for digest in missing}
+                packed[missing] = pack_bundles(self._briefing.header, bundles)
             requests[site] = packed[missing]
         return requests
 
     def receive(self, site: str, payload: bytes | None, code: str | None) -> None:
         """Check one reply and add it; a reply that fails a check counts as a site that did not answer."""
-        self._asking.discard(site)
-        if payload is not None:
-            code = self._take(site, payload)
-        if code is None:
-            self._cohort.append(site)
-            self._delivered.note(site, tuple(self._bundles))
-        elif code == NEED_INPUTS and site not in self._codes:
-            self._delivered.forget(site)
-            self._asking.add(site)
-            self._codes[site] = code
-        else:
-            self._codes[site] = code
+        self._attendance.note(site, code if payload is None else self._take(site, payload))
 
     def advance(self) -> bool:
         """Done once no site is left to be asked again; then the quorum must hold.
@@ -135,20 +179,18 @@ class PlainRelease:
         Raises:
             QuorumError: fewer sites answered than the study needs.
         """
-        if self._asking:
+        if self._attendance.asking:
             return False
-        needed = quorum(self._study, len(self._sites))
-        if len(self._cohort) < needed:
-            failed = ", ".join(f"{site}: {self._codes[site]}" for site in self._sites if site not in self._cohort)
+        shortfall = self._attendance.shortfall(quorum(self._study, len(self._attendance.sites)))
+        if shortfall is not None:
             raise QuorumError(
-                f"release {self._number} ({self.query.name}): {len(self._cohort)} of {len(self._sites)} sites "
-                f"answered, {needed} are needed ({failed}); see the sites' own logs, then resume the run"
+                f"release {self._number} ({self.query.name}): {shortfall}; see the sites' own logs, then resume the run"
             )
         return True
 
     def total(self) -> Sum:
         """The exact sum over the sites that answered."""
-        return Sum(self.query, tuple(sorted(self._cohort)), self._points, self._witness)
+        return Sum(self.query, tuple(sorted(self._attendance.answered)), self._points, self._witness)
 
     def _take(self, site: str, payload: bytes) -> str | None:
         """Add a reply's integers; the code of what is wrong with it, or None."""
@@ -197,7 +239,10 @@ def study_bundle(study: Study) -> Arrays:
     rendered = study.model_copy(update={"simulation": None})
     weights, pool = rendered.model.weights, rendered.privacy.public_pool
     if weights is not None:
-        bare = rendered.model.model_copy(update={"weights": weights.model_copy(update={"path": ""})})
+        named = {"weights": weights, "after": rendered.model.after}
+        bare = rendered.model.model_copy(
+            update={role: one.model_copy(update={"path": ""}) for role, one in named.items() if one is not None}
+        )
         rendered = rendered.model_copy(update={"model": bare})
     if pool is not None:
         privacy = rendered.privacy.model_copy(update={"public_pool": pool.model_copy(update={"path": ""})})

@@ -4,6 +4,7 @@ runs/<study>/
   task.json              the study as run, its arms and its sites
   plan.json              every query that the task may ask, with its noise
   base.safetensors       the vendor's weights
+  after.safetensors      the second model of an audit
   pool.*                 the public pool, where the study has one
   model.safetensors      the method's result
   notes.json             what the method says of how it came about (the mask)
@@ -32,7 +33,7 @@ from equipoise.common.errors import RefusedError, StudyError, TranscriptError
 from equipoise.common.files import drop_unfinished_line, write_whole
 from equipoise.common.methods.method import Outcome
 from equipoise.common.models import build
-from equipoise.common.study import PublicPool, Study
+from equipoise.common.study import PublicPool, Study, Weights
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.transcript import WITNESS, Transcript
 
@@ -141,7 +142,10 @@ class RunFolder:
             raise TranscriptError(f"{file}: missing or changed since the run began; restore the file") from None
 
     def placed(self, study: Study) -> Study:
-        """The study with its public pool where the run keeps a copy."""
+        """The study with its public pool and its second model where the run keeps copies."""
+        if study.model.after is not None:
+            kept_after = Weights(path=str((self.path / "after.safetensors").resolve()), sha256=study.model.after.sha256)
+            study = study.model_copy(update={"model": study.model.model_copy(update={"after": kept_after})})
         pool = study.privacy.public_pool
         if pool is None:
             return study

@@ -24,6 +24,7 @@ from equipoise.common.query import Query, Sum
 from equipoise.common.wire import PROTOCOL, pack, unpack
 
 WITNESS = "witness.jsonl"
+ATTEMPTS = "attempts.json"  # at the release that is under way
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,21 @@ class Transcript:
         append_line(self.folder / WITNESS, canonical_json({"release": number, "ledgers": dict(total.witness)}))
         append_line(self._chain, canonical_json(row.to_json()))
         self.rows.append(row)
+
+    def attempt(self, number: int) -> int:
+        """How often release `number` has failed before, through the secure sum."""
+        file = self.folder / ATTEMPTS
+        found = json.loads(file.read_bytes()) if file.exists() else {}
+        return int(found["attempt"]) if found.get("release") == number else 0
+
+    def failed(self, number: int) -> None:
+        """Count an attempt at release `number` that failed.
+
+        Raises:
+            StorageError: the count could not be written.
+        """
+        value = {"release": number, "attempt": self.attempt(number) + 1}
+        write_whole(self.folder / ATTEMPTS, canonical_json(value))
 
     def check(self) -> None:
         """Check every file against its row.

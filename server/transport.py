@@ -23,11 +23,15 @@ TIMEOUT = "timeout"
 """Code of a site that did not answer in time, or was lost."""
 TOO_LARGE = "too_large"
 """Code of a site whose reply is larger than the limit."""
+ASK_AGAIN = frozenset({TIMEOUT, "unreachable"})
+"""Codes of a site that was lost, or whose agent was away. It is asked again until its deadline: the same request gets
+the same sealed reply, so that nothing is spent twice."""
 
 _LOST = frozenset({ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_GROWTH = 0.02, 0.5, 1.5
 # A remote grid brings every reply that has arrived at once; in batches, few payloads are in memory together.
 _PULLED_AT_ONCE = 8
+_ASK_AGAIN_AFTER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -154,22 +158,31 @@ class Transport:
         nodes: Flower's node id of each connected site.
     """
 
-    def __init__(self, grid: Grid, *, max_reply_bytes: int = 2**30) -> None:
-        """A line over `grid`; a reply of more than `max_reply_bytes` is not handed on."""
+    def __init__(
+        self, grid: Grid, *, max_reply_bytes: int = 2**30, ask_again_after_s: float = _ASK_AGAIN_AFTER_S
+    ) -> None:
+        """A line over `grid`; a reply of more than `max_reply_bytes` is not handed on.
+
+        A site that was lost is asked again every `ask_again_after_s` seconds, until its deadline. One that stayed lost
+        is asked once in what follows, until it answers, so that it costs one deadline and not one a release.
+        """
         self._grid = grid
+        self._ask_again_after_s = ask_again_after_s
+        self._missed: set[int] = set()
         self._max_reply_bytes = max_reply_bytes
         self.nodes: dict[str, int] = {}
 
-    def connect(self, expected: int | Sequence[str], deadline_s: float) -> dict[str, int]:
+    def connect(self, expected: int | Sequence[str], deadline_s: float, least: int | None = None) -> dict[str, int]:
         """Wait for the sites of the study.
 
         Args:
             expected: names of the sites, all of which must come; or their least number, where any will do.
             deadline_s: seconds to wait.
+            least: with names, how many of them are enough once the time is over; None for all.
 
         Returns:
-            Node id of each site, by name in sorted order. With names, those sites alone; with a number, every site
-            that was there.
+            Node id of each site that came, by name in sorted order. With names, those sites alone; with a number,
+            every site that was there.
 
         Raises:
             QuorumError: too few sites came in time, a site runs another version, or two nodes claim one site.
@@ -195,13 +208,14 @@ class Transport:
             if _complete(found, expected, exchange.waiting):
                 break
             if exchange.expired or (exchange.local and not exchange.waiting):
-                if _complete(found, expected, waiting=False):
+                there = found if isinstance(expected, int) else set(found) & set(expected)
+                if _complete(found, expected, waiting=False) or (least is not None and len(there) >= least):
                     break
                 raise QuorumError(_missing(found, expected, deadline_s) + complaint)
             if not exchange.local:
                 exchange.pause()
         exchange.abandon()
-        names = found if isinstance(expected, int) else expected
+        names = found if isinstance(expected, int) else set(found) & set(expected)
         self.nodes = {site: found[site] for site in sorted(names)}
         return dict(self.nodes)
 
@@ -223,26 +237,48 @@ class Transport:
             raise ValueError(f"site {strangers[0]} is not connected")
         contents = {id(request): put_bytes("request", request) for request in requests.values()}
         exchange = _Exchange(self._grid, RELEASE, deadline_s)
-        exchange.send({self.nodes[site]: contents[id(request)] for site, request in requests.items()})
+        mail = {self.nodes[site]: contents[id(request)] for site, request in requests.items()}
+        refused = exchange.send(mail)
         sizes = {site: len(request) for site, request in requests.items()}
-        return self._replies(exchange, sizes)
+        return self._replies(exchange, sizes, mail, refused)
 
-    def _replies(self, exchange: _Exchange, sizes: Mapping[str, int]) -> Iterator[Reply]:
+    def _replies(
+        self, exchange: _Exchange, sizes: Mapping[str, int], mail: Mapping[int, RecordDict], refused: set[int]
+    ) -> Iterator[Reply]:
         started = time.monotonic()
         sites = {self.nodes[site]: site for site in sizes}
+        # Nodes to ask again, and when; only where sites are elsewhere: a local site that failed fails again.
+        patient = set() if exchange.local else set(sites) - self._missed
+        again = dict.fromkeys(refused & patient, started + self._ask_again_after_s)
         try:
-            while exchange.waiting:
+            while exchange.waiting or again:
                 last_look = exchange.expired and not exchange.local
-                before = len(sites)
+                heard = False
                 for arrival in exchange.collect():
-                    site = sites.pop(arrival.node)
-                    yield self._read(site, sizes[site], arrival, late=exchange.is_late(arrival.seconds))
+                    heard = True
+                    site = sites[arrival.node]
+                    reply = self._read(site, sizes[site], arrival, late=exchange.is_late(arrival.seconds))
+                    if reply.code in ASK_AGAIN and arrival.node in patient and not exchange.expired:
+                        again[arrival.node] = time.monotonic() + self._ask_again_after_s
+                        continue
+                    del sites[arrival.node]
+                    if reply.code in ASK_AGAIN:
+                        self._missed.add(arrival.node)
+                    else:
+                        self._missed.discard(arrival.node)
+                    yield reply
                 if last_look:
                     break
-                if len(sites) == before:
+                due = [node for node, when in again.items() if when <= time.monotonic()]
+                for node in due:
+                    del again[node]
+                for node in exchange.send({node: mail[node] for node in due}) if due else ():
+                    again[node] = time.monotonic() + self._ask_again_after_s
+                if not heard:
                     if exchange.local:
                         break  # no site works and nothing is queued: the grid has been closed
                     exchange.pause()
+            self._missed.update(sites)
             for site in sites.values():  # silent until now, or the grid took no message for them
                 yield Reply(site, None, TIMEOUT, sizes[site], 0, time.monotonic() - started)
         finally:

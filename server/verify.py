@@ -25,7 +25,7 @@ from equipoise.server.transcript import missing_heads
 
 SEAL = "seal.json"
 # A site's own files change after the run ends, hospitals' data are not the run's, and Flower keeps its own state.
-_NOT_SEALED = ("sites", "hospitals", "flower", SEAL)
+_NOT_SEALED = ("sites", "hospitals", "flower", "deployment", SEAL)
 
 
 @dataclass(frozen=True)

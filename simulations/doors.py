@@ -16,9 +16,12 @@ from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort import Cohort, Split, SplitName
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.ledger import Ledger
+from equipoise.client.secure_session import Peers, SecureSessions
+from equipoise.client.secure_store import FolderStore
 from equipoise.common.canonical import digest_json
 from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
+from equipoise.common.secure_sum.keys import Identity, parse_key
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.server.rundir import RunFolder
@@ -114,16 +117,34 @@ def open_hospital(study: Study, files: list[Path]) -> Patients:
     return opened[0] if len(opened) == 1 else PooledCohort(opened)
 
 
+def site_identity(folder: Path, site: str) -> Identity:
+    """The identity key of one simulated site of the run in `folder`; made at the first call."""
+    file = folder / "sites" / site / "identity.key"
+    if not file.exists():
+        write_whole(file, Identity.generate().private)
+    return Identity(file.read_bytes())
+
+
+def _sessions(study: Study, site: str, folder: Path) -> SecureSessions | None:
+    if not study.privacy.secure_sum:
+        return None
+    keys = {name: parse_key(text) for name, text in study.sites.keys.items()}
+    peers = Peers(keys, study.sites.minimum, study.sites.colluding)
+    return SecureSessions(site, site_identity(folder, site), peers, FolderStore(folder / "sites" / site / "secure"))
+
+
 def open_site(site: str, folder: str) -> SiteAgent:
     """The agent of one simulated site of the run in `folder`."""
     run = RunFolder(Path(folder))
+    study = run.task().study
     files = [Path(file) for file in json.loads((run.path / "hospitals.json").read_text())[site]]
     pooled = CohortStore(lambda study, _: open_hospital(study, files))
     return SiteAgent(
         load_site(files[0]).model_copy(update={"site": site}),
         run.path / "sites" / site,
-        approved=frozenset([run.task().study.hash]),
+        approved=frozenset([study.hash]),
         bundles=bundles(),
         open_cohort=pooled if len(files) > 1 else cohorts(),
         scratch=True,
+        sessions=_sessions(study, site, run.path),
     )

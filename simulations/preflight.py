@@ -14,7 +14,7 @@ from equipoise.common.errors import DataError, ModelError, StudyError
 from equipoise.common.evaluation import splits_needed
 from equipoise.common.methods import resolve
 from equipoise.common.models import build, normalise
-from equipoise.common.study import ImageInputs, Study
+from equipoise.common.study import ImageInputs, ScoreInputs, Study
 
 PROBED = 2  # rows in the batch that the network is tried with
 Census = Mapping[str, Mapping[SplitName, tuple[int, int]]]
@@ -44,7 +44,7 @@ def check_census(study: Study, census: Census) -> None:
             f"sites.minimum={study.sites.minimum}, and the hospitals are {len(census)} ({', '.join(census)}); add "
             "hospitals or lower sites.minimum"
         )
-    needed = {"train", *splits_needed(study)}
+    needed = {*splits_needed(study), *(["train"] if resolve(study).trains else [])}
     for split in (name for name in SPLITS if name in needed):
         for label, which in enumerate(("negative", "positive")):
             if sum(counts[split][label] for counts in census.values()) == 0:
@@ -58,6 +58,8 @@ def _check_network(study: Study) -> None:
     model = build(study.model)
     if isinstance(study.inputs, ImageInputs):
         rows = torch.zeros(PROBED, study.inputs.channels, study.inputs.size, study.inputs.size, dtype=torch.uint8)
+    elif isinstance(study.inputs, ScoreInputs):
+        rows = torch.zeros(PROBED, 1)
     else:
         rows = torch.zeros(PROBED, 2 * len(study.inputs.features))
     given = f"for a batch {tuple(rows.shape)}, which is what `inputs` gives,"

@@ -18,12 +18,10 @@ from equipoise.client.cohort import Split
 from equipoise.common.errors import DataError
 from equipoise.common.models import build, normalise
 from equipoise.common.streams import stream_seed
-from equipoise.common.study import ImageInputs, ModelSpec, Recipe, TableInputs
+from equipoise.common.study import ImageInputs, Inputs, ModelSpec, Recipe
 
 
-def pretrain(
-    model_spec: ModelSpec, inputs: ImageInputs | TableInputs, split: Split, recipe: Recipe, seed: int
-) -> dict[str, Tensor]:
+def pretrain(model_spec: ModelSpec, inputs: Inputs, split: Split, recipe: Recipe, seed: int) -> dict[str, Tensor]:
     """Train a classifier from random weights.
 
     Args:

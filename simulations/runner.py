@@ -16,19 +16,21 @@ from typing import Any
 from safetensors.torch import save
 
 from equipoise.client.app import app as client_app
-from equipoise.client.cohort import SPLITS
+from equipoise.client.cohort import SPLITS, SplitName
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
-from equipoise.common.study_plan import alone_controls, arms_of
+from equipoise.common.methods import resolve
+from equipoise.common.models import given_scores
+from equipoise.common.study import PublicPool, ScoreInputs, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study_plan import alone_controls, arms_of, needs_pool
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report
 from equipoise.server.run import watching
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.auc_noise import write_auc_noise
-from equipoise.simulations.doors import open_hospital, open_site, write_hospitals_file
+from equipoise.simulations.doors import open_hospital, open_site, site_identity, write_hospitals_file
 from equipoise.simulations.flower import run_in_flower
 from equipoise.simulations.grid import run_in_process
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
@@ -103,7 +105,9 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     if study.model.weights is None:
         file = run.path / "vendor.safetensors"
         # A file that an earlier attempt left is of the same study only where the run has begun.
-        if not (file.exists() and run.task_file.exists()):
+        if isinstance(study.inputs, ScoreInputs):
+            write_whole(file, save(given_scores().state_dict()))
+        elif not (file.exists() and run.task_file.exists()):
             recipe = study.simulation.pretrain if study.simulation else None
             if recipe is None:
                 raise StudyError("simulation.pretrain is missing")
@@ -112,14 +116,18 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
         model = study.model.model_copy(update={"weights": Weights(path=file.name)})
         study = study.model_copy(update={"model": model})
     study = pin_weights(study, run.path)
-    if study.privacy.private and study.privacy.public_pool is None:
+    if study.privacy.public_pool is None and needs_pool(study):
         study = _with_pool(study, hospitals, run)
     if not study.sites.declared_patients:
-        declared = {site: sum(counts["train"]) for site, counts in census.items()}
+        counted: SplitName = "train" if resolve(study).trains else "test"
+        declared = {site: sum(counts[counted]) for site, counts in census.items()}
         study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))
         raise StudyError(f"sites.declared_patients and the hospitals differ in: {', '.join(strangers)}")
+    if study.privacy.secure_sum and not study.sites.keys:
+        keys = {site: site_identity(run.path, site).text for site in hospitals.sites}
+        study = study.model_copy(update={"sites": study.sites.model_copy(update={"keys": keys})})
     if sum(study.sites.declared_patients.values()) == 0:
         raise StudyError("sites.declared_patients: every number is 0; declare the hospitals' training patients")
     return study
@@ -161,9 +169,12 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
     """Train the controls that have a single site, each in a run folder of its own."""
     for name, site, files in _alone(study, hospitals):
         patients = open_hospital(study, files).split_patients("train")
-        sites = study.sites.model_copy(update={"minimum": 1, "declared_patients": {site: patients}})
+        sites = study.sites.model_copy(update={"minimum": 1, "declared_patients": {site: patients}, "keys": {}})
         bare = study.method.model_copy(update={"controls": []})
-        alone = study.model_copy(update={"sites": sites, "method": bare})
+        # One site has nobody to hide among: it adds all of the noise itself.
+        mode = "local" if study.privacy.private else "none"
+        privacy = study.privacy.model_copy(update={"secure_sum": None, "mode": mode})
+        alone = study.model_copy(update={"sites": sites, "method": bare, "privacy": privacy})
         own = RunFolder(run.path / "controls" / name)
         task = Task(alone, (Arm(name, alone),), (site,), (), {})
         begin_run(own, task, {site: files})
@@ -189,6 +200,8 @@ def begin_run(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
     if weights is None:
         raise StudyError("model.weights is missing")
     write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
+    if task.study.model.after is not None:
+        write_whole(run.path / "after.safetensors", Path(task.study.model.after.path).read_bytes())
     pool = task.study.privacy.public_pool
     if pool is not None:
         write_whole(run.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
@@ -201,8 +214,9 @@ def _compared(study: Study) -> dict[str, Any]:
     value = study.model_dump(mode="json", by_alias=True)
     if value["model"]["weights"] is not None:
         value["model"]["weights"].pop("path")
-    if value["privacy"]["public_pool"] is not None:
-        value["privacy"]["public_pool"].pop("path")
+    for named in (value["model"]["after"], value["privacy"]["public_pool"]):
+        if named is not None:
+            named.pop("path")
     if value["simulation"] is not None:
         value["simulation"].pop("workers")
     return value

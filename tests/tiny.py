@@ -140,11 +140,15 @@ def make_study(
     )
 
 
-def private_study(method: Mapping[str, Any] | None = None, privacy: Mapping[str, Any] | None = None, **changes: Any) -> Study:
+def private_study(
+    method: Mapping[str, Any] | None = None, privacy: Mapping[str, Any] | None = None, **changes: Any
+) -> Study:
     """The tiny study under noise: the head re-fitted in four rounds, epsilon 3."""
     method = {"name": "private_head", "rounds": 4, "directions": 5, **(method or {})}
     evaluation = {"threshold": {"rule": "fixed:0.5"}, "bins": 8}
-    return make_study(method, privacy={"mode": "local", "epsilon": 3, **(privacy or {})}, **{"evaluation": evaluation, **changes})
+    return make_study(
+        method, privacy={"mode": "local", "epsilon": 3, **(privacy or {})}, **{"evaluation": evaluation, **changes}
+    )
 
 
 def declare(study: Study, patients: Mapping[str, int]) -> Study:

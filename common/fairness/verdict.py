@@ -28,7 +28,7 @@ from equipoise.common.fairness.auc import worst_group_auc
 from equipoise.common.fairness.auc_change import auc_change_by_group, worst_group_auc_change
 from equipoise.common.fairness.change import gap_change, overall_rate_change, rate_change_by_group
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
-from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances, needed
+from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_after
 from equipoise.common.study import Evaluation
@@ -195,12 +195,12 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     worst = worst_group_auc_change(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)
     gates.append(_gate("worst_group_auc", worst, -bounds.worst_group_auc_loss, "above", "the worst group's AUC"))
     decided, decided_noise = counts_after(pair[0]), counts_after(noise[0])
-    accuracy = overall_rate("balanced_accuracy", decided, level=level, minimum=minimum, noise=0.0)
+    accuracy = overall_rate("balanced_accuracy", decided, level=level, minimum=minimum, noise=decided_noise)
     judged = accuracy
     if bounds.relative:
         judged = overall_rate_change("balanced_accuracy", pair[0], level=level, minimum=minimum, noise=noise[0])
     gates.append(_gate("balanced_accuracy", judged, bounds.balanced_accuracy, "above", "balanced accuracy"))
-    gates.append(_collapse(accuracy, decided, decided_noise, evidence.hist_after, blur))
+    gates.append(_collapse(accuracy, decided, evidence.hist_after, noisy=bool(noise.any())))
 
     comparisons = tuple(
         _gate(
@@ -258,23 +258,19 @@ def _words(what: str, estimate: Estimate) -> str:
     return f"{what} {'fell' if estimate.value < 0 else 'rose'} by {abs(estimate.value):.3f}, {interval}"
 
 
-def _collapse(accuracy: Estimate, counts: Counts, variances: Floats, hist: Table, blur: float | HistogramNoise) -> Gate:
+def _collapse(accuracy: Estimate, counts: Counts, hist: Table, *, noisy: bool) -> Gate:
     """The gate `not_collapsed`: fails for constant scores or decisions; else judges balanced accuracy as any gate.
 
-    Edge case: with noise a decision that fewer patients got than the noise makes up may be one that nobody got, and
-    whether the model has collapsed is undecided. Which bins are empty cannot be seen then.
+    Edge case: a noisy table cannot show that a cell is empty, so with noise balanced accuracy alone is judged. The
+    interval of a model that calls everybody alike holds 0.5 then, and the gate is undecided.
     """
-    decisions, sd = counts.sum(axis=(0, 1)), float(variances.sum(axis=(0, 1)).max()) ** 0.5
-    constant = blur == 0.0 and (hist.sum(axis=(0, 1)) > 0).sum() == 1
-    if decisions.any() and (constant or (sd == 0.0 and decisions.min() == 0)):
-        what = "all scores are alike" if constant else "all patients get the same decision"
+    decisions, bins = counts.sum(axis=(0, 1)), hist.sum(axis=(0, 1))
+    if not noisy and decisions.any() and (decisions.min() == 0 or (bins > 0).sum() == 1):
+        what = "all scores are alike" if (bins > 0).sum() == 1 else "all patients get the same decision"
         text = f"{what}: the model has collapsed, and its gap says nothing; fail"
         return Gate("not_collapsed", "fail", accuracy, CONSTANT, "above", text)
     outcome = judge(accuracy, CONSTANT, "above")
     text = f"{_words('balanced accuracy', accuracy)}; a constant decision has {CONSTANT:g}; {outcome}"
-    if outcome == "pass" and decisions.min() < needed(0, sd * sd):
-        text = f"{int(decisions.min())} patients get one of the decisions, counted with noise of {sd:.1f}; undecided"
-        return Gate("not_collapsed", "undecided", accuracy, CONSTANT, "above", text)
     return Gate("not_collapsed", outcome, accuracy, CONSTANT, "above", text)
 
 

@@ -11,6 +11,7 @@ from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import check_rule
 from equipoise.common.methods import (
     afl,
+    audit,
     bmft,
     dfr,
     fairfed,
@@ -45,6 +46,7 @@ METHODS: dict[str, Method] = {
         fairfed.METHOD,
         q_ffl.METHOD,
         afl.METHOD,
+        audit.METHOD,
     )
 }
 

@@ -41,6 +41,7 @@ class Method:
         parameters: the class that checks the study's method keys.
         plan: every query the method may ask, in order; what it asks must be a subsequence of this.
         run: the generator.
+        trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
         settings: parameters that `equipoise compare --tune` tries, the defaults ({}) first.
     """
@@ -56,3 +57,4 @@ class Method:
     private: str = ""
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
     settings: Sequence[Mapping[str, Any]] = ({},)
+    trains: bool = True

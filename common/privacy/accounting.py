@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -26,6 +26,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import rdp_privacy_accountant as rdp
 from numpy.typing import NDArray
 
+from equipoise.common.privacy import polya
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
 
@@ -118,7 +119,7 @@ def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.fl
     """Renyi divergence of the composition at each order, float64 [orders], add or remove one patient.
 
     A discrete Gaussian's is at most the Gaussian's ([4], Proposition 5). A discrete Laplace's is that of randomised
-    response, in closed form.
+    response, in closed form; a Polya share's that of its losses, rounded up to a grid.
     """
     alpha = np.asarray(orders, dtype=np.float64)
     total = np.zeros_like(alpha)
@@ -135,9 +136,24 @@ def rdp_curve(events: Sequence[Event], orders: Sequence[float]) -> NDArray[np.fl
             moment = np.logaddexp(above, -above - epsilon) - math.log1p(math.exp(-epsilon))
             total[finite] += event.count * moment / (alpha[finite] - 1)
             total[~finite] += event.count * epsilon
+        elif event.law == "polya_share":
+            total += event.count * _share_curve(event.noise, event.shares, tuple(orders))
         else:
             total += event.count * alpha / (2 * event.noise**2)
     return total
+
+
+@lru_cache(maxsize=256)
+def _share_curve(noise: float, shares: int, orders: tuple[float, ...]) -> NDArray[np.float64]:
+    """Renyi divergence of one Polya share, log E[exp((order - 1) loss)] / (order - 1); at infinity the largest loss."""
+    alpha = np.array(orders)
+    losses, probabilities = polya.loss_distribution(noise, shares, COARSEST)
+    curve = np.full(alpha.shape, polya.largest_loss(noise, shares))
+    for place in np.flatnonzero(np.isfinite(alpha)):
+        moment = np.logaddexp.reduce(np.log(probabilities) + (alpha[place] - 1) * losses)
+        curve[place] = min(moment / (alpha[place] - 1), curve[place])
+    curve.flags.writeable = False  # it is kept
+    return curve
 
 
 @lru_cache(maxsize=256)
@@ -163,12 +179,12 @@ def _sampled_curve(event: Event, orders: tuple[float, ...]) -> NDArray[np.float6
 def _merged(events: Sequence[Event]) -> list[Event]:
     """Fewer events of the same composition: Gaussians add up in 1 / noise^2, equal ones in their counts."""
     precision = sum(event.count / event.noise**2 for event in events if _plain(event))
-    counts: dict[tuple[Any, float, float], int] = {}
+    counts: dict[Event, int] = {}
     for event in events:
         if not _plain(event):
-            key = (event.law, event.noise, event.rate)
-            counts[key] = counts.get(key, 0) + event.count
-    merged = [Event(law, noise, count, rate) for (law, noise, rate), count in counts.items()]
+            once = replace(event, count=1)
+            counts[once] = counts.get(once, 0) + event.count
+    merged = [replace(once, count=count) for once, count in counts.items()]
     return [Event("gaussian", 1 / math.sqrt(precision)), *merged] if precision else merged
 
 
@@ -180,6 +196,8 @@ def _interval(events: Sequence[Event]) -> float:
     """A discretisation fine beside the loss of a single release: a tenth of its standard deviation."""
     finest = COARSEST
     for event in events:
+        if event.law == "polya_share":
+            continue  # a loss of about one, whatever the noise
         # Standard deviation of one release's loss, for Poisson sampling to first order in the rate.
         sampled = event.rate * math.sqrt(math.expm1(min(event.noise**-2, 50.0)))
         deviation = sampled if event.rate < 1 else 1 / event.noise
@@ -193,6 +211,8 @@ def _loss(event: Event, interval: float) -> Any:
         once = pld.from_gaussian_mechanism(
             event.noise, value_discretization_interval=interval, sampling_prob=event.rate
         )
+    elif event.law == "polya_share":
+        once = _share_loss(event, interval)
     elif event.law == "discrete_gaussian":
         once = pld.from_discrete_gaussian_mechanism(
             event.noise, value_discretization_interval=interval, use_connect_dots=True
@@ -202,6 +222,18 @@ def _loss(event: Event, interval: float) -> Any:
             1 / event.noise, value_discretization_interval=interval, use_connect_dots=True
         )
     return once.self_compose(event.count) if event.count > 1 else once
+
+
+def _share_loss(event: Event, interval: float) -> Any:
+    """The loss distribution of one Polya share, in the form that dp_accounting takes: one outcome for each loss."""
+    losses, probabilities = polya.loss_distribution(event.noise, event.shares, interval)
+    upper = np.log(probabilities)
+    outcomes = range(losses.size)
+    return pld.from_two_probability_mass_functions(
+        dict(zip(outcomes, upper - losses, strict=True)),
+        dict(zip(outcomes, upper, strict=True)),
+        value_discretization_interval=interval,
+    )
 
 
 def _check_delta(delta: float) -> None:

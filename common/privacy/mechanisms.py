@@ -1,7 +1,7 @@
-"""Additive noise on the int64 lattice: discrete Laplace, discrete Gaussian, rounded Gaussian.
+"""Additive noise on the int64 lattice: discrete Laplace and shares of it, discrete Gaussian, rounded Gaussian.
 
 A mechanism knows its scale in lattice steps and nothing else; what scale a bound, a budget and a step call for, and
-which event is accounted, stands in `plan.py`. All three samples are exact (`samplers.py`), so none carries a slack in
+which event is accounted, stands in `plan.py`. All samples are exact (`samplers.py`), so none carries a slack in
 delta. There is no parameter for a generator: every call keys a fresh one from the operating system.
 
 >>> DiscreteLaplace(scale_steps=2.0).noise((2, 3)).dtype
@@ -28,8 +28,10 @@ from equipoise.common.privacy.randomness import secret_generator
 from equipoise.common.privacy.samplers import (
     MAXIMUM_SCALE,
     MINIMUM_SCALE,
+    check_share,
     discrete_gaussian,
     discrete_laplace,
+    polya_share,
     rounded_gaussian,
 )
 
@@ -46,6 +48,9 @@ class Mechanism(Protocol):
     def describe(self) -> dict[str, float | str]:
         """Law, scale and standard deviation (in steps), for reports and plans."""
 
+    def tail_steps(self, probability: float) -> int:
+        """A number of steps that one coordinate's noise exceeds, up or down, with at most `probability`."""
+
 
 @dataclass(frozen=True)
 class NoNoise:
@@ -58,6 +63,11 @@ class NoNoise:
     def describe(self) -> dict[str, float | str]:
         """Law and standard deviation."""
         return {"law": "none", "standard_deviation_steps": 0.0}
+
+    def tail_steps(self, probability: float) -> int:
+        """0, with certainty."""
+        _check_probability(probability)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,53 @@ class DiscreteLaplace:
             "scale_steps": self.scale_steps,
             "standard_deviation_steps": deviation,
         }
+
+    def tail_steps(self, probability: float) -> int:
+        """P(|K| >= j) <= 2 exp(-j / scale)."""
+        return _exponential_tail(self.scale_steps, probability)
+
+
+@dataclass(frozen=True)
+class PolyaShare:
+    """One of `shares` shares of discrete Laplace noise: the difference of two negative binomials, in each coordinate.
+
+    Formal guarantee:
+        Unit: patient; relation: add or remove one. In a sum that holds at least `shares` such samples of sites that do
+        not collude, the noise is discrete Laplace of `scale_steps` plus independent noise: that sum is private as under
+        DiscreteLaplace, exactly, at every number of sites from `shares` up (the rest is post-processing). One share
+        alone, to a server with all other sites, is private by less: for each cell that moves by one step (ln R(0),
+        0)-differentially private, several times 1 / scale_steps (`polya.py` has the proof and the law of the loss).
+
+    Edge cases:
+        As for DiscreteLaplace. `shares` = 1 is DiscreteLaplace; most samples of many shares are 0.
+
+    Raises:
+        ValueError: the scale lies outside 1/16 to 2^16 steps, or `shares` outside 1 to 1000.
+    """
+
+    scale_steps: float
+    shares: int
+
+    def __post_init__(self) -> None:
+        check_share(self.scale_steps, self.shares)
+
+    def noise(self, shape: tuple[int, ...]) -> Points:
+        """Fresh noise, int64 lattice steps of `shape`."""
+        return polya_share(self.scale_steps, self.shares, math.prod(shape), secret_generator()).reshape(shape)
+
+    def describe(self) -> dict[str, float | str]:
+        """Law, scale of the whole noise, and standard deviation of this share of it."""
+        whole = 1 / (math.sqrt(2) * math.sinh(1 / (2 * self.scale_steps)))
+        return {
+            "law": "polya_share",
+            "scale_steps": self.scale_steps,
+            "shares": float(self.shares),
+            "standard_deviation_steps": whole / math.sqrt(self.shares),
+        }
+
+    def tail_steps(self, probability: float) -> int:
+        """P(|X - Y| >= j) <= P(X >= j) + P(Y >= j) <= 2 exp(-j / scale): X is at most one geometric number, in law."""
+        return _exponential_tail(self.scale_steps, probability)
 
 
 @dataclass(frozen=True)
@@ -145,6 +202,14 @@ class DiscreteGaussian:
             "standard_deviation_steps": self.sigma_steps,
         }
 
+    def tail_steps(self, probability: float) -> int:
+        """P(|K| >= j) <= 2 exp(-j^2 / (2 sigma^2)), by Chernoff.
+
+        E exp(tK) = exp(t^2 sigma^2 / 2) S(t sigma^2) / S(0), S(c) the sum of exp(-(k - c)^2 / (2 sigma^2)) over the
+        integers k, which is largest at c = 0.
+        """
+        return _gaussian_tail(self.sigma_steps, probability)
+
 
 @dataclass(frozen=True)
 class RoundedGaussian:
@@ -182,11 +247,30 @@ class RoundedGaussian:
             "standard_deviation_steps": math.sqrt(self.sigma_steps**2 + 1 / 12),
         }
 
+    def tail_steps(self, probability: float) -> int:
+        """P(|round(sigma N)| >= j) = P(|N| >= (j - 1/2) / sigma) <= 2 exp(-(j - 1/2)^2 / (2 sigma^2))."""
+        return _gaussian_tail(self.sigma_steps, probability) + 1
+
 
 def _shaped(
     sample: Callable[[float, int, np.random.Generator], Points], scale: float, shape: tuple[int, ...]
 ) -> Points:
     return sample(scale, math.prod(shape), secret_generator()).reshape(shape)
+
+
+def _exponential_tail(scale: float, probability: float) -> int:
+    _check_probability(probability)
+    return math.ceil(scale * math.log(2 / probability))
+
+
+def _gaussian_tail(sigma: float, probability: float) -> int:
+    _check_probability(probability)
+    return math.ceil(sigma * math.sqrt(2 * math.log(2 / probability)))
+
+
+def _check_probability(probability: float) -> None:
+    if not 0 < probability < 1:
+        raise ValueError(f"probability={probability}: expected more than 0, less than 1")
 
 
 def _check(name: str, scale: float) -> None:

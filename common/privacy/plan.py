@@ -11,6 +11,7 @@ cannot disagree. Five constructors make every plan there is:
 
 `noise` is the scale, in the unit of the values, of the noise that is *accounted*; the sampler's scale follows. With
 `honest` = h, sites add shares of which any h make up that noise (`distributed`); without, each adds all (`local`).
+Discrete Laplace noise of counts comes in Polya shares, discrete Gaussian noise in smaller discrete Gaussians.
 
 >>> plan = ReleasePlan.vector(clip=1.0, dimensions=100, noise=4.0)
 >>> plan.event.law, round(plan.event.noise, 3)
@@ -31,6 +32,7 @@ from equipoise.common.privacy.mechanisms import (
     DiscreteLaplace,
     Mechanism,
     NoNoise,
+    PolyaShare,
     RoundedGaussian,
 )
 from equipoise.common.privacy.rounding import Norm, choose_step, lattice_sensitivity
@@ -98,9 +100,15 @@ class ReleasePlan:
     def _check_shares(self) -> None:
         if self.honest is None:
             return
-        if self.honest < 1 or self.mechanism != "discrete_gaussian":
-            # A site's own noisy steps are not a sum of patients, and neither Laplace nor rounded noise adds up.
-            raise ValueError(f"honest={self.honest}: shares need discrete_gaussian noise and at least 1 honest site")
+        polya = self.mechanism == "discrete_laplace" and self.kind == "counts"
+        if self.honest < 1 or not (polya or self.mechanism == "discrete_gaussian"):
+            # A site's own noisy steps are not a sum of patients, and rounded noise does not add up. What one Polya
+            # share is worth is known for cells that move by one step (polya.py), which is what counts do.
+            raise ValueError(
+                f"honest={self.honest}: shares need discrete_gaussian noise, or counts, and at least 1 honest site"
+            )
+        if polya:
+            return
         if self.noise / self.step / math.sqrt(self.honest) < SMALLEST_SHARE_STEPS:
             raise ValueError(
                 f"noise={self.noise} in {self.honest} shares on step={self.step}: a share is below "
@@ -125,7 +133,7 @@ class ReleasePlan:
             noise: Laplace scale or sigma, in patients.
             mechanism: Laplace for few tables; the Gaussian is better from about six.
             releases: how often the tables are released.
-            honest: shares that make up the noise (Gaussian only).
+            honest: shares that make up the noise.
         """
         return cls("counts", mechanism, float(cells), dimensions, 1.0, noise, releases, 1.0, honest)
 
@@ -179,7 +187,7 @@ class ReleasePlan:
         if self.mechanism == "none":
             return NoNoise()
         if self.mechanism == "discrete_laplace":
-            return DiscreteLaplace(steps)
+            return DiscreteLaplace(steps) if self.honest in (None, 1) else PolyaShare(steps, self.honest)
         if self.mechanism == "rounded_gaussian":
             return RoundedGaussian(steps)
         variance = steps**2 / (self.honest or 1)
@@ -194,6 +202,9 @@ class ReleasePlan:
     @property
     def event_if_others_collude(self) -> Event:
         """The event of all releases together, to a server and all other sites acting as one."""
+        if self.mechanism == "discrete_laplace":
+            alone = self.honest or 1
+            return self.event if alone == 1 else replace(self.event, law="polya_share", shares=alone)
         return self._event(self.noise / math.sqrt(self.honest or 1))
 
     def _event(self, noise: float) -> Event:

@@ -74,14 +74,16 @@ def cells(study: Study) -> Query:
 
 def bins(study: Study, name: str = "base") -> Query:
     """A histogram, the second query of PLAN."""
-    edges = {"edges": hybrid_edges(None, study.evaluation.bins)}
+    edges = {"edges": hybrid_edges(None, study.score_bins)}
     query = catalogue.score_histogram(study, "test", name)
     return query.with_inputs(**classifier_of(study, FILE).inputs(), edges=edges)
 
 
 def both(study: Study) -> StudyPlan:
     """The plan of the two queries above."""
-    return StudyPlan.single("swift", [catalogue.cell_statistics(study), catalogue.score_histogram(study, "test", "base")])
+    return StudyPlan.single(
+        "swift", [catalogue.cell_statistics(study), catalogue.score_histogram(study, "test", "base")]
+    )
 
 
 def lone(query: Query) -> StudyPlan:

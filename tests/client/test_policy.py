@@ -119,9 +119,7 @@ def test_the_closed_list_of_queries_is_the_catalogue() -> None:
     functions = {
         name
         for name, value in vars(catalogue).items()
-        if inspect.isfunction(value)
-        and value.__annotations__.get("return") == "Query"
-        and not name.startswith("_")
+        if inspect.isfunction(value) and value.__annotations__.get("return") == "Query" and not name.startswith("_")
     }
     assert functions == set(COMPUTATIONS)
 
@@ -184,7 +182,13 @@ def test_a_controls_account_is_paid_by_nobody_but_a_simulation() -> None:
 
 def test_a_crowd_is_counted_in_all_and_in_the_split_that_is_asked() -> None:
     people = draw_people(33, seed=1)
-    cohort = Memory({"train": people.split(range(20)), "validation": people.split(range(20, 30)), "test": people.split(range(30, 33))})
+    cohort = Memory(
+        {
+            "train": people.split(range(20)),
+            "validation": people.split(range(20, 30)),
+            "test": people.split(range(30, 33)),
+        }
+    )
     counts = next(entry.query for entry in StudyPlan.of(PRIVATE).entries if entry.query.split == "train")
     tables = next(entry.query for entry in StudyPlan.of(PRIVATE).entries if entry.query.split == "test")
     check_cohort(site_of(cohort_minimum=33, split_minimum=20), cohort, counts)

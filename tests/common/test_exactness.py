@@ -24,6 +24,7 @@ from equipoise.common.methods import resolve
 from equipoise.common.methods.averaging import Weighting
 from equipoise.common.query import Block, Query
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.rundir import model_bytes
 from equipoise.server.transcript import Transcript
@@ -83,7 +84,7 @@ def moved(model: Classifier) -> Classifier:
 def queries_of(study: Study, model: Classifier, people: People) -> list[Query]:
     """Every patient sum of the catalogue, ready to be asked."""
     weights = patients_weights(study, model, people).arrays()
-    layout, after, edges = model.layout(), moved(model), hybrid_edges(None, study.evaluation.bins)
+    layout, after, edges = model.layout(), moved(model), hybrid_edges(None, study.score_bins)
     both = {**model.inputs("before"), **after.inputs("after")}
     thresholds = np.array([[0.0, 0.0], [edges[20], edges[31]], [-0.3, 0.4]])
     histograms = {}
@@ -141,10 +142,10 @@ def run_over(
         name: make_agent(name, Memory.everywhere(people.split(part)), folder, [study])
         for name, part in zip(names, parts, strict=True)
     }
-    transcript = Transcript(folder / "transcript", study.hash, "run")
-    model, method = classifier_of(study, file), resolve(study)
-    engine = Engine(study, Post(agents, order))
-    return engine.drive(method.run(study, model), method.plan(study, model), transcript).classifier, transcript
+    transcript = Transcript(folder / "transcript", study.hash, "run/swift")
+    engine = Engine(study, StudyPlan.of(study), Post(agents, order))
+    steps = resolve(study).run(study, classifier_of(study, file))
+    return engine.drive(steps, "swift", transcript).classifier, transcript
 
 
 FULL_GRADIENT = {

@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score
 
 from equipoise.common.fairness.auc import (
     auc_by_group,
-    auc_covariance,
     auc_gap,
     binned_auc,
     overall_auc,
@@ -25,6 +24,7 @@ from equipoise.common.fairness.auc_change import (
     overall_auc_change,
     worst_group_auc_change,
 )
+from equipoise.common.fairness.placements import auc_covariance
 from equipoise.common.fairness.tables import bin_scores, histogram, hybrid_edges
 
 EDGES = hybrid_edges(None, 1024)

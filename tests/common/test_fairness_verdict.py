@@ -234,3 +234,57 @@ def test_the_word_of_a_verdict_is_never_fair(patients: Patients) -> None:
     text = json.dumps(verdict(patients.evidence("repaired", CONTROLS), Bounds()).to_json()).lower()
     for word in ("unbiased", "is fair", "debiased", "compliant", "certified"):
         assert word not in text
+
+
+def blurred(evidence: Evidence, variance: float, seed: int = 0) -> Evidence:
+    """The same evidence from noisy tables, without placement sums: a decision table pairs the AUCs."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(table: np.ndarray) -> np.ndarray:
+        return table + np.rint(rng.normal(0, variance**0.5, table.shape)).astype(np.int64)
+
+    coarse = [
+        hist.reshape(*hist.shape[:2], 16, -1).sum(axis=-1) for hist in (evidence.hist_before, evidence.hist_after)
+    ]
+    return replace(
+        evidence,
+        pair=noisy(evidence.pair),
+        hist_before=noisy(coarse[0]),
+        hist_after=noisy(coarse[1]),
+        placement_sums=None,
+        joint=noisy(evidence.pair[0]),
+        controls={name: noisy(table) for name, table in evidence.controls.items()},
+        pair_noise=np.full((2, 1, 1, 2, 2), variance),
+        hist_noise=variance,
+        control_noise=dict.fromkeys(evidence.controls, variance),
+    )
+
+
+def test_a_verdict_on_noisy_tables_knows_their_noise() -> None:
+    patients = Patients(n=40_000)
+    evidence = patients.evidence("repaired", CONTROLS)
+    result = verdict(blurred(evidence, 50.0), Bounds())
+    assert outcomes(result)["gap"] == "pass"
+    assert result.outcome == "pass", result.to_json()
+    figures = [gate.estimate for gate in (*result.gates, *result.comparisons)]
+    assert all(figure.noise_sd is not None and figure.noise_sd > 0 for figure in figures)
+    assert result.base_signal.noise_sd > 0  # type: ignore[operator]
+    exact = verdict(evidence, Bounds())
+    assert {gate.estimate.noise_sd for gate in exact.gates} == {0.0}
+    drowned = verdict(blurred(evidence, 1e6), Bounds())
+    assert drowned.outcome == "undecided"
+    assert "fail" not in outcomes(drowned).values()
+
+
+def test_noise_hides_whether_a_model_has_collapsed() -> None:
+    patients = Patients(n=4000)
+    patients.scores["collapsed"] = 0.01 * patients.severity - 5
+    for seed in range(3):
+        result = verdict(blurred(patients.evidence("collapsed", CONTROLS), 400.0, seed), Bounds())
+        assert outcomes(result)["not_collapsed"] == "undecided"
+        assert result.outcome != "pass"
+    # A count of 0 that carries noise is no empty cell.
+    evidence = patients.evidence("collapsed", CONTROLS)
+    assert evidence.pair[0].sum(axis=(0, 1, 2))[1] == 0
+    exact, noisy = (verdict(replace(evidence, pair_noise=v), Bounds()).gates[-1] for v in (0.0, 9.0))
+    assert (exact.outcome, noisy.outcome) == ("fail", "undecided")

@@ -12,7 +12,7 @@ import pytest
 
 from equipoise.common.canonical import canonical_json
 from equipoise.common.privacy.events import Event
-from equipoise.common.privacy.mechanisms import DiscreteGaussian, DiscreteLaplace, NoNoise, RoundedGaussian
+from equipoise.common.privacy.mechanisms import DiscreteGaussian, DiscreteLaplace, NoNoise, PolyaShare, RoundedGaussian
 from equipoise.common.privacy.plan import ReleasePlan
 
 PLANS = [
@@ -24,6 +24,7 @@ PLANS = [
     ReleasePlan.vector(clip=1.0, dimensions=64, noise=12.0, releases=20, honest=5),
     ReleasePlan.dp_sgd(clip=0.7, dimensions=10_000, noise=1.1, rate=0.125, steps=40),
     ReleasePlan.none(step=0.25),
+    ReleasePlan.counts(cells=2, dimensions=16, noise=5.0, releases=3, honest=4),
 ]
 
 
@@ -64,6 +65,17 @@ def test_shares_make_up_the_noise_and_one_share_alone_is_what_collusion_leaves()
     assert math.sqrt(share**2 - 4) * plan.step == pytest.approx(12.0 / math.sqrt(5), rel=1e-12)
     assert plan.event == Event("gaussian", noise=12.0 / plan.sensitivity, count=20)
     assert plan.event_if_others_collude.noise == pytest.approx(12.0 / math.sqrt(5) / plan.sensitivity, rel=1e-12)
+
+
+def test_polya_shares_make_up_laplace_noise_and_one_alone_is_a_law_of_its_own() -> None:
+    plan = PLANS[8]
+    assert plan.sampler == PolyaShare(5.0, 4)
+    assert plan.event == Event("discrete_laplace", noise=5.0, count=6)
+    assert plan.event_if_others_collude == Event("polya_share", noise=5.0, count=6, shares=4)
+    whole = replace(plan, honest=1)
+    assert whole.sampler == DiscreteLaplace(5.0)
+    assert whole.event == whole.event_if_others_collude == plan.event
+    assert plan.scaled(2.0, 0.5).sampler == PolyaShare(2.0 * 2 * math.sqrt(3 / (2 * 0.5)), 4)
 
 
 def test_dp_sgd_is_a_sampled_gaussian_for_every_step() -> None:
@@ -138,10 +150,13 @@ def test_what_has_no_proof_is_no_plan(wrong: dict[str, Any]) -> None:
 
 
 def test_what_the_constructors_refuse() -> None:
+    for plan in (PLANS[3], PLANS[6]):  # fractional tables, and a site's own noisy steps
+        with pytest.raises(ValueError, match="shares need"):
+            replace(plan, honest=3)
     with pytest.raises(ValueError, match="shares need"):
-        replace(PLANS[0], honest=3)
-    with pytest.raises(ValueError, match="shares need"):
-        replace(PLANS[6], honest=3)
+        replace(PLANS[0], honest=0)
+    with pytest.raises(ValueError, match="lattice steps for shares"):
+        replace(PLANS[0], honest=3, noise=1e5)
     with pytest.raises(ValueError, match="a share is below 4"):
         ReleasePlan.counts(cells=1, dimensions=4, noise=6.0, mechanism="discrete_gaussian", honest=4)
     with pytest.raises(ValueError, match="cells"):
@@ -174,6 +189,9 @@ def test_a_phase_gets_noise_by_its_share() -> None:
         {"rate": 1.2},
         {"law": "discrete_laplace", "rate": 0.5},
         {"law": "none"},
+        {"law": "polya_share"},
+        {"law": "polya_share", "shares": 0},
+        {"shares": 2},
     ],
     ids=str,
 )

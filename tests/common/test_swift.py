@@ -22,10 +22,12 @@ from equipoise.common.cells import bias_weights, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
+from equipoise.common.methods.method import Outcome
 from equipoise.common.methods.swift import reset_head
 from equipoise.common.query import Sum
 from equipoise.common.streams import torch_stream
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import split_bundles, unpack
 from equipoise.server.engine import Engine
 from equipoise.server.transcript import Transcript
@@ -183,10 +185,17 @@ def batches_of(study: Study, people: People, release: int, purpose: str, size: i
 def run_one_site(folder: Path, people: People, file: bytes, method: dict[str, Any]) -> tuple[Classifier, Post, Study]:
     study = declare(make_study(method, file=file, seed=SEED), {"s": len(people)})
     agent = make_agent("s", Memory.everywhere(people.split(range(len(people)))), folder, [study])
-    post, model, transcript = Post({"s": agent}), classifier_of(study, file), Transcript(folder, study.hash, "run")
-    swift = resolve(study)
-    outcome = Engine(study, post).drive(swift.run(study, model), swift.plan(study, model), transcript)
+    post = Post({"s": agent})
+    outcome, _ = drive(study, file, post, folder)
     return outcome.classifier, post, study
+
+
+def drive(study: Study, file: bytes, post: Post, folder: Path) -> tuple[Outcome, Transcript]:
+    """The study's method over the sites of `post`."""
+    arm = study.method.name
+    transcript = Transcript(folder, study.hash, f"run/{arm}")
+    steps = resolve(study).run(study, classifier_of(study, file))
+    return Engine(study, StudyPlan.of(study), post).drive(steps, arm, transcript), transcript
 
 
 def mask_sent(post: Post) -> dict[str, np.ndarray]:
@@ -405,10 +414,8 @@ def test_every_control_runs_within_its_plan(tmp_path: Path, control: str) -> Non
     variant = control_of(study, control)
     assert variant is not None
     agent = make_agent("s", Memory.everywhere(people.split(range(N))), tmp_path, [variant])
-    method, model, transcript = resolve(variant), classifier_of(study, file), Transcript(tmp_path, variant.hash, "run")
-    outcome = Engine(variant, Post({"s": agent})).drive(
-        method.run(variant, model), method.plan(variant, model), transcript
-    )
+    method, model = resolve(variant), classifier_of(study, file)
+    outcome, transcript = drive(variant, file, Post({"s": agent}), tmp_path)
     names = [row.name for row in transcript.rows]
     assert names == [query.name for query in method.plan(variant, model)]
     assert ("sensitivities" in names) == (control in ("constant", "permuted"))
@@ -430,9 +437,7 @@ def test_dropouts_leave_the_mean_change_in_proportion(tmp_path: Path) -> None:
             name: make_agent(name, cohort, tmp_path / str(number), [study]) for name in ("a", "b")
         }
         agents.update(dict.fromkeys(silent))
-        swift, model = resolve(study), classifier_of(study, file)
-        transcript = Transcript(tmp_path / str(number), study.hash, "run")
-        outcome = Engine(study, Post(agents)).drive(swift.run(study, model), swift.plan(study, model), transcript)
+        outcome, transcript = drive(study, file, Post(agents), tmp_path / str(number))
         assert transcript.rows[-1].cohort == (("a", "b") if not silent else ("a",))
         results.append(outcome.classifier)
     layout = results[0].layout()
@@ -460,24 +465,22 @@ def test_a_group_that_drops_out_gives_no_false_signal(tmp_path: Path, step: str)
                 self.agents["b"] = None
             return super().ask(requests, deadline_s)
 
-    swift, model = resolve(study), classifier_of(study, file)
-    transcript = Transcript(tmp_path, study.hash, "run")
-    outcome = Engine(study, Leaving(dict(agents))).drive(swift.run(study, model), swift.plan(study, model), transcript)
+    outcome, transcript = drive(study, file, Leaving(dict(agents)), tmp_path)
     assert [row.cohort for row in transcript.rows] == [("a", "b"), ("a", "b"), ("a",), ("a",)]
     # The second round still has the first round's gap; from then on there is nothing to compare.
     assert outcome.notes["bias_loss_by_round"][2:] == [0.0, 0.0]
-    last = transcript.replay(3, _last_query(study, swift, model, transcript))
+    last = transcript.replay(3, _last_query(study, file, transcript))
     assert last is not None
     moved = last.value("change" if step == "fedavg" else "gradient")
     assert (moved == 0).all()
 
 
-def _last_query(study: Study, swift: Any, model: Classifier, transcript: Transcript) -> Any:
-    """The query of the last release, derived again."""
-    steps = swift.run(study, model)
-    query = next(steps)
+def _last_query(study: Study, file: bytes, transcript: Transcript) -> Any:
+    """The query of the last release, derived again; every query of the plan was asked."""
+    steps = resolve(study).run(study, classifier_of(study, file))
+    query = next(steps).placed(0)
     for number in range(len(transcript.rows) - 1):
-        query = steps.send(transcript.replay(number, query))
+        query = steps.send(transcript.replay(number, query)).placed(number + 1)
     return query
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,13 @@ class Desk:
         folder: holds `study.yaml`, `vendor.safetensors` and `hospitals/<site>/`.
     """
 
-    def __init__(self, folder: Path, study: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, study: dict[str, Any], sites: Sequence[str] = SITES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.value = yaml.safe_load(yaml.safe_dump(study))
         self.value["simulation"]["hospitals"]["path"] = str(folder / "hospitals")
         self.write_study()
-        for number, site in enumerate(SITES):
+        for number, site in enumerate(sites):
             self._write_hospital(site, number)
         self.write_weights()
 

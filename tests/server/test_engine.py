@@ -16,11 +16,22 @@ from equipoise.common.errors import QuorumError, TranscriptError
 from equipoise.common.methods import resolve
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import unpack
 from equipoise.server.engine import Engine, Finished
 from equipoise.server.rundir import model_bytes
 from equipoise.server.transcript import Transcript
-from tests.tiny import Memory, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file
+from tests.tiny import (
+    Memory,
+    Post,
+    any_plan,
+    classifier_of,
+    declare,
+    draw_people,
+    make_agent,
+    make_study,
+    weights_file,
+)
 
 FILE = weights_file()
 SITES = ("a", "b", "c")
@@ -36,18 +47,33 @@ def study_of(minimum: int = 3, share: float = 1.0, **method: Any) -> Study:
     return declare(study, dict.fromkeys(SITES, 20))
 
 
-def agents_of(study: Study, folder: Path) -> dict[str, SiteAgent]:
+def agents_of(study: Study, folder: Path, **options: Any) -> dict[str, SiteAgent]:
     return {
-        site: make_agent(site, Memory.everywhere(PEOPLE.split(range(20 * k, 20 * k + 20))), folder, [study])
+        site: make_agent(site, Memory.everywhere(PEOPLE.split(range(20 * k, 20 * k + 20))), folder, [study], **options)
         for k, site in enumerate(SITES)
     }
 
 
+def open_agents(study: Study, folder: Path) -> dict[str, SiteAgent]:
+    """Sites that take any plan, for queries that no study asks."""
+    return agents_of(study, folder, check_plan=any_plan)
+
+
+ARM = "swift"
+
+
+def transcript_in(folder: Path, study: Study) -> Transcript:
+    return Transcript(folder / "transcript", study.hash, f"run/{ARM}")
+
+
+def plan_of(*queries: Query) -> StudyPlan:
+    return StudyPlan.single(ARM, queries)
+
+
 def drive(study: Study, post: Any, folder: Path, watchers: Any = ()) -> bytes:
     method, model = resolve(study), classifier_of(study, FILE)
-    transcript = Transcript(folder / "transcript", study.hash, "run")
-    outcome = Engine(study, post, watchers).drive(method.run(study, model), method.plan(study, model), transcript)
-    return model_bytes(outcome.classifier)
+    engine = Engine(study, StudyPlan.of(study), post, watchers)
+    return model_bytes(engine.drive(method.run(study, model), ARM, transcript_in(folder, study)).classifier)
 
 
 class Notes:
@@ -75,14 +101,16 @@ def ask_counts(study: Study, name: str = "cell_statistics") -> Query:
 @pytest.mark.parametrize("planned", [0, 1])
 def test_a_query_outside_the_plan_is_refused_before_anyone_is_asked(tmp_path: Path, planned: int) -> None:
     study = study_of()
-    post = Post(dict(agents_of(study, tmp_path)))
+    post = Post(dict(open_agents(study, tmp_path)))
 
     def greedy() -> Generator[Query, Sum, None]:
         for _ in range(planned + 1):
             yield ask_counts(study)
 
     with pytest.raises(TranscriptError, match=r"query 'cell_statistics' \(phase counts\) is not in what is left"):
-        Engine(study, post).drive(greedy(), [ask_counts(study)] * planned, Transcript(tmp_path, study.hash, "run"))
+        Engine(study, plan_of(*[ask_counts(study)] * planned), post).drive(
+            greedy(), ARM, transcript_in(tmp_path, study)
+        )
     assert len(post.asked()) == 3 * planned
 
 
@@ -106,7 +134,10 @@ def test_a_query_that_differs_from_the_plan_in_anything_is_refused(tmp_path: Pat
         yield other
 
     with pytest.raises(TranscriptError, match="is not in what is left of the plan"):
-        Engine(study, Post({})).drive(one(), [asked], Transcript(tmp_path, study.hash, "run"))
+        Engine(study, plan_of(asked), Post({})).drive(one(), ARM, transcript_in(tmp_path, study))
+    with pytest.raises(TranscriptError, match="is not in what is left of the plan"):
+        # The right query, which stands in another arm of the plan.
+        Engine(study, StudyPlan.single("plain", [other]), Post({})).drive(one(), ARM, transcript_in(tmp_path, study))
 
 
 def test_queries_may_be_left_out_but_not_turned_around(tmp_path: Path) -> None:
@@ -114,22 +145,23 @@ def test_queries_may_be_left_out_but_not_turned_around(tmp_path: Path) -> None:
     first = ask_counts(study)
     layout = classifier_of(study, FILE).layout()
     second = catalogue.sensitivities(study, layout, "tensor")
-    post = Post(dict(agents_of(study, tmp_path)))
+    post = Post(dict(open_agents(study, tmp_path)))
 
     def only_second() -> Generator[Query, Sum, str]:
         weights = {"task": np.ones((3, 2)), "bias": np.ones((3, 2))}
         yield second.with_inputs(**classifier_of(study, FILE).inputs(), weights=weights)
         return "done"
 
-    transcript = Transcript(tmp_path / "one", study.hash, "run")
-    assert Engine(study, post).drive(only_second(), [first, second], transcript) == "done"
+    assert Engine(study, plan_of(first, second), post).drive(only_second(), ARM, transcript_in(tmp_path, study)) == (
+        "done"
+    )
 
     def turned() -> Generator[Query, Sum, None]:
         yield from only_second()
         yield first
 
     with pytest.raises(TranscriptError, match="in order"):
-        Engine(study, post).drive(turned(), [first, second], Transcript(tmp_path / "two", study.hash, "run"))
+        Engine(study, plan_of(first, second), post).drive(turned(), ARM, transcript_in(tmp_path / "two", study))
 
 
 def test_a_replay_asks_nobody_and_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -142,9 +174,8 @@ def test_a_replay_asks_nobody_and_gives_the_same_bytes(tmp_path: Path) -> None:
     silent = Post(dict.fromkeys(SITES))
     notes = Notes()
     method, start = resolve(study), classifier_of(study, FILE)
-    transcript = Transcript(tmp_path / "transcript", study.hash, "run")
-    engine = Engine(study, None, [notes])
-    outcome = engine.drive(method.run(study, start), method.plan(study, start), transcript)
+    engine = Engine(study, StudyPlan.of(study), None, [notes])
+    outcome = engine.drive(method.run(study, start), ARM, transcript_in(tmp_path, study))
     assert model_bytes(outcome.classifier) == model
     assert all(release.replayed and release.seconds == 0 for release in notes.releases)
     assert notes.began_with == []
@@ -174,10 +205,30 @@ def test_sites_are_told_the_head_of_every_release_and_the_last(tmp_path: Path) -
     study = study_of()
     agents = agents_of(study, tmp_path)
     drive(study, Post(dict(agents)), tmp_path)
-    heads = Transcript(tmp_path / "transcript", study.hash, "run").heads()
+    heads = transcript_in(tmp_path, study).heads()
     for agent in agents.values():
-        assert [row.head for row in agent.ledger.rows()] == heads
-        assert agent.ledger.rows()[-1].name == "close"
+        told = [entry for entry in agent.ledger.entries() if "head" in entry.body]
+        assert [entry.body["head"] for entry in told] == heads
+        assert [entry.kind for entry in told] == ["release"] * 5 + ["close"]
+        assert not told[-1].body["done"]  # an arm ended; the run goes on until `finish`
+
+
+def test_a_finished_run_frees_what_it_reserved_and_asks_no_more(tmp_path: Path) -> None:
+    study = study_of()
+    agents = agents_of(study, tmp_path)
+    drive(study, Post(dict(agents)), tmp_path)
+    engine = Engine(study, plan_of(ask_counts(study)), Post(dict(agents)))
+    engine.finish(transcript_in(tmp_path, study))
+    for agent in agents.values():
+        last = agent.ledger.entries()[-1]
+        assert (last.kind, last.body["done"], last.body["number"]) == ("close", True, 5)
+        assert last.body["head"] == transcript_in(tmp_path, study).head
+
+    def more() -> Generator[Query, Sum, None]:
+        yield ask_counts(study)
+
+    with pytest.raises(QuorumError, match="a: refused, b: refused, c: refused"):
+        engine.drive(more(), ARM, transcript_in(tmp_path / "more", study))
 
 
 def test_a_transcript_with_more_than_the_run_asks_is_refused(tmp_path: Path) -> None:
@@ -187,9 +238,9 @@ def test_a_transcript_with_more_than_the_run_asks_is_refused(tmp_path: Path) -> 
     def short() -> Generator[Query, Sum, None]:
         yield ask_counts(study)
 
-    transcript = Transcript(tmp_path / "transcript", study.hash, "run")
+    transcript = transcript_in(tmp_path, study)
     with pytest.raises(TranscriptError, match="holds 5 releases, the run asks for 1"):
-        Engine(study, None).drive(short(), [ask_counts(study)], transcript)
+        Engine(study, plan_of(ask_counts(study)), None).drive(short(), ARM, transcript)
 
 
 def test_a_replay_without_sites_stops_where_the_transcript_does(tmp_path: Path) -> None:
@@ -232,7 +283,7 @@ def test_a_missing_quorum_stops_the_run_which_then_goes_on(tmp_path: Path) -> No
         QuorumError, match=r"release 2 \(local_training\): 2 of 3 sites answered, 3 are needed \(b: timeout"
     ):
         drive(study, line, tmp_path)
-    assert len(Transcript(tmp_path / "transcript", study.hash, "run").rows) == 2
+    assert len(transcript_in(tmp_path, study).rows) == 2
     # Sites a and c have answered release 2 already: they answer again, with the same bytes.
     post = Post(dict(agents))
     assert drive(study, post, tmp_path) == whole
@@ -244,27 +295,27 @@ def test_dropouts_within_the_quorum_are_in_the_transcript(tmp_path: Path) -> Non
     agents: dict[str, Any] = dict(agents_of(study, tmp_path))
     agents["c"] = None
     drive(study, Post(agents), tmp_path)
-    transcript = Transcript(tmp_path / "transcript", study.hash, "run")
+    transcript = transcript_in(tmp_path, study)
     assert {row.cohort for row in transcript.rows} == {("a", "b")}
-    replayed = transcript.replay(0, ask_counts(study))
+    replayed = transcript.replay(0, ask_counts(study).placed(0))
     assert replayed is not None
     assert replayed.count("patients").sum() == 40
 
 
 def test_another_query_under_a_used_number_is_refused_by_the_sites(tmp_path: Path) -> None:
     study = study_of()
-    agents = agents_of(study, tmp_path)
+    agents = open_agents(study, tmp_path)
     drive(study, Post(dict(agents)), tmp_path)
-    other = Transcript(tmp_path / "other", study.hash, "run")  # the same run once more, from the start, otherwise
+    other = transcript_in(tmp_path / "other", study)  # the same run once more, from the start, otherwise
 
     def steps() -> Generator[Query, Sum, None]:
         yield catalogue.score_histogram(study, "test", "base").with_inputs(
             **classifier_of(study, FILE).inputs(), edges={"edges": np.linspace(-1, 1, 63)}
         )
 
-    plan = [catalogue.score_histogram(study, "test", "base")]
+    plan = plan_of(catalogue.score_histogram(study, "test", "base"))
     with pytest.raises(QuorumError, match="a: refused, b: refused, c: refused"):
-        Engine(study, Post(dict(agents))).drive(steps(), plan, other)
+        Engine(study, plan, Post(dict(agents))).drive(steps(), ARM, other)
 
 
 def test_watchers_see_every_release_and_change_nothing(tmp_path: Path) -> None:
@@ -287,7 +338,7 @@ def test_a_site_whose_numbers_run_away_is_left_out(tmp_path: Path) -> None:
     broken.inputs[3, 0] = float("nan")
     agents["b"] = make_agent("b", Memory.everywhere(broken), tmp_path / "nan", [study])
     drive(study, Post(dict(agents)), tmp_path)
-    rows = Transcript(tmp_path / "transcript", study.hash, "run").rows
+    rows = transcript_in(tmp_path, study).rows
     assert {row.cohort for row in rows} == {("a", "c")}
     log = (tmp_path / "nan" / "b" / "agent.log.jsonl").read_text()
     assert "NaN or infinity" in log

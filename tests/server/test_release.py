@@ -13,9 +13,10 @@ from equipoise.common import catalogue
 from equipoise.common.errors import QuorumError
 from equipoise.common.query import Query
 from equipoise.common.study import Study
-from equipoise.common.wire import PROTOCOL, pack, unpack
+from equipoise.common.study_plan import StudyPlan
+from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 from equipoise.server.release import Delivered, PlainRelease, quorum
-from tests.tiny import Memory, classifier_of, declare, draw_people, make_agent, make_study, weights_file
+from tests.tiny import Memory, any_plan, classifier_of, declare, draw_people, make_agent, make_study, weights_file
 
 FILE = weights_file()
 SITES = ("a", "b", "c")
@@ -26,15 +27,24 @@ def study_of(minimum: int = 3, share: float = 1.0) -> Study:
     return declare(study, dict.fromkeys(SITES, 20))
 
 
+def plan_of(study: Study) -> StudyPlan:
+    """The same question twice."""
+    return StudyPlan.single("swift", [catalogue.cell_statistics(study)] * 2)
+
+
 def ask(study: Study, delivered: Delivered | None = None, number: int = 0) -> PlainRelease:
-    query = catalogue.cell_statistics(study).with_inputs(**classifier_of(study, FILE).inputs())
-    return PlainRelease(study, query, "run", number, "head", SITES, delivered or Delivered())
+    query = plan_of(study).entries[number].query.with_inputs(**classifier_of(study, FILE).inputs())
+    known = Delivered() if delivered is None else delivered
+    return PlainRelease(study, plan_of(study), query, "run/swift", number, "head", SITES, known)
 
 
 def agents_of(study: Study, folder: Path) -> dict[str, SiteAgent]:
     people = draw_people(60, seed=1)
     parts = {site: people.split(range(20 * k, 20 * k + 20)) for k, site in enumerate(SITES)}
-    return {site: make_agent(site, Memory.everywhere(part), folder, [study]) for site, part in parts.items()}
+    return {
+        site: make_agent(site, Memory.everywhere(part), folder, [study], check_plan=any_plan)
+        for site, part in parts.items()
+    }
 
 
 def honest(asked: PlainRelease, name: str, /, **changes: Any) -> bytes:
@@ -43,6 +53,8 @@ def honest(asked: PlainRelease, name: str, /, **changes: Any) -> bytes:
     points = {key: np.ones(block.shape, dtype=np.int64) for key, block in query.blocks.items()}
     header = {"protocol": PROTOCOL, "code": "ok", "site": name, "release": 0, "query": query.digest}
     points.update(changes.pop("points", {}))
+    if changes.get("query") == "of release 1":
+        changes = {**changes, "query": ask(study_of(), number=1).query.digest}
     return pack({**header, **changes}, points)
 
 
@@ -56,6 +68,7 @@ WRONG: dict[str, Any] = {
     "another site": {"site": "b"},
     "another release": {"release": 1},
     "another query": {"query": "0" * 64},
+    "the same query at another place": {"query": "of release 1"},
     "no code": {"code": None},
     "another protocol": {"protocol": PROTOCOL + 1},
     "a block too many": {"points": {"more": np.zeros(1, dtype=np.int64)}},
@@ -167,6 +180,19 @@ def test_the_quorum_message_names_each_site_and_its_code() -> None:
     assert "\n" not in text
 
 
+def test_a_request_names_its_query_by_the_plan_and_an_index() -> None:
+    study = study_of()
+    for number in (0, 1):
+        header, arrays = unpack(ask(study, number=number).requests()["a"])
+        assert header["index"] == number
+        assert "query" not in header
+        plan = StudyPlan.from_bundle(split_bundles(arrays)[header["plan"]])
+        assert plan == plan_of(study)
+        assert plan.digest == header["plan"] == plan_of(study).digest
+        assert plan.entries[number].query.digest != ask(study, number=number).query.digest  # which has its inputs
+    assert ask(study, number=0).query.digest != ask(study, number=1).query.digest
+
+
 def test_a_requests_bytes_hold_no_path_of_the_coordinator() -> None:
     study = study_of()
     weights = study.model.weights
@@ -176,7 +202,7 @@ def test_a_requests_bytes_hold_no_path_of_the_coordinator() -> None:
     release = ask(study.model_copy(update={"model": model}))
     for request in release.requests().values():
         assert secret.encode() not in request
-        assert unpack(request)[0]["run"] == "run"
+        assert unpack(request)[0]["run"] == "run/swift"
 
 
 @pytest.mark.parametrize(

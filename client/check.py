@@ -1,0 +1,209 @@
+"""`equipoise site check`: whether a site is ready, line by line, each with its remedy. Nothing leaves the hospital.
+
+Counts by group are shown here and nowhere else: they are patients' data, and the server learns none of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from cryptography import x509
+
+from equipoise import __version__
+from equipoise.common.config import read_yaml, validate
+from equipoise.common.errors import EquipoiseError
+from equipoise.common.sitefile import Site, load_site
+from equipoise.common.study import UNKNOWN, Study
+
+LEAST_FREE_BYTES = 2**30
+LEAST_DAYS = 30
+MOST_SKEW_S = 60.0
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was looked at: whether it holds, what was found, and what to do."""
+
+    what: str
+    holds: bool
+    found: str
+    fix: str = ""
+
+
+def check_site(folder: Path, study_file: Path | None = None, superlink: str | None = None) -> list[Row]:
+    """Every check, in order; those after a broken site file are left out.
+
+    Args:
+        folder: as `equipoise site init` made it.
+        study_file: read the data as this study does.
+        superlink: `host:port`; by default the one in `start-supernode.sh`.
+    """
+    rows = [Row("versions", True, f"equipoise {__version__}, flwr {version('flwr')}, grpcio {version('grpcio')}")]
+    try:
+        site = load_site(folder / "site.yaml")
+    except EquipoiseError as error:
+        return [*rows, Row("site file", False, str(error), "correct it")]
+    rows.append(Row("site file", True, f"site {site.site}, approve {site.approve}"))
+    rows += _keys(folder)
+    rows += _certificate(folder / "ca.pem")
+    rows += _data(site, study_file)
+    rows += _ledger(folder / "agent" / "ledger.sqlite")
+    free = shutil.disk_usage(folder).free
+    enough = free >= LEAST_FREE_BYTES
+    rows.append(Row("disk", enough, f"{free / 2**30:.1f} GiB free", "" if enough else "free at least 1 GiB"))
+    door = Path(site.socket.path)
+    there = _listens(door)
+    rows.append(Row("site agent", there, f"{door}", "" if there else "start it: ./start-agent.sh"))
+    address = superlink or _superlink_of(folder)
+    rows += _reach(address, folder / "ca.pem") if address else []
+    return rows
+
+
+def _keys(folder: Path) -> Iterator[Row]:
+    for file in (folder / "node.key", folder / "agent" / "identity.key", folder / "site.yaml"):
+        if not file.exists():
+            yield Row("keys", False, f"{file} is missing", "put it back, or make a new site (equipoise site init)")
+        elif file.stat().st_mode & 0o077:
+            yield Row("keys", False, f"{file} can be read by others", f"chmod 600 {file}")
+        else:
+            yield Row("keys", True, f"{file.name}, readable by its owner alone")
+
+
+def _certificate(file: Path) -> Iterator[Row]:
+    try:
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError):
+        yield Row("certificate", False, f"{file} is missing or no certificate", "ask the coordinator for its ca.pem")
+        return
+    yield _expiry("coordinator's authority", certificate)
+
+
+def _expiry(what: str, certificate: x509.Certificate) -> Row:
+    days = (certificate.not_valid_after_utc - datetime.now(UTC)).days
+    found = f"valid until {certificate.not_valid_after_utc:%Y-%m-%d}"
+    if days < 0:
+        return Row(
+            what, False, f"ended on {certificate.not_valid_after_utc:%Y-%m-%d}", "ask the coordinator to renew it"
+        )
+    fix = "" if days >= LEAST_DAYS else f"ends in {days} days: ask the coordinator to renew it"
+    return Row(what, True, found, fix)
+
+
+def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
+    manifest = Path(site.data.manifest)
+    if not manifest.is_file():
+        yield Row("data", False, f"{manifest} is missing", "correct data.manifest in the site file")
+        return
+    yield Row("data", True, f"{manifest}" + ("; declared synthetic" if site.data.synthetic else ""))
+    if study_file is None:
+        yield Row("codings", True, "not looked at", "add --study STUDY.yaml to read the data as a study does")
+        return
+    # Imported here: without a study nothing heavy is needed.
+    from equipoise.client.cohort import SPLITS, Cohort
+
+    try:
+        value = read_yaml(study_file)
+        study = validate(Study, value, str(study_file))
+        cohort = Cohort(study, site)
+        splits = {name: cohort.split(name) for name in SPLITS}
+    except EquipoiseError as error:
+        yield Row("codings", False, str(error), "correct the data or `coding` in the site file")
+        return
+    yield Row("codings", True, f"every value is one of study {study.study}'s")
+    enough = cohort.patients >= site.caps.cohort_minimum
+    fix = (
+        "" if enough else f"fewer than caps.cohort_minimum of {site.caps.cohort_minimum}: the site would answer nothing"
+    )
+    yield Row("patients", enough, f"{cohort.patients} (shown here only)", fix)
+    for attribute in study.attributes:
+        for number, group in enumerate((*attribute.groups, UNKNOWN)):
+            counts = []
+            for name, split in splits.items():
+                mine = split.groups[attribute.name] == number
+                counts.append(f"{name} {int((mine & (split.label == 1)).sum())}/{int(mine.sum())}")
+            yield Row(f"{attribute.name} {group}", True, f"positive/all (shown here only): {', '.join(counts)}")
+
+
+def _ledger(file: Path) -> Iterator[Row]:
+    if not file.exists():
+        yield Row("ledger", True, "empty")
+        return
+    from equipoise.client.ledger import Ledger
+
+    try:
+        ledger = Ledger(file)
+        try:
+            broken, entries = ledger.broken_entry(), len(ledger.entries())
+        finally:
+            ledger.close()
+    except EquipoiseError as error:
+        yield Row("ledger", False, str(error), "restore the file from a backup")
+        return
+    if broken is not None:
+        yield Row("ledger", False, f"entry {broken.seq} was changed", "restore the file from a backup")
+    else:
+        yield Row("ledger", True, f"{entries} entries, each follows from the one before")
+
+
+def _listens(path: Path) -> bool:
+    try:
+        with closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(_PATIENCE_S)
+            probe.connect(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def _superlink_of(folder: Path) -> str | None:
+    script = folder / "start-supernode.sh"
+    found = re.search(r"--superlink\s+\\?\s*(\S+)", script.read_text()) if script.exists() else None
+    return found[1] if found else None
+
+
+def _reach(address: str, ca: Path) -> Iterator[Row]:
+    """Connection, certificate and clock of the SuperLink, by one request that asks for nothing."""
+    host, _, port = address.rpartition(":")
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+    except (OSError, ssl.SSLError):
+        return
+    try:
+        with (
+            closing(socket.create_connection((host, int(port)), timeout=_PATIENCE_S)) as raw,
+            context.wrap_socket(raw, server_hostname=host) as line,
+        ):
+            certificate = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+            line.sendall(f"HEAD /v1/fleet/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            head = line.recv(65536).decode("latin-1")
+    except ssl.SSLCertVerificationError as error:
+        fix = "set this machine's clock, or ask the coordinator to renew it"
+        if "expired" not in error.verify_message and "not yet valid" not in error.verify_message:
+            fix = "ask the coordinator for its ca.pem; if it is the right one, somebody else answers at this address"
+        yield Row("coordinator", False, f"{address}: its certificate is not accepted ({error.verify_message})", fix)
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        yield Row("coordinator", False, f"{address} cannot be reached ({reason})", "check the address and the firewall")
+        return
+    yield Row("coordinator", True, f"{address} answers, with a certificate of the authority")
+    yield _expiry("coordinator's certificate", certificate)
+    date = re.search(r"^date: (.+?)\r?$", head, re.M | re.I)
+    if date is None:
+        yield Row("clock", True, "the coordinator tells no time", "compare the clocks by hand")
+        return
+    skew = (datetime.now(UTC) - parsedate_to_datetime(date[1])).total_seconds()
+    good = abs(skew) <= MOST_SKEW_S
+    fix = "" if good else "set the clock (chrony, ntp): keys and certificates are refused otherwise"
+    yield Row("clock", good, f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the coordinator's", fix)

@@ -1,0 +1,64 @@
+"""Runs one hospital's site agent as a process: `equipoise agent`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from equipoise.client.agent import SiteAgent
+from equipoise.client.approvals import Approvals
+from equipoise.client.resident import Resident
+from equipoise.client.service import serve
+from equipoise.common.errors import StorageError
+from equipoise.common.sitefile import Site, load_site
+
+_GRACE_S = 20.0
+
+
+def approvals_of(site: Site, state: Path) -> Approvals:
+    """The hospital's store of studies, with what its site file approves beforehand."""
+    return Approvals(state, () if site.approve == "manual" else site.approve)
+
+
+def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; an answer that was begun is ended first.
+
+    Args:
+        site_file: the hospital's own file.
+        state: folder of ledger, logs and decisions; made with mode 0700, its files get 0600.
+        say: told where the agent listens.
+
+    Raises:
+        StudyError: the site file is wrong.
+        StorageError: the folder or the socket cannot be written, or another agent works on them.
+    """
+    os.umask(0o077)
+    site = load_site(site_file)
+    state.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # sums do not depend on the cores of a machine
+    with (state / "agent.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(f"{state}: another site agent works on this folder; stop it, or give another") from None
+        approvals = approvals_of(site, state)
+        resident = Resident(SiteAgent(site, state, approvals), site.site, state, site_file, approvals)
+        socket = Path(site.socket.path)
+        server = serve(resident, site.site, socket, group=site.socket.group, most_bytes=site.socket.request_mib * 2**20)
+        say(f"site agent of {site.site} listens at {socket}")
+        ended = threading.Event()
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            ended.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        ended.wait()
+        server.stop(_GRACE_S).wait()

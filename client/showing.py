@@ -1,0 +1,122 @@
+"""What a hospital reads before it approves a study, and afterwards in its audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from equipoise import __version__
+from equipoise.client.approvals import Proposal
+from equipoise.client.ledger import Ledger
+from equipoise.client.policy import check_queries, check_study
+from equipoise.client.statement import statement
+from equipoise.common.audit import read_rows
+from equipoise.common.errors import EquipoiseError
+from equipoise.common.privacy.accounting import parallel_max
+from equipoise.common.sitefile import Site
+from equipoise.common.study_plan import SPLITS, StudyPlan
+
+Json = dict[str, Any]
+
+
+def describe(proposal: Proposal, site: Site) -> Json:
+    """A proposed study as JSON values: what runs, what it costs, and whether this site's file would let it.
+
+    The plan and its price are made again here, from the study alone and by this installation's code.
+    """
+    study = proposal.study
+    plan = StudyPlan.of(study).calibrated(study)
+    queries = [
+        {"arm": arm, "phase": phase, "query": name, "split": split, "times": len(list(found))}
+        for (arm, phase, name, split), found in groupby(
+            plan.entries, key=lambda e: (e.arm, e.query.phase, e.query.name, e.query.split)
+        )
+    ]
+    epsilon: Json = {}
+    if study.privacy.private:
+        costs = [plan.cost(split, study.privacy.delta) for split in SPLITS if plan.plans(split)]
+        worst = parallel_max(costs)
+        epsilon = {
+            "epsilon": worst.epsilon,
+            "epsilon_if_others_collude": worst.epsilon_if_others_collude,
+            "delta": study.privacy.delta,
+        }
+    return {
+        "hash": proposal.hash,
+        "study": study.study,
+        "state": proposal.state,
+        "by": proposal.by,
+        "run": proposal.run,
+        "method": study.method.name,
+        "parameters": study.method.parameters,
+        "controls": study.method.controls,
+        "model": study.model.factory,
+        "weights": None if study.model.weights is None else study.model.weights.sha256,
+        "label": study.label.column,
+        "attributes": [attribute.name for attribute in study.attributes],
+        "privacy": study.privacy.mode,
+        "cost": epsilon,
+        "queries": queries,
+        "releases": len(plan.entries),
+        "sites": dict(study.sites.declared_patients),
+        "code": __version__,
+        "policy": _policy(proposal, site, plan),
+    }
+
+
+def _policy(proposal: Proposal, site: Site, plan: StudyPlan) -> str:
+    try:
+        check_study(site, proposal.study, {proposal.hash}, False)
+        check_queries(site, proposal.study, plan, False)
+    except EquipoiseError as error:
+        return str(error)
+    return ""
+
+
+def show_lines(found: Json) -> Iterator[str]:
+    """The lines of `equipoise site show`."""
+    yield f"study {found['study']}, {found['state']}" + (f" by {found['by']}" if found["by"] else "")
+    yield f"  hash        {found['hash']}"
+    yield f"  code        equipoise {found['code']}, this site's own installation"
+    yield f"  method      {found['method']} {found['parameters']}"
+    yield f"  controls    {', '.join(found['controls']) or 'none'}"
+    yield f"  model       {found['model']}, weights {str(found['weights'])[:16]}"
+    yield f"  reads       label {found['label']}, attributes {', '.join(found['attributes'])}"
+    if found["cost"]:
+        cost = found["cost"]
+        yield (
+            f"  privacy     mode {found['privacy']}: epsilon {cost['epsilon']:.3f}, "
+            f"{cost['epsilon_if_others_collude']:.3f} if all others collude, delta {cost['delta']:g}"
+        )
+    else:
+        yield f"  privacy     mode {found['privacy']}: exact sums, no noise protects a patient"
+    yield f"  releases    {found['releases']}"
+    for row in found["queries"]:
+        yield f"    {row['times']:>4} x {row['query']:<20} {row['phase']:<12} {row['split']:<10} {row['arm']}"
+    yield f"  site file   {'would refuse it: ' + found['policy'] if found['policy'] else 'lets it'}"
+
+
+def audit_rows(state: Path) -> list[Json]:
+    """The rows of the audit log, with the cost of each release out of the ledger."""
+    costs: dict[tuple[str, int], str] = {}
+    ledger_file = state / "ledger.sqlite"
+    if ledger_file.exists():
+        ledger = Ledger(ledger_file)
+        try:
+            for release in statement(ledger, 1e-5)["releases"]:
+                value = release["epsilon"]
+                costs[release["run"], release["number"]] = "no noise" if value is None else f"epsilon {value:.3f}"
+        finally:
+            ledger.close()
+    rows = []
+    for row in read_rows(state / "audit.jsonl"):
+        shown = {key: value for key, value in row.items() if key not in ("previous", "hash")}
+        shown["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
+        if row.get("code") == "ok" and row.get("event") == "request":
+            cost = costs.get((str(row.get("run")), int(row.get("release", -1))))
+            shown |= {} if cost is None else {"cost": cost}
+        rows.append(shown)
+    return rows

@@ -1,0 +1,187 @@
+"""The coordinator's folder: certificates, the SuperLink and how it is reached, the sites, and Flower's commands on it.
+
+coordinator.yaml         addresses; the one file to edit
+tls/                     ca.pem (give it to every hospital), ca.key, server.pem, server.key
+sites/<name>.json        the enrolment of every site that was let in
+app/                     what a SuperNode is sent: two lines that name installed code
+flower/, superlink/      Flower's own configuration; its database, in the neutral folder that it is started from
+runs/                    the runs
+start-superlink.sh, equipoise-superlink.service, supervise.sh, nginx.conf
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from equipoise import __version__
+from equipoise.common.config import Strict, read_yaml, validate
+from equipoise.common.errors import StudyError, UnreachableError
+from equipoise.common.files import write_whole
+from equipoise.common.identity import Enrolment
+from equipoise.quiet import quiet_flower
+
+CONNECTION = "equipoise"
+_PATIENCE_S = 120
+
+_APP = f'''[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "equipoise-app"
+version = "{__version__}"
+description = "Names the code that is installed at the coordinator and at each hospital; brings none of its own."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "equipoise"
+fab-include = ["equipoise_app/*.py"]
+
+[tool.flwr.app.components]
+serverapp = "equipoise_app.server:app"
+clientapp = "equipoise_app.client:app"
+
+[tool.flwr.app.config]
+folder = ""
+approval-wait-s = 604800.0
+track = ""
+'''
+_APP_FILES = {
+    "pyproject.toml": _APP,
+    "equipoise_app/__init__.py": '"""What a SuperNode is sent."""\n',
+    "equipoise_app/server.py": "from equipoise.server import deployment\n\napp = deployment.app\n",
+    "equipoise_app/client.py": "from equipoise.client import app as stub\n\napp = stub.app\n",
+}
+
+
+class Settings(Strict):
+    """coordinator.yaml."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8443, ge=1, le=65535)
+    public: str = ""  # host:port that hospitals reach: the proxy's; empty where they reach the SuperLink itself
+
+
+class Coordinator:
+    """The folder of one coordinator.
+
+    Raises:
+        StudyError: there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        file = self.folder / "coordinator.yaml"
+        if not file.is_file():
+            raise StudyError(f"{folder}: no coordinator here; make one with `equipoise coordinator init`")
+        self.settings = validate(Settings, read_yaml(file), str(file))
+
+    @property
+    def runs(self) -> Path:
+        """Where the runs lie."""
+        return self.folder / "runs"
+
+    def enrolled(self) -> dict[str, dict[str, Any]]:
+        """Every site that was let in, by name."""
+        files = sorted((self.folder / "sites").glob("*.json"))
+        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+    def enroll(self, found: Enrolment) -> None:
+        """Let a site in: register its node key at the SuperLink.
+
+        Raises:
+            StudyError: a site of this name is in already, with other keys.
+            UnreachableError: the SuperLink does not answer.
+        """
+        known = self.enrolled().get(found.site)
+        if known is not None:
+            if known["node_key"] == found.node_key:
+                return
+            raise StudyError(
+                f"site {found.site} is enrolled with another key; if it was exchanged, `equipoise coordinator revoke "
+                f"{found.site}` first"
+            )
+        key = self.folder / "sites" / f"{found.site}.pub"
+        write_whole(key, found.node_key.encode() + b"\n")
+        answer = self.flower("supernode", "register", str(key), CONNECTION, "--name", found.site)
+        value = {**found.__dict__, "node_id": str(answer.get("node-id", ""))}
+        write_whole(self.folder / "sites" / f"{found.site}.json", json.dumps(value, indent=1).encode())
+
+    def revoke(self, site: str) -> None:
+        """Take a site's node key off the SuperLink; its SuperNode is refused from then on.
+
+        Raises:
+            StudyError: no such site is enrolled.
+            UnreachableError: the SuperLink does not answer.
+        """
+        known = self.enrolled().get(site)
+        if known is None:
+            raise StudyError(f"site {site}: not enrolled here; there are: {', '.join(self.enrolled()) or 'none'}")
+        self.flower("supernode", "unregister", known["node_id"], CONNECTION)
+        (self.folder / "sites" / f"{site}.json").unlink()
+        (self.folder / "sites" / f"{site}.pub").unlink(missing_ok=True)
+
+    def start(self, run: Path, approval_wait_s: float, track: Sequence[str]) -> str:
+        """Start an attempt at a run at the SuperLink; Flower's number of it.
+
+        Raises:
+            UnreachableError: the SuperLink does not answer.
+        """
+        config = f'folder={json.dumps(str(run.resolve()))} approval-wait-s={approval_wait_s} track="{",".join(track)}"'
+        for name, text in _APP_FILES.items():
+            write_whole(self.folder / "app" / name, text.encode())
+        return str(self.flower("run", str(self.folder / "app"), CONNECTION, "-c", config)["run-id"])
+
+    def flower(self, *arguments: str) -> dict[str, Any]:
+        """What a `flwr` command answers in JSON.
+
+        Raises:
+            UnreachableError: it failed; Flower's own last line says why.
+        """
+        ended = self._flwr(*arguments, "--format", "json")
+        text = ended.stdout
+        try:
+            # Flower prints its notes before the value.
+            value = json.loads(text[text.index("{") :])
+        except ValueError:
+            value = {}
+        if ended.returncode or not isinstance(value, dict) or value.get("success") is False:
+            said = str(value.get("error-message") or (ended.stderr or text).strip())
+            last = " ".join(said.replace("│", " ").split())[:300] or "no answer"
+            address = f"{self.settings.host}:{self.settings.port}"
+            raise UnreachableError(f"SuperLink at {address}, flwr {arguments[0]}: {last}; is it started?")
+        return value
+
+    def log(self, number: str) -> str:
+        """Flower's log of an attempt."""
+        return self._flwr("log", number, CONNECTION, "--show").stdout
+
+    def _flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        quiet_flower(self.folder / "flower")
+        config = (
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "{self.settings.host}:{self.settings.port}"\n'
+            f"root-certificates = {json.dumps(str(self.folder / 'tls' / 'ca.pem'))}\n"
+        )
+        write_whole(self.folder / "flower" / "config.toml", config.encode())
+        try:
+            return subprocess.run(  # noqa: S603 - the program beside this one, without a shell
+                [str(Path(sys.executable).parent / "flwr"), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE_S,
+                check=False,
+                cwd=self.folder / "flower",
+                env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+            )
+        except subprocess.TimeoutExpired:
+            raise UnreachableError(f"flwr {arguments[0]}: no answer within {_PATIENCE_S} s") from None

@@ -1,0 +1,106 @@
+"""`equipoise coordinator init`: everything that a coordinator starts from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from equipoise.common.errors import StudyError
+from equipoise.common.files import write_whole
+from equipoise.server.certificates import Pair, make_ca, sign_server
+from equipoise.supervision import start_script, supervisor, unit
+
+
+def init_coordinator(
+    folder: Path, name: str, host: str, port: int, public: str, hosts: Sequence[str], given: tuple[Path, ...] = ()
+) -> None:
+    """Write the folder.
+
+    Args:
+        folder: new.
+        name: of the certificate authority.
+        host, port: where the SuperLink listens; an address of the coordinator's own network.
+        public: `host:port` under which hospitals reach the proxy; empty for none.
+        hosts: names and addresses that the server's certificate is for.
+        given: certificate, key and CA certificate of one's own, instead of a new authority.
+
+    Raises:
+        StudyError: the folder holds a coordinator already, or a given file is missing.
+        StorageError: the folder cannot be written.
+    """
+    folder = folder.resolve()
+    if (folder / "coordinator.yaml").exists():
+        raise StudyError(f"{folder}: holds a coordinator already; give another folder")
+    tls = folder / "tls"
+    if given:
+        for target, source in zip(("server.pem", "server.key", "ca.pem"), given, strict=True):
+            if not source.is_file():
+                raise StudyError(f"{source}: no such file; --cert, --key and --ca are PEM files")
+            tls.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, tls / target)
+    else:
+        ca = make_ca(f"{name} authority")
+        server = sign_server(ca, hosts)
+        _write_pair(tls, "ca", ca)
+        _write_pair(tls, "server", server)
+    for file in tls.glob("*.key"):
+        file.chmod(0o600)
+    command = ["flower-superlink", "--host", host, "--port", str(port)]
+    command += ["--ssl-certfile", str(tls / "server.pem"), "--ssl-keyfile", str(tls / "server.key")]
+    command += ["--ssl-ca-certfile", str(tls / "ca.pem"), "--enable-supernode-auth"]
+    command += ["--database", str(folder / "superlink" / "state.db"), "--disable-runtime-dependency-installation"]
+    environment = {"FLWR_HOME": str(folder / "superlink" / "home")}
+    start = start_script("the SuperLink of this coordinator", command, folder / "superlink", environment)
+    _write_script(folder / "start-superlink.sh", start)
+    _write_script(folder / "supervise.sh", supervisor())
+    service = unit("equipoise SuperLink", folder / "start-superlink.sh", "equipoise", 5, [f"ReadWritePaths={folder}"])
+    write_whole(folder / "equipoise-superlink.service", service.encode())
+    write_whole(folder / "nginx.conf", nginx(folder, host, port, public or f"0.0.0.0:{port}").encode())
+    (folder / "runs").mkdir(exist_ok=True)
+    (folder / "sites").mkdir(exist_ok=True)
+    settings = {"host": host, "port": port, "public": public}
+    write_whole(folder / "coordinator.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+
+
+def nginx(folder: Path, host: str, port: int, public: str) -> str:
+    """A reverse proxy that lets hospitals reach the fleet's paths and nothing else of the SuperLink."""
+    listen = public.rpartition(":")[2]
+    return f"""# Include this in the http block of nginx, on the machine that hospitals reach.
+# The SuperLink serves three things on one port: /v1/fleet (hospitals, guarded by node keys), /v1/runtime (its own
+# processes) and /v1/control (no guard of its own: whoever reaches it runs code). Only the first is passed on.
+server {{
+  listen {listen} ssl;
+  ssl_certificate {folder}/tls/server.pem;
+  ssl_certificate_key {folder}/tls/server.key;
+  ssl_protocols TLSv1.2 TLSv1.3;
+  client_max_body_size 64m;
+  access_log off;
+
+  location ^~ /v1/fleet/ {{
+    proxy_pass https://{host}:{port};
+    proxy_http_version 1.1;
+    proxy_ssl_verify on;
+    proxy_ssl_trusted_certificate {folder}/tls/ca.pem;
+    proxy_ssl_name {host};
+    proxy_read_timeout 120s;
+    proxy_request_buffering off;
+    proxy_buffering off;
+  }}
+  location / {{
+    return 403;
+  }}
+}}
+"""
+
+
+def _write_pair(folder: Path, name: str, pair: Pair) -> None:
+    write_whole(folder / f"{name}.pem", pair.certificate)
+    write_whole(folder / f"{name}.key", pair.key)
+
+
+def _write_script(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
+    path.chmod(0o755)

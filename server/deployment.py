@@ -1,0 +1,169 @@
+"""The ServerApp of a deployment: proposes the study, carries out the run, writes the report.
+
+Beside the run's own files it keeps `deployment/`: `state.json`, which `equipoise status` shows; `audit.jsonl`, who was
+asked what and what came; `flower.jsonl`, Flower's number of every attempt; `lock`, held while a process works on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from equipoise.common.audit import AuditLog
+from equipoise.common.errors import EquipoiseError, StorageError
+from equipoise.common.files import write_whole
+from equipoise.common.query import Query
+from equipoise.common.study_plan import EVALUATION
+from equipoise.server.engine import Engine, Finished, Watcher
+from equipoise.server.proposal import propose
+from equipoise.server.release import quorum
+from equipoise.server.report.build import build_report
+from equipoise.server.rounds import RoundLog
+from equipoise.server.run import measure, run_arm
+from equipoise.server.rundir import RunFolder
+from equipoise.server.transport import Transport
+from equipoise.server.verify import write_seal
+
+FOLDER = "deployment"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Carry out the run whose folder the configuration names."""
+    config = context.run_config
+    trackers = [name for name in str(config.get("track", "")).split(",") if name]
+    carry_out(grid, RunFolder(Path(str(config["folder"]))), float(config.get("approval-wait-s", 7 * 86400.0)), trackers)
+
+
+def carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, trackers: Sequence[str] = ()) -> None:
+    """The whole of a deployed run; what is done already is replayed.
+
+    Raises:
+        EquipoiseError: see `equipoise.common.errors`; its line is in `deployment/state.json` too.
+        StorageError: another process works on the run.
+    """
+    with _locked(folder):
+        audit = AuditLog(folder.path / FOLDER / "audit.jsonl")
+        note = _Notes(folder, audit)
+        try:
+            note.state("connecting")
+            _carry_out(grid, folder, approval_wait_s, note, trackers)
+            note.state("finished")
+        except EquipoiseError as error:
+            note.state("failed", str(error), type(error).exit_code)
+            raise
+        except Exception as error:
+            note.state("failed", f"{type(error).__name__}; `equipoise logs` has Flower's log of it", 1)
+            raise
+
+
+def _carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, note: _Notes, trackers: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    task = folder.task()
+    folder.mend()
+    study = task.study
+    transport = Transport(grid)
+    needed = quorum(study, len(task.sites))
+    transport.connect(task.sites, study.sites.deadline_s, least=needed)
+    note.state("waiting for approval")
+    propose(transport, study, folder.name, len(task.sites), approval_wait_s, note.decisions)
+    note.state("running")
+    watchers: list[Watcher] = [RoundLog(folder.path / "rounds.jsonl"), note]
+    if trackers:
+        from equipoise.server.trackers import open_trackers
+
+        watchers += open_trackers(trackers, folder)
+    engine = Engine(study, folder.plan(), transport, watchers)
+    for arm in task.arms:
+        folder.write_outcome(arm.name, run_arm(engine, folder, arm))
+    last = task.arms[-1].name if task.arms else EVALUATION
+    if task.evaluate:
+        measure(engine, folder, task)
+        last = EVALUATION
+    engine.finish(folder.transcript(task.study_of(last), last))
+    build_report(folder)
+    write_seal(folder)
+
+
+class _Notes:
+    """Writes down how the run stands; a watcher of its releases."""
+
+    def __init__(self, folder: RunFolder, audit: AuditLog) -> None:
+        self._file = folder.path / FOLDER / "state.json"
+        self._audit = audit
+        self._sites: dict[str, str] = {}
+
+    def state(self, state: str, detail: str = "", code: int = 0) -> None:
+        value = {"state": state, "detail": detail, "exit_code": code, "sites": self._sites, "time": time.time()}
+        write_whole(self._file, json.dumps(value, indent=1).encode())
+        self._audit.append("state", state=state, detail=detail)
+
+    def decisions(self, states: Mapping[str, str]) -> None:
+        self._sites = dict(states)
+        self._audit.append("decisions", sites=self._sites)
+        self.state("waiting for approval")
+
+    def began(self, run: str, query: Query, number: int, planned: int, sites: Sequence[str]) -> None:
+        self._audit.append("asked", run=run, release=number, query=query.name, phase=query.phase, sites=list(sites))
+
+    def answered(self, site: str) -> None:
+        """The line of the release names who answered."""
+
+    def finished(self, run: str, release: Finished) -> None:
+        if not release.replayed:
+            self._audit.append(
+                "released",
+                run=run,
+                release=release.number,
+                query=release.query.name,
+                digest=release.query.digest,
+                sites=list(release.cohort),
+                bytes_up=dict(release.bytes_up),
+            )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `state.json` says; empty where no attempt has begun."""
+    try:
+        value = json.loads((folder / FOLDER / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def in_progress(folder: Path) -> bool:
+    """Whether a process works on the run now."""
+    try:
+        with (folder / FOLDER / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    place = folder.path / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(
+                f"{folder.path}: another process works on this run; stop it first (equipoise stop)"
+            ) from None
+        yield

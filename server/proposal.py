@@ -1,0 +1,77 @@
+"""A study is proposed to its sites before it asks anything, and waits until they have decided.
+
+A site takes the study down as pending and says what it has decided so far: that is the site's own decision, made by
+people, and says nothing about a patient that they did not mean to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from equipoise.common.canonical import digest_arrays
+from equipoise.common.errors import QuorumError
+from equipoise.common.study import Study
+from equipoise.common.wire import PROTOCOL, pack_bundles, unpack
+from equipoise.server.release import quorum, study_bundle
+from equipoise.server.transport import Transport
+
+APPROVED, PENDING, REFUSED = "approved", "pending", "refused"
+_PAUSE_S = 5.0
+
+
+def propose(
+    transport: Transport,
+    study: Study,
+    run: str,
+    sites: int,
+    wait_s: float,
+    say: Callable[[Mapping[str, str]], None],
+) -> dict[str, int]:
+    """Wait for the sites' decisions; the transport is left with the sites that approved.
+
+    Args:
+        transport: connected.
+        study: what is proposed.
+        run: name of the run, for the sites' lists.
+        sites: how many sites the study has, connected or not.
+        wait_s: seconds until who has not decided is left out.
+        say: told the state of every connected site whenever one changed.
+
+    Raises:
+        QuorumError: too few sites approved.
+    """
+    document = study_bundle(study)
+    digest = digest_arrays(document)
+    request = pack_bundles({"protocol": PROTOCOL, "propose": True, "run": run, "study": digest}, {digest: document})
+    states: dict[str, str] = dict.fromkeys(transport.nodes, PENDING)
+    end = time.monotonic() + wait_s
+    while True:
+        before = dict(states)
+        # Who refused or approved is asked again too: a decision can be changed while others are waited for.
+        for reply in transport.ask(dict.fromkeys(transport.nodes, request), study.sites.deadline_s):
+            states[reply.site] = _state(reply.payload) if reply.payload is not None else str(reply.code)
+        if states != before or before == dict.fromkeys(transport.nodes, PENDING):
+            say(states)
+        if PENDING not in states.values() or time.monotonic() >= end:
+            break
+        time.sleep(_PAUSE_S)
+    approved = {site: node for site, node in transport.nodes.items() if states[site] == APPROVED}
+    needed = quorum(study, sites)
+    if len(approved) < needed:
+        left = ", ".join(f"{site}: {state}" for site, state in sorted(states.items()) if state != APPROVED)
+        raise QuorumError(
+            f"study {study.study}: {len(approved)} of {sites} sites approved it, {needed} are needed ({left}); ask "
+            f"them to `equipoise site approve {study.hash[:12]}`, then resume the run"
+        )
+    transport.nodes = approved
+    return approved
+
+
+def _state(payload: bytes) -> str:
+    try:
+        header, _ = unpack(payload)
+    except QuorumError:
+        return "malformed"
+    state = header.get("state") if header.get("code") == "ok" else header.get("code")
+    return state if state in (APPROVED, PENDING, REFUSED, "paused") else "malformed"

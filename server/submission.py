@@ -1,0 +1,67 @@
+"""`equipoise submit`: what a coordinator checks and writes before a run can start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from equipoise.common.errors import StudyError
+from equipoise.common.files import write_whole
+from equipoise.common.methods import SIMULATION_CONTROLS, resolve
+from equipoise.common.study import Study, load_study
+from equipoise.common.study_plan import arms_of
+from equipoise.server.coordinator import Coordinator
+from equipoise.server.rundir import Arm, RunFolder, Task
+
+
+def prepare_run(coordinator: Coordinator, study_file: Path, assignments: list[str], name: str | None) -> RunFolder:
+    """Write the folder of a new run.
+
+    Raises:
+        StudyError: the study is wrong, asks for what only a simulation can do, names a site that is not enrolled, or
+            a run of this name is there.
+        ModelError: the weights are missing or differ from their digest.
+    """
+    study = load_study(study_file, assignments)
+    resolve(study)
+    _check(study, study_file, coordinator)
+    folder = RunFolder(coordinator.runs / (name or study.study))
+    if folder.task_file.exists():
+        raise StudyError(
+            f"{folder.path}: holds a run already; go on with `equipoise resume {folder.path.name}`, or give another "
+            "--name"
+        )
+    # What concerns simulations is no part of what is proposed; nor is it needed again.
+    study = study.model_copy(update={"simulation": None})
+    arms = tuple(Arm(arm, variant) for arm, variant in arms_of(study).items())
+    weights, pool = study.model.weights, study.privacy.public_pool
+    if weights is None:
+        raise StudyError(f"{study_file}: model.weights is missing; name the vendor's safetensors file")
+    write_whole(folder.path / "base.safetensors", Path(weights.path).read_bytes())
+    if pool is not None:
+        write_whole(folder.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
+    facts = {"source": "hospitals' own data", "note": "", "synthetic": False}
+    sites = tuple(sorted(study.sites.declared_patients))
+    folder.write_task(Task(study, arms, sites, tuple(arm.name for arm in arms), facts))
+    return folder
+
+
+def _check(study: Study, file: Path, coordinator: Coordinator) -> None:
+    alone = [control for control in study.method.controls if control in SIMULATION_CONTROLS]
+    if alone:
+        raise StudyError(
+            f"{file}: method.controls: {', '.join(alone)} need every hospital's data in one place; a deployment cannot "
+            "run them; take them out (--set 'method.controls=[...]')"
+        )
+    declared = study.sites.declared_patients
+    if not declared or not sum(declared.values()):
+        raise StudyError(
+            f"{file}: sites.declared_patients is missing; name every site with the number of training patients that it "
+            "has declared in public"
+        )
+    enrolled = coordinator.enrolled()
+    strangers = sorted(set(declared) - set(enrolled))
+    if strangers:
+        raise StudyError(
+            f"{file}: sites.declared_patients: {', '.join(strangers)} not enrolled; enrolled are: "
+            f"{', '.join(enrolled) or 'none'}"
+        )

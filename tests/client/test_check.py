@@ -1,0 +1,138 @@
+"""`site check` names what is wrong and what to do: keys, authority, expiry, clock, data, ledger. Nothing leaves."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from equipoise.client.check import Row, check_site
+from equipoise.client.site_init import init_site
+from equipoise.server.certificates import Pair, make_ca, sign_server
+from tests.e2e.studies import TABLE, Desk
+
+CA = make_ca("test")
+
+
+@contextmanager
+def superlink(server: Pair, folder: Path, skew: timedelta = timedelta()) -> Iterator[str]:
+    """A TLS server that answers one request with a date."""
+    (folder / "server.pem").write_bytes(server.certificate)
+    (folder / "server.key").write_bytes(server.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        try:
+            raw, _ = listening.accept()
+            with context.wrap_socket(raw, server_side=True) as line:
+                line.recv(4096)
+                date = format_datetime(datetime.now(UTC) + skew, usegmt=True)
+                line.sendall(f"HTTP/1.1 404 Not Found\r\ndate: {date}\r\n\r\n".encode())
+        except OSError:
+            return  # the client did not like the certificate
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        listening.close()
+        thread.join(5)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "desk", TABLE)
+
+
+@pytest.fixture
+def site(tmp_path: Path, desk: Desk) -> Path:
+    folder = tmp_path / "ash"
+    (tmp_path / "ca.pem").write_bytes(CA.certificate)
+    init_site(folder, "ash", "127.0.0.1:9", tmp_path / "ca.pem", 9094, str(desk.site("ash") / "manifest.csv"))
+    value = yaml.safe_load((folder / "site.yaml").read_text())
+    value["data"]["splits"] = {"column": "split"}
+    value["caps"]["cohort_minimum"] = 10
+    (folder / "site.yaml").write_text(yaml.safe_dump(value))
+    return folder
+
+
+def by_name(rows: list[Row]) -> dict[str, Row]:
+    return {row.what: row for row in rows}
+
+
+def test_the_folder_that_init_made_is_in_order(site: Path, tmp_path: Path, desk: Desk) -> None:
+    with superlink(sign_server(CA, ["127.0.0.1"]), tmp_path) as address:
+        rows = by_name(check_site(site, desk.study, address))
+    assert {name for name, row in rows.items() if not row.holds} == {"site agent"}  # which is not started here
+    assert rows["coordinator"].found.startswith(address)
+    assert rows["patients"].found == "48 (shown here only)"
+    assert "train" in rows["sex female"].found
+
+
+@pytest.mark.parametrize(
+    ("server", "what"),
+    [
+        (lambda: sign_server(CA, ["127.0.0.1"], days=-1), "expired"),
+        (lambda: sign_server(make_ca("other"), ["127.0.0.1"]), "unable to get local issuer"),
+        (lambda: sign_server(CA, ["somewhere.else"]), "not valid for"),
+    ],
+)
+def test_a_certificate_that_is_not_accepted_is_named(
+    server: Callable[[], Pair], what: str, site: Path, tmp_path: Path
+) -> None:
+    with superlink(server(), tmp_path) as address:
+        row = by_name(check_site(site, None, address))["coordinator"]
+    assert not row.holds
+    assert what in row.found
+    assert ("clock" in row.fix) == (what == "expired")
+
+
+@pytest.mark.parametrize(("days", "word"), [(1, "behind"), (-1, "ahead of")])
+def test_a_clock_that_is_off_by_a_day_is_named(days: int, word: str, site: Path, tmp_path: Path) -> None:
+    with superlink(sign_server(CA, ["127.0.0.1"]), tmp_path, timedelta(days=days)) as address:
+        row = by_name(check_site(site, None, address))["clock"]
+    assert not row.holds
+    assert word in row.found
+    assert "set the clock" in row.fix
+
+
+def test_a_coordinator_that_is_not_there_is_named(site: Path) -> None:
+    row = by_name(check_site(site, None, "127.0.0.1:9"))["coordinator"]
+    assert not row.holds
+    assert "firewall" in row.fix
+
+
+def test_a_key_that_others_can_read_is_named(site: Path) -> None:
+    (site / "node.key").chmod(0o644)
+    assert any(not row.holds and "chmod 600" in row.fix for row in check_site(site, None, None))
+
+
+def test_an_authority_that_has_ended_is_named(site: Path) -> None:
+    (site / "ca.pem").write_bytes(make_ca("test", days=-2).certificate)
+    assert not by_name(check_site(site, None, "127.0.0.1:9"))["coordinator's authority"].holds
+
+
+def test_a_coding_that_is_missing_is_named_with_its_row(site: Path, desk: Desk) -> None:
+    rows = desk.rows("ash")
+    rows[4]["sex"] = "F"
+    desk.write_rows("ash", rows)
+    row = by_name(check_site(site, desk.study, "127.0.0.1:9"))["codings"]
+    assert not row.holds
+    assert "row 5" in row.found
+    assert "coding" in row.fix
+
+
+def test_a_site_file_that_is_wrong_is_one_row(site: Path) -> None:
+    (site / "site.yaml").write_text("site: ash\nspltis: 1\n")
+    rows = check_site(site, None, None)
+    assert not rows[-1].holds
+    assert rows[-1].what == "site file"

@@ -1,0 +1,185 @@
+"""A deployed run on an in-process grid: proposal, approval, run, report; killed anywhere, it asks nothing twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.client import door
+from equipoise.client.agent import SiteAgent
+from equipoise.client.app import app as stub
+from equipoise.client.approvals import Approvals
+from equipoise.client.resident import PAUSED, Resident
+from equipoise.common.audit import check_rows, read_rows
+from equipoise.common.errors import EquipoiseError, QuorumError, StorageError
+from equipoise.common.sitefile import load_site
+from equipoise.common.study import load_study
+from equipoise.common.study_plan import arms_of
+from equipoise.server import proposal
+from equipoise.server.attempts import describe_run, status_lines
+from equipoise.server.deployment import _locked, carry_out, in_progress
+from equipoise.server.rundir import Arm, RunFolder, Task
+from equipoise.server.verify import verify
+from equipoise.simulations.grid import InProcessGrid, task_identity
+from tests.e2e.deployed import sums
+from tests.e2e.studies import SITES, TABLE, Desk
+
+
+class Hospital:
+    """A site's folder and the agent in it; `crash` says at which answers the coordinator dies."""
+
+    crash: set[int] = set()
+    answers = 0
+
+    def __init__(self, desk: Desk, site: str, state: Path) -> None:
+        self.approvals = Approvals(state)
+        file = desk.site(site) / "site.yaml"
+        agent = SiteAgent(load_site(file), state, self.approvals)
+        self.agent, self.state = agent, state
+        self.resident = Resident(agent, site, state, file, self.approvals)
+
+    def answer(self, request: bytes) -> bytes:
+        Hospital.answers += 1
+        return self.resident.answer(request)
+
+
+class Crash(BaseException):
+    """Stands for `kill -9` of the ServerApp: nothing catches it."""
+
+
+class Place:
+    """A coordinator's run folder and its hospitals."""
+
+    def __init__(self, folder: Path) -> None:
+        self.desk = Desk(folder / "desk", TABLE)
+        self.desk.write_study(
+            sites={"declared_patients": dict.fromkeys(SITES, 24), "minimum": 2, "quorum": 0.6, "deadline_s": 30}
+        )
+        for site in SITES:
+            value = json.loads(json.dumps({"data": {"manifest": "manifest.csv", "splits": {"column": "split"}}}))
+            value["data"]["synthetic"] = True
+            self.desk.change_site(site, **value, caps={"cohort_minimum": 1})
+        self.run = RunFolder(folder / "runs" / "small")
+        study = load_study(self.desk.study).model_copy(update={"simulation": None})
+        self.hash = study.hash
+        self.run.path.mkdir(parents=True)
+        (self.run.path / "base.safetensors").write_bytes((self.desk.folder / "vendor.safetensors").read_bytes())
+        arms = tuple(Arm(name, variant) for name, variant in arms_of(study).items())
+        facts = {"source": "hospitals' own data", "note": "", "synthetic": False}
+        self.run.write_task(Task(study, arms, SITES, tuple(arm.name for arm in arms), facts))
+        self.hospitals = {site: Hospital(self.desk, site, folder / "state" / site) for site in SITES}
+
+    def decide(self, decision: Any, *sites: str) -> None:
+        study = self.run.task().study
+        for site in sites or SITES:
+            self.hospitals[site].approvals.propose(study, "small")
+            self.hospitals[site].approvals.decide(self.hash, decision, "ann")
+
+    def go(self, wait_s: float = 0.0) -> None:
+        door.register_doors(self.hospitals.__getitem__)
+        with task_identity(1), InProcessGrid(stub, list(SITES)) as grid:
+            carry_out(grid, self.run, wait_s)
+
+    def releases(self, site: str) -> list[tuple[str, int]]:
+        entries = self.hospitals[site].agent.ledger.entries()
+        return [(e.body["run"], e.body["number"]) for e in entries if e.kind == "release"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(proposal, "_PAUSE_S", 0.01)
+    yield Place(tmp_path)
+    door.forget_doors()
+
+
+def test_an_approved_study_runs_to_its_report(place: Place) -> None:
+    place.decide("approved")
+    place.go()
+    found = describe_run(place.run)
+    assert (found["state"], found["report"]) == ("finished", str(place.run.path / "report.html"))
+    assert found["sites"] == dict.fromkeys(SITES, "approved")
+    assert found["releases"] == found["planned"] == len(place.releases("ash"))
+    verify(place.run)
+    check_rows(place.run.path / "deployment" / "audit.jsonl")
+    events = [row["event"] for row in read_rows(place.run.path / "deployment" / "audit.jsonl")]
+    assert events.count("asked") == events.count("released") == found["releases"]
+
+
+def test_nobody_is_asked_for_a_release_before_enough_approved(place: Place) -> None:
+    with pytest.raises(QuorumError, match=r"0 of 3 sites approved it, 2 are needed \(ash: pending, birch: pending"):
+        place.go()
+    assert describe_run(place.run)["state"] == "failed"
+    assert [place.releases(site) for site in SITES] == [[], [], []]
+    place.decide("approved")
+    place.go()
+    assert describe_run(place.run)["state"] == "finished"
+
+
+def test_a_site_that_refused_is_left_out(place: Place) -> None:
+    place.decide("approved", "ash", "birch")
+    place.decide("refused", "cedar")
+    place.go()
+    assert place.releases("cedar") == []
+    row = next(r for r in read_rows(place.run.path / "deployment" / "audit.jsonl") if r["event"] == "released")
+    assert row["sites"] == ["ash", "birch"]
+
+
+def test_a_paused_site_is_left_out_and_too_few_end_the_run(place: Place) -> None:
+    place.decide("approved")
+    for site in ("birch", "cedar"):
+        (place.hospitals[site].state / PAUSED).touch()
+    with pytest.raises(QuorumError, match="birch: paused, cedar: paused"):
+        place.go()
+
+
+@pytest.mark.parametrize("at", [4, 8, 9, 10, 20])
+def test_a_coordinator_that_dies_anywhere_goes_on_and_nothing_is_asked_or_spent_twice(
+    at: int, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Place(tmp_path / "whole")
+    whole.decide("approved")
+    whole.go()
+    place.decide("approved")
+    inner, count = Hospital.answer, 0
+
+    def dying(self: Hospital, request: bytes) -> bytes:
+        nonlocal count
+        count += 1
+        reply = inner(self, request)
+        if count == at:
+            raise Crash
+        return reply
+
+    monkeypatch.setattr(Hospital, "answer", dying)
+    with pytest.raises(Crash):
+        place.go()
+    monkeypatch.setattr(Hospital, "answer", inner)
+    assert not in_progress(place.run.path)
+    assert describe_run(place.run)["state"] == "interrupted"
+    assert "equipoise resume small" in "\n".join(status_lines(describe_run(place.run)))
+    place.go()
+    assert sums(place.run.path) == sums(whole.run.path)
+    for site in SITES:
+        assert place.releases(site) == whole.releases(site)
+        assert len(set(place.releases(site))) == len(place.releases(site))
+
+
+def test_one_process_at_a_time_works_on_a_run(place: Place) -> None:
+    place.decide("approved")
+    with _locked(place.run):
+        assert in_progress(place.run.path)
+        with pytest.raises(StorageError, match="another process works on this run"):
+            place.go()
+    place.go()
+
+
+def test_what_went_wrong_is_one_line_of_the_status(place: Place) -> None:
+    place.decide("approved")
+    (place.run.path / "base.safetensors").write_bytes(b"")
+    with pytest.raises(EquipoiseError):
+        place.go()
+    line = next(status_lines(describe_run(place.run)))
+    assert "missing or changed since the run began; restore the file" in line
+    assert "\n" not in line
