@@ -20,7 +20,7 @@ from equipoise.client.workbench import cells_of, network, patient_means, row_log
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.catalogue import sites_of
-from equipoise.common.classifier import state_from_inputs
+from equipoise.common.classifier import alignment_from_inputs, state_from_inputs
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
@@ -245,7 +245,9 @@ def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
         column = 0 if place.query.parameters[prefix] == BASE or inputs.after is None else 1
         return patient_means(place.split.inputs[:, column], place.split)
     state = state_from_inputs(place.query.inputs, prefix)
-    return place.scores.scores(place.study, state, place.split, place.query.split)
+    scores = place.scores.scores(place.study, state, place.split, place.query.split)
+    alignment = alignment_from_inputs(place.query.inputs, prefix)
+    return scores if alignment is None else alignment(scores, place.group(place.study.primary.name))
 
 
 COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {

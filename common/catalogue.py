@@ -342,10 +342,11 @@ def site_deviation(study: Study, metric: str) -> Query:
     return Query("site_deviation", "site_update", "train", "rounds", parameters, blocks)
 
 
-def score_histogram(study: Study, split: SplitName, model: str) -> Query:
+def score_histogram(study: Study, split: SplitName, model: str, bins: int | None = None) -> Query:
     """Patients by group, label and bin of the score. Inputs: the model, `edges`.
 
-    For every attribute; under noise for the primary one alone, which the gates judge.
+    For every attribute; under noise for the primary one alone, which the gates judge. `bins` are the study's unless a
+    method needs others.
     """
     attributes = [study.primary] if study.privacy.private else study.attributes
     return _table(
@@ -355,7 +356,7 @@ def score_histogram(study: Study, split: SplitName, model: str) -> Query:
         "evaluation",
         HISTOGRAM,
         {"model": model, "attributes": [a.name for a in attributes]},
-        {a.name: (len(a.groups) + 1, 2, study.score_bins) for a in attributes},
+        {a.name: (len(a.groups) + 1, 2, bins or study.score_bins) for a in attributes},
         cells=len(attributes),
     )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 from torch import nn
 
+from equipoise.common.alignment import Alignment
 from equipoise.common.factors import Factored
 from equipoise.common.layout import Layout
 from equipoise.common.query import Arrays
@@ -33,6 +34,8 @@ class Classifier:
         head: prefix of the head's names.
         changed: parameters that differ from the base.
         factors: parameters that are products; none of them is in `changed`.
+        alignment: each group's scores on one scale, where the operating point differs by group. It acts where scores
+            are compared with thresholds, and never in training.
     """
 
     file: bytes
@@ -41,6 +44,7 @@ class Classifier:
     head: str
     changed: Mapping[str, NDArray[np.floating]]
     factors: Mapping[str, Factored] = field(default_factory=dict)
+    alignment: Alignment | None = None
 
     @classmethod
     def of(cls, file: bytes, network: nn.Module, head: str) -> Classifier:
@@ -91,6 +95,10 @@ class Classifier:
         start = replace(self, changed=changed, factors={**self.factors, **products})
         return start._with_left({name: pair.left for name, pair in factors.items()})
 
+    def aligned(self, alignment: Alignment | None) -> Classifier:
+        """The same model with an operating point for each group."""
+        return replace(self, alignment=alignment)
+
     def layout_of(self, names: Iterable[str]) -> Layout:
         """Layout of some parameters as they travel: a factorised one by its left factor."""
         return Layout(
@@ -107,7 +115,7 @@ class Classifier:
         return replace(self, factors={**self.factors, **moved})
 
     def inputs(self, prefix: str = "model") -> dict[str, Arrays]:
-        """Input bundles of a query: `<prefix>.base`, `.extractor` and `.head` where they changed, and factors."""
+        """Input bundles: `<prefix>.base`, `.extractor` and `.head` where they changed, factors and alignment."""
         parts: dict[str, Arrays] = {f"{prefix}.base": {"file": np.frombuffer(self.file, dtype=np.uint8)}}
         for part in ("extractor", "head"):
             names = [name for name in self.layout(part).shapes if name in self.changed]
@@ -116,6 +124,8 @@ class Classifier:
         if self.factors:
             parts[f"{prefix}.left"] = {name: pair.left for name, pair in self.factors.items()}
             parts[f"{prefix}.right"] = {name: pair.right for name, pair in self.factors.items()}
+        if self.alignment is not None:
+            parts[f"{prefix}.alignment"] = self.alignment.arrays()
         return parts
 
 
@@ -128,6 +138,16 @@ def state_from_inputs(inputs: Mapping[str, Arrays], prefix: str = "model") -> di
     pairs = {name: Factored(left, right[name]) for name, left in inputs.get(f"{prefix}.left", {}).items()}
     state.update(_products(pairs, state))
     return state
+
+
+def alignment_from_inputs(inputs: Mapping[str, Arrays], prefix: str = "model") -> Alignment | None:
+    """The alignment that a site received, checked; None where scores are compared as they are.
+
+    Raises:
+        ValueError: the knots do not increase.
+    """
+    received = inputs.get(f"{prefix}.alignment")
+    return None if received is None else Alignment.checked(received["common"], received["of_group"])
 
 
 def _products(

@@ -20,6 +20,7 @@ from equipoise.common.methods import (
     fedprox,
     fine_tune,
     group_dro,
+    group_thresholds,
     private_head,
     q_ffl,
     reweighing,
@@ -46,6 +47,7 @@ METHODS: dict[str, Method] = {
         fairfed.METHOD,
         q_ffl.METHOD,
         afl.METHOD,
+        group_thresholds.METHOD,
         audit.METHOD,
     )
 }

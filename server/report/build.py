@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import equipoise
+from equipoise.common.alignment import Alignment
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.estimate import Estimate
@@ -112,6 +113,10 @@ def compose(
     report["level_down"] = _level_down(report, method)
     report["more_false_alarms"] = _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
+    report["method_warnings"] = notes.get("warnings", [])
+    if "alignment" in notes:
+        alignment = Alignment.from_json(notes["alignment"])
+        report["group_thresholds"] = tables.group_thresholds(study, measured, method, alignment)
     if noise is not None:
         report["auc_noise"] = noise
     report["privacy"] = privacy_of(study, plan)
@@ -251,6 +256,8 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
         training["mask"] = {"tensors": notes["mask"], "mean": notes["mask_mean"]}
     if "rounds" in notes:
         training["rounds"] = notes["rounds"]
+    if "facts" in notes:
+        training["facts"] = notes["facts"]
     if "bias_loss_by_round" in notes:
         phases = [row.phase for row in rows if row.name in TRAINING]
         losses = notes["bias_loss_by_round"]
