@@ -15,8 +15,12 @@ import torch
 from equipoise.client.agent import SiteAgent
 from equipoise.client.approvals import Approvals
 from equipoise.client.resident import Resident
+from equipoise.client.secure_session import Peers, SecureSessions
+from equipoise.client.secure_store import FolderStore
 from equipoise.client.service import serve
 from equipoise.common.errors import StorageError
+from equipoise.common.identity import signing_identity
+from equipoise.common.secure_sum.keys import parse_key
 from equipoise.common.sitefile import Site, load_site
 
 _GRACE_S = 20.0
@@ -25,6 +29,20 @@ _GRACE_S = 20.0
 def approvals_of(site: Site, state: Path) -> Approvals:
     """The hospital's store of studies, with what its site file approves beforehand."""
     return Approvals(state, () if site.approve == "manual" else site.approve)
+
+
+def sessions_of(site: Site, state: Path) -> SecureSessions | None:
+    """The site's part in secure sums; None where it has no identity key, or does not list itself among its peers.
+
+    Raises:
+        RefusedError: `peers.keys` lists this site under another key than its own.
+        StudyError: the identity key is not one.
+    """
+    file = state / "identity.key"
+    if not file.exists() or site.site not in site.peers.keys:
+        return None
+    peers = Peers({name: parse_key(text) for name, text in site.peers.keys.items()}, site.peers.minimum)
+    return SecureSessions(site.site, signing_identity(file.read_bytes()), peers, FolderStore(state / "secure"))
 
 
 def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
@@ -49,7 +67,8 @@ def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
         except OSError:
             raise StorageError(f"{state}: another site agent works on this folder; stop it, or give another") from None
         approvals = approvals_of(site, state)
-        resident = Resident(SiteAgent(site, state, approvals), site.site, state, site_file, approvals)
+        agent = SiteAgent(site, state, approvals, sessions=sessions_of(site, state))
+        resident = Resident(agent, site.site, state, site_file, approvals)
         socket = Path(site.socket.path)
         server = serve(resident, site.site, socket, group=site.socket.group, most_bytes=site.socket.request_mib * 2**20)
         say(f"site agent of {site.site} listens at {socket}")

@@ -58,6 +58,8 @@ def describe(proposal: Proposal, site: Site) -> Json:
         "label": study.label.column,
         "attributes": [attribute.name for attribute in study.attributes],
         "privacy": study.privacy.mode,
+        "secure_sum": bool(study.privacy.secure_sum),
+        "strangers": sorted(name for name, key in study.sites.keys.items() if site.peers.keys.get(name) != key),
         "cost": epsilon,
         "queries": queries,
         "releases": len(plan.entries),
@@ -93,6 +95,13 @@ def show_lines(found: Json) -> Iterator[str]:
         )
     else:
         yield f"  privacy     mode {found['privacy']}: exact sums, no noise protects a patient"
+    hidden = "the coordinator sees sums over the sites alone" if found["secure_sum"] else "off: it sees each site's own"
+    yield f"  secure sum  {hidden}"
+    if found["secure_sum"] and found["strangers"]:
+        yield (
+            f"              not in peers.keys of this site, or under another key: {', '.join(found['strangers'])}; "
+            "compare the keys by another channel, then add them"
+        )
     yield f"  releases    {found['releases']}"
     for row in found["queries"]:
         yield f"    {row['times']:>4} x {row['query']:<20} {row['phase']:<12} {row['split']:<10} {row['arm']}"

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import StudyError
+from equipoise.common.secure_sum.keys import Identity
 
 _SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -51,6 +52,11 @@ def public_identity(private: bytes) -> str:
     """`ed25519:` and the public key in base 64, as it stands in the site files of others under `peers.keys`."""
     raw = _identity(private).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     return "ed25519:" + base64.b64encode(raw).decode("ascii")
+
+
+def signing_identity(private: bytes) -> Identity:
+    """The identity of an Ed25519 key (PEM), as the secure sum uses it."""
+    return Identity(_identity(private).private_bytes_raw())
 
 
 @dataclass(frozen=True)

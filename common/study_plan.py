@@ -160,6 +160,8 @@ class StudyPlan:
         """
         try:
             rows = json.loads(bundle["json"].tobytes())
+            if not isinstance(rows, list):
+                raise TypeError
             return cls(tuple(Entry(arm, account, Query.from_public(public, {})) for arm, account, public in rows))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RefusedError("the plan received is no plan of this version") from None

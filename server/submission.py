@@ -31,7 +31,7 @@ def prepare_run(coordinator: Coordinator, study_file: Path, assignments: list[st
             "--name"
         )
     # What concerns simulations is no part of what is proposed; nor is it needed again.
-    study = study.model_copy(update={"simulation": None})
+    study = _with_secure_sum(study.model_copy(update={"simulation": None}), coordinator)
     arms = tuple(Arm(arm, variant) for arm, variant in arms_of(study).items())
     weights, pool = study.model.weights, study.privacy.public_pool
     if weights is None:
@@ -43,6 +43,17 @@ def prepare_run(coordinator: Coordinator, study_file: Path, assignments: list[st
     sites = tuple(sorted(study.sites.declared_patients))
     folder.write_task(Task(study, arms, sites, tuple(arm.name for arm in arms), facts))
     return folder
+
+
+def _with_secure_sum(study: Study, coordinator: Coordinator) -> Study:
+    """The study through the secure sum unless it says otherwise, with the identity keys of its sites."""
+    if study.privacy.secure_sum is None:
+        study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"secure_sum": True})})
+    if study.privacy.secure_sum and not study.sites.keys:
+        enrolled = coordinator.enrolled()
+        keys = {site: str(enrolled[site]["identity"]) for site in sorted(study.sites.declared_patients)}
+        study = study.model_copy(update={"sites": study.sites.model_copy(update={"keys": keys})})
+    return study
 
 
 def _check(study: Study, file: Path, coordinator: Coordinator) -> None:

@@ -86,7 +86,9 @@ def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]
                     f"{folder.arm_folder(arm.name) / ALIGNMENT}: is not what the released sums give; restore the run"
                 )
             releases = len(folder.transcript(arm.study, arm.name).rows)
-            checked.append(Checked(f"model of {arm.name}", f"derived again from {releases} sums, bit for bit"))
+            # A control that was trained in a run of its own goes by the name of its folder.
+            name = arm.name if folder is run else folder.path.relative_to(run.path / "controls").as_posix()
+            checked.append(Checked(f"model of {name}", f"derived again from {releases} sums, bit for bit"))
     if task.evaluate:
         run.transcript(task.study, EVALUATION).check()
         _check_report(run)

@@ -176,7 +176,8 @@ def _run_alone(study: Study, run: RunFolder, hospitals: Hospitals, engine: str) 
         privacy = study.privacy.model_copy(update={"secure_sum": None, "mode": mode})
         alone = study.model_copy(update={"sites": sites, "method": bare, "privacy": privacy})
         own = RunFolder(run.path / "controls" / name)
-        task = Task(alone, (Arm(name, alone),), (site,), (), {})
+        # Under the method's own name: the sites hold its queries against the plan of the study, where it has that name.
+        task = Task(alone, (Arm(alone.method.name, alone),), (site,), (), {})
         begin_run(own, task, {site: files})
         start_run(alone, own, task, engine)
 

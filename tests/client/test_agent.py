@@ -92,7 +92,7 @@ def lone(query: Query) -> StudyPlan:
 
 
 def request(study: Study, query: Query, number: int = 0, plan: StudyPlan | None = None, **how: Any) -> bytes:
-    """The request for one query of a plan: of the plan of both where it stands there, else of one that asks it alone."""
+    """The request for one query of a plan: of the plan of both where it stands there, else of one of its own."""
     if plan is None:
         plan = both(study) if query.template in [entry.query.template for entry in both(study).entries] else lone(query)
     return request_for(study, plan, query, number=number, **how)

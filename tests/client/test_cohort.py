@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -107,7 +106,28 @@ class TestPatients:
         cohort = csv_cohort(tmp_path)
         assert cohort.patients == 4
         assert [cohort.split_patients(name) for name in SPLITS] == [2, 1, 1]
-        assert cohort.fingerprint == hashlib.sha256((HEADER + ROWS).encode()).hexdigest()
+        assert cohort.members() == [("a", "train"), ("b", "train"), ("c", "test"), ("d", "validation")]
+        assert len(cohort.fingerprint) == 64
+        assert cohort.bytes_held == 5 * 4 * 4  # the table, and no split of it
+
+    def test_the_fingerprint_is_that_of_the_data_and_of_how_they_are_read(self, tmp_path: Path) -> None:
+        first = csv_cohort(tmp_path).fingerprint
+        (tmp_path / "elsewhere").mkdir()
+        assert csv_cohort(tmp_path / "elsewhere").fingerprint == first  # wherever they lie
+        assert csv_cohort(tmp_path, account="second").fingerprint == first  # whoever pays
+        shares = {"train": 0.5, "validation": 0.25, "test": 0.25}
+        keyed = {"splits": shares, "split_key": "0" * 32}
+        others = [
+            csv_cohort(tmp_path, rows=ROWS.replace("39.9", "39.8")),
+            csv_cohort(tmp_path, rows=ROWS + "e,0,50,M,90,1,train\n"),
+            csv_cohort(tmp_path, coding={"sex": {"F": "female", "M": "male", "X": "male"}}),
+            csv_cohort(tmp_path, columns={"disease": "dis", "hr": "bp"}),
+            csv_cohort(tmp_path, patient="bp"),
+            csv_cohort(tmp_path, **keyed),
+            csv_cohort(tmp_path, **{**keyed, "split_key": "1" * 32}),
+            csv_cohort(tmp_path, **{**keyed, "splits": {**shares, "train": 0.25, "test": 0.5}}),
+        ]
+        assert len({cohort.fingerprint for cohort in others} | {first}) == len(others) + 1
 
     def test_a_split_is_decoded_once(self, tmp_path: Path) -> None:
         cohort = csv_cohort(tmp_path)
@@ -260,6 +280,23 @@ class TestImages:
         assert split.inputs.dtype == torch.uint8
         np.testing.assert_array_equal(split.inputs.numpy(), expected)
         assert split.patient.tolist() == [0, 0, 1]
+
+    @pytest.mark.parametrize("store", ["zip", "folder"])
+    def test_an_image_that_is_another_makes_other_data(self, tmp_path: Path, store: str) -> None:
+        files = {"1.png": png(PIXELS), "2.png": png(PIXELS[::-1]), "3.png": png(255 - PIXELS)}
+        first = self.cohort(tmp_path, files, store)
+        held = tmp_path / ("images.zip" if store == "zip" else "images/2.png")
+        content = held.read_bytes()
+        reads_images = study(inputs={"kind": "image", "size": 8})
+
+        def again() -> str:
+            images = tmp_path / ("images.zip" if store == "zip" else "images")
+            described = site(tmp_path / "cohort.csv", images=str(images), image_column="file")
+            return Cohort(reads_images, described).fingerprint
+
+        assert again() == first.fingerprint
+        held.write_bytes(content + b" ")
+        assert again() != first.fingerprint
 
     @pytest.mark.parametrize("store", ["zip", "folder"])
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The site agent's socket: bytes of any size pass, nothing else does; who may connect; what a stub gets of a failure."""
+"""The site agent's socket: bytes of any size pass, nothing else does; who may connect; what a failure tells a stub."""
 
 import socket as sockets
 import stat

@@ -55,7 +55,8 @@ def test_a_good_study_and_a_good_site_pass() -> None:
         ("evaluation.gates.worst_group_auc_los", "did you mean 'worst_group_auc_loss'?"),
         ("sites.zzz", "known keys: "),
         ("inputs.colour", "known keys: "),
-        ("privacy.epsilon", "known keys: mode"),
+        ("privacy.epsilom", "did you mean 'epsilon'?"),
+        ("privacy.split.tests", "did you mean 'test'?"),
     ],
 )
 def test_an_unknown_key_is_named_with_what_was_meant(path: str, hint: str) -> None:

@@ -20,8 +20,8 @@ from equipoise import __version__, cli
 from equipoise.common import errors
 from equipoise.common.methods import METHODS
 from equipoise.common.study import load_study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import unpack
-from equipoise.server.plan import full_plan
 from equipoise.server.rounds import read_rounds
 from equipoise.server.rundir import RunFolder
 from equipoise.server.verify import write_seal
@@ -199,7 +199,7 @@ def test_the_plan_is_what_the_run_asks(name: str, desk: Desk, equipoise: Run) ->
     rows = json.loads(ended.out)
     assert ended.err == ""
     assert equipoise("simulate", desk.study, "--out", desk.run).code == 0
-    planned = full_plan(load_study(desk.study))
+    planned = [(entry.arm, entry.query) for entry in StudyPlan.of(load_study(desk.study)).entries]
     assert [(arm, query.name, query.phase) for arm, query in planned] == asked(desk.run)
     ordered = [
         query.public

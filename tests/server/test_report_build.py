@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.path.mkdir()
     (run.path / "base.safetensors").write_bytes(weights_file())
     run.write_task(task)
-    engine = Engine(study, Post(agents), [RoundLog(run.path / "rounds.jsonl")])  # type: ignore[arg-type]
+    engine = Engine(study, run.plan(), Post(agents), [RoundLog(run.path / "rounds.jsonl")])  # type: ignore[arg-type]
     for arm in task.arms:
         run.write_outcome(arm.name, run_arm(engine, run, arm))
     measure(engine, run, task)
@@ -113,7 +113,7 @@ def test_a_run_without_evaluation_has_nothing_to_report(run: RunFolder) -> None:
 def noise_tables(run: RunFolder) -> dict[str, Any]:
     """The control's tables where it is the base model itself."""
     task = run.task()
-    measured = measure(Engine(task.study, None), run, task)
+    measured = measure(Engine(task.study, run.plan(), None), run, task)
     own = measured.pairs[BASE, "swift"]
     same = {}
     for name, table in own.items():
@@ -186,7 +186,7 @@ def test_noise_tables_that_contradict_the_sums_are_named(
 
 def test_noise_tables_join_the_others_and_a_broken_file_is_named(run: RunFolder) -> None:
     task = run.task()
-    measured = measure(Engine(task.study, None), run, task)
+    measured = measure(Engine(task.study, run.plan(), None), run, task)
     assert add_auc_noise(run, measured, "swift") is None
     value = noise_tables(run)
     write_noise(run, value)

@@ -17,15 +17,15 @@ import pytest
 
 from equipoise.client.ledger import Ledger
 from equipoise.common import evaluation
-from equipoise.common.canonical import digest_json
+from equipoise.common.canonical import canonical_json, digest_json
 from equipoise.common.errors import EquipoiseError, StorageError, StudyError, TranscriptError
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.methods import resolve
-from equipoise.common.query import Sum
+from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study, load_study
 from equipoise.common.wire import unpack
-from equipoise.server.engine import Engine
+from equipoise.server.engine import Engine, _advance
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
 from equipoise.server.rundir import EVALUATION, RunFolder
@@ -48,7 +48,7 @@ def verify(run: RunFolder) -> list[Checked]:
 def figures(run: RunFolder) -> dict[str, Any]:
     """The released tables as a report would hold them; the report itself is tested elsewhere."""
     task = run.task()
-    measured = measure(Engine(task.study, None), run, task)
+    measured = measure(Engine(task.study, run.plan(), None), run, task)
     tables = {"/".join(key): {a: t.tolist() for a, t in value.items()} for key, value in measured.histograms.items()}
     pairs = {"/".join(key): {a: t.tolist() for a, t in value.items()} for key, value in measured.pairs.items()}
     return {"histograms": tables, "pairs": pairs}
@@ -263,6 +263,7 @@ def test_a_finished_run_is_not_begun_again_by_mistake(run: RunFolder, study_file
 
 KINDS = [
     "task.json",
+    "plan.json",
     "base.safetensors",
     "hospitals.json",
     "model.safetensors",
@@ -273,6 +274,7 @@ KINDS = [
     "controls/no_mask/transcript/chain.jsonl",
     "controls/no_mask/transcript/sums/0000.safetensors",
     "controls/pooled/task.json",
+    "controls/pooled/plan.json",
     "controls/pooled/model.safetensors",
     "controls/pooled/transcript/sums/0002.safetensors",
     "evaluation/chain.jsonl",
@@ -377,20 +379,37 @@ def test_a_changed_study_is_found_under_a_new_seal(run: RunFolder) -> None:
     assert "chain.jsonl: line 1 does not follow" in sealed_again(run)
 
 
+def test_a_changed_plan_is_found_under_a_new_seal(run: RunFolder) -> None:
+    file = run.path / "plan.json"
+    rows = json.loads(file.read_text())
+    rows[0][2]["phase"] = "another"
+    file.write_text(json.dumps(rows))
+    assert "query 'cell_statistics' (phase counts) is not in what is left of the plan" in sealed_again(run)
+    rows[0][2]["phase"] = "counts"
+    file.write_text(json.dumps([rows[1], rows[0], *rows[2:]]))
+    assert "is not in what is left of the plan" in sealed_again(run)
+    file.write_text("{}")
+    assert "plan.json: missing or changed" in sealed_again(run)
+
+
 # --- forged -------------------------------------------------------------------------------------------------------
 
 
-def refill(transcript: Transcript, steps: Any, edit: Callable[[int, dict[str, Any]], dict[str, Any]]) -> Any:
+def refill(
+    transcript: Transcript, plan: list[Query], steps: Any, edit: Callable[[int, dict[str, Any]], dict[str, Any]]
+) -> Any:
     """Write a transcript anew from its own sums with some of them edited, every digest and hash fitting again."""
     old, points = transcript.rows, {row.number: unpack(transcript._bytes(row))[1] for row in transcript.rows}
     shutil.rmtree(transcript.folder)
     transcript.rows = []
     try:
-        query = next(steps)
+        template, place = next(steps), 0
         for number, row in enumerate(old):
+            place = _advance(plan, place, template)
+            query = plan[place - 1].with_inputs(**template.inputs)
             total = Sum(query, row.cohort, edit(number, points[number]))
             transcript.append(total)
-            query = steps.send(total)
+            template = steps.send(total)
     except StopIteration as end:
         return end.value
     raise AssertionError("the forged run asks for more than the honest one")
@@ -410,11 +429,11 @@ def forge(run: RunFolder, number: int) -> None:
         return points
 
     transcript = run.transcript(arm.study, arm.name)
-    outcome = refill(transcript, method.run(arm.study, base), edit)
+    outcome = refill(transcript, run.plan().arm(arm.name), method.run(arm.study, base), edit)
     run.write_outcome(arm.name, outcome)
     models = {BASE: base, **{name: run.result(name, base) for name in task.evaluate}}
     steps = evaluation.evaluate(task.study, models, arm.name)
-    refill(run.transcript(task.study, EVALUATION), steps, lambda _, points: points)
+    refill(run.transcript(task.study, EVALUATION), run.plan().arm(EVALUATION), steps, lambda _, points: points)
     write_report(run)
     write_seal(run)
 
@@ -447,7 +466,7 @@ def test_a_run_that_was_renamed_to_shed_its_heads_is_found(run: RunFolder) -> No
     for transcript, study, name, steps in opened:
         # Chained anew under the other name, so that every chain and digest fits again.
         transcript.anchor = digest_json([study.hash, f"another/{name}"])
-        refill(transcript, steps, lambda _, points: points)
+        refill(transcript, run.plan().arm(name), steps, lambda _, points: points)
     write_seal(run)
     with pytest.raises(TranscriptError, match=r"site north remembers run 'run/.*', which is not in this folder"):
         verify(run)
@@ -462,18 +481,19 @@ def test_a_page_that_does_not_follow_from_the_report_is_found_under_a_new_seal(r
 def test_a_changed_ledger_is_named(run: RunFolder) -> None:
     file = run.path / "sites" / "south" / "ledger.sqlite"
     ledger = Ledger(file)
-    row = ledger.rows()[2]
-    ledger._db.execute("UPDATE release SET head = ? WHERE run = ? AND number = ?", ("0" * 64, row.run, row.number))
+    entry = [entry for entry in ledger.entries() if entry.kind == "release"][2]
+    body = canonical_json({**entry.body, "head": "0" * 64}).decode()
+    ledger._chain.db.execute("UPDATE entry SET body = ? WHERE seq = ?", (body, entry.seq))
     ledger.close()
-    with pytest.raises(TranscriptError, match=rf"south/ledger\.sqlite: release {row.number} of {row.run} was changed"):
+    with pytest.raises(TranscriptError, match=rf"south/ledger\.sqlite: entry {entry.seq} \(release\) was changed"):
         verify(run)
 
 
 def test_a_flipped_byte_in_a_ledger_is_named(run: RunFolder) -> None:
     file = run.path / "sites" / "south" / "ledger.sqlite"
     ledger = Ledger(file)
-    head = ledger.rows()[3].head
-    ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    head = str([entry for entry in ledger.entries() if entry.kind == "release"][3].body["head"])
+    ledger._chain.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     ledger.close()
     data = file.read_bytes()
     assert data.count(head.encode()) >= 1
@@ -497,6 +517,12 @@ def test_sites_keep_no_reply_and_the_server_no_contribution(finished: RunFolder)
         assert set(unpack(file.read_bytes())[0]) == {"protocol", "release", "query", "public", "inputs", "cohort"}
     for site in SITES:
         ledger = Ledger(finished.path / "sites" / site / "ledger.sqlite")
-        assert ledger.broken_row() is None
-        assert ledger._db.execute("SELECT count(*) FROM release WHERE reply IS NOT NULL").fetchone() == (0,)
+        assert ledger.broken_entry() is None
+        # Each arm's last reply, which a coordinator that crashed may still ask for; no earlier one.
+        held = ledger._chain.db.execute("SELECT run, number FROM sealed WHERE reply IS NOT NULL").fetchall()
+        last = {}
+        for entry in ledger.entries():
+            if entry.kind == "release":
+                last[entry.body["run"]] = entry.body["number"]
+        assert dict(held) == last
         ledger.close()
