@@ -46,7 +46,7 @@ class Rounds(Strict):
 
 
 class Bmft(LocalSteps):
-    """Parameters of BMFT; `lr` is that of the first phase."""
+    """Parameters of BMFT."""
 
     bias_loss: BiasLoss = "equalized_odds"
     form: Form = "absolute"
@@ -60,8 +60,8 @@ class Bmft(LocalSteps):
     head_reset: Literal["zero", "none"] = "zero"
     balance: Balance = "cells"
     weight_cap: float = Field(default=4.0, gt=0)
-    lr: float = Field(default=1e-3, gt=0)
-    repair_lr: float = Field(default=0.1, gt=0)
+    impair_lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=0.1, gt=0)  # of the second phase, in which the head starts at 0
     step: Step | None = None
     rounds: Rounds = Rounds()  # of fedavg and full_gradient
     whitened: Whitened = Whitened()
@@ -197,9 +197,10 @@ def _reset(model: Classifier, p: Bmft) -> Classifier:
 def _phases(study: Study, p: Bmft) -> tuple[Phase, Phase]:
     """Impair on the bias loss alone; repair on task + bias_share * bias, which is a mix of sum 1 at another rate."""
     step, total = step_of(study, p.step), 1 + p.bias_share
-    repair = p.model_copy(update={"lr": p.repair_lr * total})
+    impair = p.model_copy(update={"lr": p.impair_lr})
+    repair = p.model_copy(update={"lr": p.lr * total})
     return (
-        Phase("impair", "extractor", 0.0, p.rounds.impair, step, p),
+        Phase("impair", "extractor", 0.0, p.rounds.impair, step, impair),
         Phase("repair", "head", 1 / total, p.rounds.repair, step, repair),
     )
 
@@ -229,7 +230,7 @@ def _with(**changes: Any) -> Any:
 def _fine_tuning(loss: str, part: str) -> Any:
     def build(study: Study) -> Study:
         p = _parameters(study)
-        steps = {name: getattr(p, name) for name in LocalSteps.model_fields}
+        steps = {name: getattr(p, name) for name in LocalSteps.model_fields if name != "lr"}
         return study.with_method(
             "fine_tune",
             loss=loss,

@@ -44,6 +44,7 @@ class Method:
         trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
         settings: parameters that `equipoise compare --tune` tries, the defaults ({}) first.
+        shared: keys of a study's own method that this one takes over in a comparison, where it has them.
     """
 
     name: str
@@ -57,4 +58,5 @@ class Method:
     private: str = ""
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
     settings: Sequence[Mapping[str, Any]] = ({},)
+    shared: frozenset[str] = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
     trains: bool = True

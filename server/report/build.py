@@ -109,7 +109,7 @@ def compose(
         "roc": tables.roc_curves(study, measured, (BASE, method)),
     }
     report["averages"] = tables.averages(study, report["models"])
-    report["verdict"] = verdict(_evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
+    report["verdict"] = verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
     report["level_down"] = _level_down(report, method)
     report["more_false_alarms"] = _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
@@ -202,7 +202,8 @@ def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:
     return {"connected": sorted(task.sites), "declared_patients": task.study.sites.declared_patients, "arms": arms}
 
 
-def _evidence(study: Study, measured: Measured, method: str) -> Evidence:
+def evidence(study: Study, measured: Measured, method: str) -> Evidence:
+    """What a verdict on a method is made from."""
     name = study.primary.name
     before, after, blur, joint = measured.score_pair(BASE, method, name)
     controls = [

@@ -107,7 +107,7 @@ def test_a_run_uses_the_mask_of_the_patients_sensitivities() -> None:
 
 def test_what_is_masked_neither_moves_nor_decays_and_the_head_rests() -> None:
     # In the public code weight decay is added after the mask, and shrinks masked weights and the head.
-    place = town("bmft", rounds={"impair": 2, "repair": 0}, head_reset="none", weight_decay=0.1, lr=0.05)
+    place = town("bmft", rounds={"impair": 2, "repair": 0}, head_reset="none", weight_decay=0.1, impair_lr=0.05)
     done = place.run(*parts_of(60))
     mask = done.named("local_training")[0].query.inputs["mask"]
     before, after = place.model.state, done.outcome.classifier.state
@@ -122,8 +122,7 @@ def test_impair_is_the_bias_loss_alone_on_scores_that_are_sigmoids_of_the_logit_
     # One full-gradient step against autograd on the pooled patients. The public head ends in a sigmoid and the loss
     # takes another, which would leave scores between 0.5 and 0.73.
     place = town(
-        "bmft", step="full_gradient", mask="ones", rounds={"impair": 1, "repair": 0}, head_reset="none", lr=0.5
-    )
+        "bmft", step="full_gradient", mask="ones", rounds={"impair": 1, "repair": 0}, head_reset="none", impair_lr=0.5)
     done = place.run(*parts_of(60))
     split, model = place.people.split(range(60)), network()
     z = model(split.inputs)
@@ -154,7 +153,7 @@ def test_repair_starts_from_a_head_of_zeros_and_trains_nothing_else() -> None:
 
 
 def test_full_gradient_rounds_are_the_same_for_every_partition() -> None:
-    place = town("bmft", step="full_gradient", rounds={"impair": 2, "repair": 2}, lr=0.1, percentile=30)
+    place = town("bmft", step="full_gradient", rounds={"impair": 2, "repair": 2}, impair_lr=0.1, percentile=30)
     together, apart = place.run(), place.run(*parts_of(60, 4))
     for name, value in together.outcome.classifier.state.items():
         np.testing.assert_allclose(apart.outcome.classifier.state[name], value, rtol=1e-5, atol=1e-6)
