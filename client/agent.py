@@ -159,7 +159,7 @@ class SiteAgent:
     ) -> bytes:
         """The reply to one stage of a release through the secure sum; such a study knows no other way."""
         if self._sessions is None:
-            raise RefusedError(f"{self.site.site} has no identity key or no pinned peers; a secure sum needs both")
+            raise RefusedError(f"{self.site.site}: no identity key or no pinned peers; `equipoise site pin` pins them")
         terms = Terms.from_json(message.get("terms") if isinstance(message, dict) else None)
         patients = sum(study.sites.declared_patients.values())
         parts = parts_of(query, rooms_of(query, noise_in(query), len(terms.cohort), patients))

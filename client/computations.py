@@ -16,11 +16,20 @@ from torch import Tensor
 from equipoise.client import group_sums, site_figures
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import cells_of, network, patient_means, row_logits, rows_of
+from equipoise.client.workbench import (
+    FILLED_BATCH,
+    cells_of,
+    filled_rows,
+    network,
+    patient_means,
+    row_logits,
+    rows_of,
+)
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies, Equalisation
 from equipoise.common.catalogue import sites_of
 from equipoise.common.classifier import alignment_from_inputs, state_from_inputs
+from equipoise.common.errors import RefusedError
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
@@ -138,6 +147,11 @@ def whitened_gradient(place: Workplace) -> Contribution:
     """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides."""
     study, split, query = place.study, place.split, place.query
     parameters, weights, basis = query.parameters, query.inputs["weights"], query.inputs["basis"]
+    of_cells, of_directions = query.blocks["scores"].shape, query.blocks["gradient"].shape
+    shapes = (weights["task"].shape, weights["bias"].shape, basis["basis"].shape[1:])
+    if shapes != (of_cells, of_cells, of_directions):
+        # Found out later, it would be an error or none by which cells have patients.
+        raise RefusedError(f"{query.name}: weights and basis of shapes {shapes}, expected {(of_cells, of_directions)}")
     # The space belongs to the vendor's weights; where the model is now does not change its filters.
     base = {name: value for name, value in query.inputs.items() if name == "model.base"}
     space = Space.of(
@@ -156,13 +170,14 @@ def whitened_gradient(place: Workplace) -> Contribution:
     cell = cells_of(study, split)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for rows in patient_slices(split.patient, GRADIENT_BATCH):
+        for rows in patient_slices(split.patient, FILLED_BATCH):
             mine = split.patient[rows]
             first, last = int(mine[0]), int(mine[-1]) + 1
-            logits, dz = space.logit_gradients(model, rows_of(study, model, split, rows))
+            logits, dz = space.logit_gradients(model, filled_rows(study, model, split, rows))
+            projected = dz.double().cpu() @ directions  # of the rows that fill up too, so that all batches are alike
             vectors = contributions(
-                logits,
-                dz.double().cpu() @ directions,
+                logits[: len(mine)],
+                projected[: len(mine)],
                 mine - first,
                 split.label[first:last],
                 cell[first:last],
@@ -201,19 +216,32 @@ def local_training(place: Workplace) -> Contribution:
 
 
 def score_histogram(place: Workplace) -> Contribution:
-    """The cell (group, label, score bin) of each patient, for every attribute of the query."""
-    bins = bin_scores(_scores(place, "model"), place.query.inputs["edges"]["edges"])
-    return Fills(
-        {
-            name: np.ravel_multi_index((place.group(name), place.label, bins), block.shape)[:, None]
-            for name, block in place.query.blocks.items()
-        }
-    )
+    """The cell (group, label, score bin) of each patient, for every attribute of the query.
+
+    Where noise protects the patients, one whose score is NaN or infinite fills no cell: a refusal would tell the server
+    of that patient without noise.
+    """
+    scores, edges = _scores(place, "model"), place.query.inputs["edges"]["edges"]
+    sound = np.isfinite(scores) | (not place.query.private)
+    bins = bin_scores(np.where(sound, scores, 0.0), edges)
+    cells = {}
+    for name, block in place.query.blocks.items():
+        # Of public shapes alone, and before a score is looked at: else the error would be about some patient's score.
+        if edges.shape != (block.shape[2] - 1,):
+            raise RefusedError(f"{place.query.name}: edges of shape {edges.shape} for {block.shape[2]} bins")
+        cell = np.ravel_multi_index((place.group(name), place.label, bins), block.shape)
+        cells[name] = np.where(sound, cell, -1)[:, None]
+    return Fills(cells)
 
 
 def decision_table(place: Workplace) -> Contribution:
     """The cell (group, label, interval of the score before, and after) of each patient, for every attribute."""
     thresholds = place.query.inputs["thresholds"]["thresholds"]
+    for block in place.query.blocks.values():
+        if thresholds.shape != (block.shape[2] - 1, 2):
+            raise RefusedError(
+                f"{place.query.name}: thresholds of shape {thresholds.shape} for {block.shape[2]} intervals"
+            )
     before, after = interval_cells(_scores(place, "before"), _scores(place, "after"), *thresholds.T)
     return Fills(
         {

@@ -32,17 +32,18 @@ def approvals_of(site: Site, state: Path) -> Approvals:
 
 
 def sessions_of(site: Site, state: Path) -> SecureSessions | None:
-    """The site's part in secure sums; None where it has no identity key, or does not list itself among its peers.
+    """The site's part in secure sums; None where it has no identity key, or pinned no peers.
 
     Raises:
         RefusedError: `peers.keys` lists this site under another key than its own.
         StudyError: the identity key is not one.
     """
     file = state / "identity.key"
-    if not file.exists() or site.site not in site.peers.keys:
+    if not file.exists() or not site.peers.keys:
         return None
-    peers = Peers({name: parse_key(text) for name, text in site.peers.keys.items()}, site.peers.minimum)
-    return SecureSessions(site.site, signing_identity(file.read_bytes()), peers, FolderStore(state / "secure"))
+    own = signing_identity(file.read_bytes())
+    known = {site.site: own.public, **{name: parse_key(text) for name, text in site.peers.keys.items()}}
+    return SecureSessions(site.site, own, Peers(known, site.peers.minimum), FolderStore(state / "secure"))
 
 
 def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:

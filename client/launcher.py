@@ -1,8 +1,8 @@
 """Flower's `flwr-clientapp`, without the parts of the SuperNode that it never uses.
 
 A SuperNode starts this program anew for every message, and two fifths of its time went into loading the SuperNode's
-own server (measured; docs/decisions/0053). The folder of a site puts it before Flower's on the SuperNode's path. What runs
-is Flower's own function; only the package around it is not loaded.
+own server (measured; docs/decisions/0053). The folder of a site puts it before Flower's on the SuperNode's path. What
+runs is Flower's own function; only the package around it is not loaded.
 """
 
 from __future__ import annotations

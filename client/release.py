@@ -40,8 +40,8 @@ def release(charge: Charge, query: Query, contribution: Contribution) -> dict[st
         counted. Plan `none`: exact sums on the lattice, and no guarantee.
 
     Raises:
-        RefusedError: the charge is used up or of another query; a total where patients have to be bounded; a value
-            that is not finite or beyond its bound, without privacy.
+        RefusedError: the charge is used up or of another query; a total where patients have to be bounded; vectors or
+            cells of another shape than the plan's; a value that is not finite or beyond its bound, without privacy.
     """
     charge.use(query.digest)
     if isinstance(contribution, Fills):
@@ -86,6 +86,9 @@ def _summed(query: Query, rows: Rows) -> dict[str, Points]:
         raise RefusedError(f"{query.name}: vectors of {size} entries under a plan of kind {plan.kind}")
     total = np.zeros(size, dtype=np.int64)
     for part in rows.parts:
+        # Fewer entries would be spread over all of them, and a patient would count many times.
+        if part.ndim != 2 or part.shape[1] != size:
+            raise RefusedError(f"{query.name}: vectors of shape {part.shape[1:]}, the plan has {size} entries")
         total += clip_and_round(part, plan.clip, plan.step, plan.norm).sum(axis=0)
     return _blocks(query, total + plan.sampler.noise((size,)))
 

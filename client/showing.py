@@ -59,7 +59,9 @@ def describe(proposal: Proposal, site: Site) -> Json:
         "attributes": [attribute.name for attribute in study.attributes],
         "privacy": study.privacy.mode,
         "secure_sum": bool(study.privacy.secure_sum),
-        "strangers": sorted(name for name, key in study.sites.keys.items() if site.peers.keys.get(name) != key),
+        "strangers": sorted(
+            name for name, key in study.sites.keys.items() if name != site.site and site.peers.keys.get(name) != key
+        ),
         "cost": epsilon,
         "queries": queries,
         "releases": len(plan.entries),
@@ -99,8 +101,8 @@ def show_lines(found: Json) -> Iterator[str]:
     yield f"  secure sum  {hidden}"
     if found["secure_sum"] and found["strangers"]:
         yield (
-            f"              not in peers.keys of this site, or under another key: {', '.join(found['strangers'])}; "
-            "compare the keys by another channel, then add them"
+            f"              not pinned here, or under another key: {', '.join(found['strangers'])}; compare the "
+            "fingerprints of their enrolments by another channel, then `equipoise site pin`, and start the agent again"
         )
     yield f"  releases    {found['releases']}"
     for row in found["queries"]:

@@ -3,6 +3,7 @@
 site.yaml                the site file, to be edited
 ca.pem                   the coordinator's authority: no other server is accepted
 node.key, node.pub       the SuperNode's key
+peers/                   enrolments of the other hospitals, as pinned
 agent/                   the site agent's own: identity key, ledger, logs, decisions (mode 0700)
 door/agent.sock          where the SuperNode reaches the agent
 start-agent.sh, start-supernode.sh, supervise.sh and service files
@@ -17,7 +18,15 @@ from pathlib import Path
 from equipoise import __version__
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.identity import Enrolment, new_identity_key, new_node_key, public_identity, public_node_key
+from equipoise.common.identity import (
+    Enrolment,
+    new_identity_key,
+    new_node_key,
+    public_identity,
+    public_node_key,
+    read_enrolment,
+)
+from equipoise.common.sitefile import Site
 from equipoise.supervision import RETRY_S, python_script, start_script, supervisor, unit
 
 _SITE_FILE = """# What {site} decides for itself. This file is never sent. docs/site-file.md explains every key.
@@ -48,8 +57,8 @@ caps:
 
 approve: manual                  # or a list of study hashes; all else waits for `equipoise site approve`
 
-# Identity keys of the hospitals that you compute with, yours included, as they told you; used by the secure sum.
-peers: {{minimum: 3, keys: {{}}}}
+# The hospitals that you compute with, for the secure sum: `equipoise site pin` puts their enrolments into this folder.
+peers: {{minimum: 3, folder: peers}}
 
 socket:
   path: door/agent.sock
@@ -145,6 +154,21 @@ def enrolment(folder: Path, site: str) -> Enrolment:
 def signed_enrolment(folder: Path, site: str) -> bytes:
     """The file that the coordinator gets."""
     return enrolment(folder, site).signed(_keys(folder)[1])
+
+
+def pin_peer(folder: Path, site: Site, file: Path) -> Enrolment:
+    """Keep another hospital's enrolment in the folder of peers.
+
+    Raises:
+        StudyError: the file is no enrolment, is this site's own, or that hospital is pinned under another key.
+    """
+    found = read_enrolment(file)
+    if found.site == site.site:
+        raise StudyError(f"{file}: the enrolment of this site itself; pin those of the others")
+    if site.peers.keys.get(found.site, found.identity) != found.identity:
+        raise StudyError(f"{file}: {found.site} is pinned under another key; ask them, then delete the old enrolment")
+    write_whole(folder / site.peers.folder / f"{found.site}.json", file.read_bytes())
+    return found
 
 
 def _keys(folder: Path) -> tuple[bytes, bytes]:

@@ -32,8 +32,8 @@ class Workplace:
     release: int
 
     def generator(self, purpose: str) -> torch.Generator:
-        """The site's public stream for this release."""
-        return torch_stream(self.study.seed, self.site, self.release, purpose)
+        """The site's public stream for this release, or for the place in a trial that the query names."""
+        return torch_stream(self.study.seed, self.site, self.query.parameters.get("stream", self.release), purpose)
 
     @property
     def layout(self) -> Layout:

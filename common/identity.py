@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -81,29 +82,27 @@ class Enrolment:
         return json.dumps(value, indent=1).encode()
 
 
-def read_enrolment(data: bytes, name: str) -> Enrolment:
+def read_enrolment(file: Path) -> Enrolment:
     """The enrolment in a file, its signature checked.
 
-    Args:
-        data: the file's bytes.
-        name: what the file is called, for messages.
-
     Raises:
-        StudyError: it is none, or was changed after it was signed.
+        StudyError: it cannot be read, is none, or was changed after it was signed.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(file.read_bytes())
         signature = base64.b64decode(value.pop("signature"), validate=True)
         found = Enrolment(**value)
         raw = base64.b64decode(found.identity.removeprefix("ed25519:"), validate=True)
         Ed25519PublicKey.from_public_bytes(raw).verify(signature, canonical_json(found.__dict__))
         node = load_ssh_public_key(found.node_key.encode())
+    except OSError as error:
+        raise StudyError(f"{file}: cannot be read: {error.strerror}") from None
     except InvalidSignature:
-        raise StudyError(f"{name}: changed after it was signed; ask the hospital for its file again") from None
+        raise StudyError(f"{file}: changed after it was signed; ask the hospital for its file again") from None
     except (ValueError, TypeError, AttributeError, KeyError):
-        raise StudyError(f"{name}: not an enrolment; a hospital makes one with `equipoise site enroll`") from None
+        raise StudyError(f"{file}: not an enrolment; a hospital makes one with `equipoise site enroll`") from None
     if not isinstance(node, ec.EllipticCurvePublicKey) or not _SITE.fullmatch(found.site):
-        raise StudyError(f"{name}: its node key is no EC key, or {found.site[:64]!r} is no name of a site")
+        raise StudyError(f"{file}: its node key is no EC key, or {found.site[:64]!r} is no name of a site")
     return found
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from equipoise.common.config import Strict, read_yaml, validate
+from equipoise.common.errors import StudyError
+from equipoise.common.identity import read_enrolment
 
 
 class FractionSplits(Strict):
@@ -79,9 +81,10 @@ class Caps(Strict):
 
 
 class Peers(Strict):
-    """The sites that this one computes with: pinned identity keys, itself included."""
+    """The other sites that this one computes with: pinned identity keys, written here or enrolments in a folder."""
 
     minimum: int = Field(default=3, ge=2)
+    folder: str = "peers"
     keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}
 
 
@@ -122,10 +125,10 @@ def _text(key: object) -> str:
 
 
 def load_site(path: Path) -> Site:
-    """Read and check a site file; its paths become absolute, relative to the file.
+    """Read and check a site file; its paths become absolute, relative to the file, and `peers.keys` becomes complete.
 
     Raises:
-        StudyError: a key, a type or a value is wrong.
+        StudyError: a key, a type or a value is wrong, or an enrolment in `peers.folder` is not one.
     """
     site = validate(Site, read_yaml(path), str(path))
     folder = path.parent
@@ -133,4 +136,17 @@ def load_site(path: Path) -> Site:
     if site.data.images is not None:
         resolved["images"] = str((folder / site.data.images).resolve())
     socket = site.socket.model_copy(update={"path": str((folder / site.socket.path).resolve())})
-    return site.model_copy(update={"data": site.data.model_copy(update=resolved), "socket": socket})
+    peers = site.peers.model_copy(update={"keys": _pinned(site.peers, folder / site.peers.folder)})
+    return site.model_copy(update={"data": site.data.model_copy(update=resolved), "socket": socket, "peers": peers})
+
+
+def _pinned(peers: Peers, folder: Path) -> dict[str, str]:
+    """Site -> identity key: those of the site file and those of the enrolments in `folder`."""
+    keys = dict(peers.keys)
+    for file in sorted(folder.glob("*.json")):
+        found = read_enrolment(file)
+        if keys.setdefault(found.site, found.identity) != found.identity:
+            raise StudyError(
+                f"{file}: peers.keys has another key for {found.site}; ask that hospital, keep one of them"
+            )
+    return keys

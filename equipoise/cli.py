@@ -262,18 +262,15 @@ def _study(study_file: Path, method: str | None, sets: list[str] | None, allow_g
 
 
 def _say_what_is_not_planned(study: Study) -> None:
-    """Name the models that only a simulation trains: each is measured at every site beside the planned ones."""
-    from equipoise.common.evaluation import BASE
-    from equipoise.common.evaluation import plan as evaluation_plan
-
-    method = study.method.name
+    """Name the models that only a simulation trains; what measures them at the sites is in the plan."""
     trained = [name for name in ("pooled", "local_only", "server_only") if name in study.method.controls]
     if not trained:
         return
-    of_each = [len(evaluation_plan(study, [BASE, method, *more], method)) for more in ([], ["trained"])]
+    unknown = "local_only" in trained and not study.sites.declared_patients
+    later = "; those of local_only need sites.declared_patients, which a simulation fills in" if unknown else ""
     typer.echo(
-        f"not in the plan: {', '.join(trained)} (trained by the simulation itself; a site answers "
-        f"{of_each[1] - of_each[0]} more evaluation queries for each model)",
+        f"not in the plan: the training of {', '.join(trained)}, which the simulation does itself (the queries that "
+        f"measure these models are{later})",
         err=True,
     )
 

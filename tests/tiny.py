@@ -353,15 +353,15 @@ def request_for(
     return asked.requests()[site]
 
 
-_charges = Ledger(Path(":memory:"), durable=False)
-
-
-def charge_for(query: Query, ledger: Ledger = _charges) -> Charge:
-    """Leave to release `query` once, from a ledger in which each such release is a run of its own."""
-    request = Request("study", f"run {ledger.head}/arm", 0, "head")
+def charge_for(query: Query) -> Charge:
+    """Leave to release `query` once, from a ledger of its own."""
+    request = Request("study", "run/arm", 0, "head")
+    ledger = Ledger(Path(":memory:"), durable=False)
     plans = {split: [query.plan] if split == query.split and query.private else [] for split in SPLITS}
     ledger.begin_study(request.study, request.whole_run, "main", "plan", plans, None)
-    return ledger.reserve(request, query, "main")
+    charge = ledger.reserve(request, query, "main")
+    ledger.close()
+    return charge
 
 
 def contribution(study: Study, query: Query, split: Split, site: str = "site", release: int = 0) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def enroll(
     from equipoise.common.identity import read_enrolment
     from equipoise.server.coordinator import Coordinator
 
-    found = read_enrolment(enrolment.read_bytes(), str(enrolment))
+    found = read_enrolment(enrolment)
     Coordinator(folder).enroll(found)
     typer.echo(f"site {found.site} is enrolled; fingerprint {found.fingerprint}")
 

@@ -58,6 +58,21 @@ def enroll(
 
 
 @app.command()
+def pin(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Enrolments of other hospitals.")],
+    folder: FolderOption = HERE,
+) -> None:
+    """Pin the identity keys of other hospitals: the only ones whose company the secure sum accepts."""
+    from equipoise.client.site_init import pin_peer
+
+    for file in files:
+        peer = pin_peer(folder, _site(folder), file)
+        typer.echo(
+            f"{peer.site} is pinned; fingerprint, to compare by telephone with that hospital: {peer.fingerprint}"
+        )
+
+
+@app.command()
 def check(
     folder: FolderOption = HERE,
     study: Annotated[Path | None, typer.Option(help="A study file: check the data as this study reads them.")] = None,

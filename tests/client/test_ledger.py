@@ -456,7 +456,7 @@ def test_two_processes_at_once_never_overspend_a_cap(tmp_path: Path) -> None:
 
 
 class Mortal:
-    """A connection whose process gets SIGKILL at its `last` step; a step is before each statement and after COMMIT."""
+    """A connection whose process gets SIGKILL at its `last` step: one before each statement, one after each COMMIT."""
 
     def __init__(self, connection: sqlite3.Connection, last: int) -> None:
         self._connection, self._left = connection, last
@@ -509,15 +509,6 @@ def a_sites_life(path: Path, sent: Path, mark: str) -> None:
     ledger.close()
 
 
-def refused_second_life(path: Path, sent: Path) -> str | None:
-    """The refusal that a second life of the agent met, or None."""
-    try:
-        a_sites_life(path, sent, "the second life")
-    except RefusedError as error:
-        return str(error)
-    return None
-
-
 def steps_of_a_life(folder: Path) -> int:
     """How many steps there are to be killed at."""
     connections = []
@@ -544,6 +535,15 @@ class Patched:
 def _live_and_die(path: Path, sent: Path, last: int) -> None:
     chain.sqlite3 = Patched(lambda *v, **o: Mortal(sqlite3.connect(*v, **o), last))  # type: ignore[assignment]
     a_sites_life(path, sent, f"life {last}")
+
+
+def refused_to_live_again(path: Path, sent: Path) -> str | None:
+    """Why the run cannot go on from its beginning, or None where it went on to its end."""
+    try:
+        a_sites_life(path, sent, "the second life")
+    except RefusedError as error:
+        return str(error)
+    return None
 
 
 def test_a_process_killed_at_any_write_never_counts_too_little_and_never_sends_two_answers(tmp_path: Path) -> None:
@@ -576,7 +576,7 @@ def test_a_process_killed_at_any_write_never_counts_too_little_and_never_sends_t
         ledger.close()
         # The run goes on from where the coordinator was: it asks again for what it did not get.
         before = sent.read_bytes().splitlines() if sent.exists() else []
-        refusal = refused_second_life(path, sent)
+        refusal = refused_to_live_again(path, sent)
         if refusal is not None:
             # Only what had been answered is refused: its reply was let go when the run went on, or the run is over.
             assert left

@@ -1,6 +1,7 @@
 """Keys and enrolments: in the forms that Flower and others take, and not to be exchanged on the way."""
 
 import json
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,22 +40,33 @@ def test_the_identity_is_what_a_site_file_takes() -> None:
     assert TypeAdapter(Peers).validate_python(peers).keys["st-marys"].startswith("ed25519:")
 
 
-def test_an_enrolment_comes_back(signed: bytes) -> None:
-    found = read_enrolment(signed, "file")
+def written(folder: Path, data: bytes) -> Path:
+    file = folder / "enrolment.json"
+    file.write_bytes(data)
+    return file
+
+
+def test_an_enrolment_comes_back(signed: bytes, tmp_path: Path) -> None:
+    found = read_enrolment(written(tmp_path, signed))
     assert found.site == "st-marys"
     assert len(found.fingerprint) == 35
 
 
 @pytest.mark.parametrize("field", ["site", "node_key", "identity", "version", "signature"])
-def test_a_changed_enrolment_is_refused(field: str, signed: bytes) -> None:
+def test_a_changed_enrolment_is_refused(field: str, signed: bytes, tmp_path: Path) -> None:
     other = json.loads(Enrolment("x", "y", public_identity(key := new_identity_key()), "z").signed(key))
     value = json.loads(signed)
     value[field] = other[field]
     with pytest.raises(StudyError, match=r"changed after it was signed"):
-        read_enrolment(json.dumps(value).encode(), "file")
+        read_enrolment(written(tmp_path, json.dumps(value).encode()))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"signature": "!"}', b'{"signature": "AAAA", "site": "a"}'])
-def test_what_is_no_enrolment_is_one_line(data: bytes) -> None:
+def test_what_is_no_enrolment_is_one_line(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="not an enrolment"):
-        read_enrolment(data, "file")
+        read_enrolment(written(tmp_path, data))
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"absent.json: cannot be read: No such file"):
+        read_enrolment(tmp_path / "absent.json")

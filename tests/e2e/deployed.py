@@ -12,10 +12,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from equipoise.client.site_init import pin_peer, signed_enrolment
+from equipoise.common.sitefile import load_site
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -106,6 +110,8 @@ class Deployment:
         equipoise("coordinator", "init", "--coordinator", self.coordinator, "--port", self.port)
         for site, cohort in self.cohorts.items():
             self.init_site(site, cohort)
+        for site, peer in permutations(self.cohorts, 2):
+            pin_peer(self.site(site), load_site(self.site(site) / "site.yaml"), self.enrolment(peer))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,10 +152,14 @@ class Deployment:
         self._start("superlink", self.coordinator / "start-superlink.sh")
         self.wait(lambda: listens(self.port), 60, "the SuperLink listens")
 
-    def enroll(self, site: str) -> None:
+    def enrolment(self, site: str) -> Path:
+        """The file that the coordinator and the other sites get."""
         file = self.folder / f"{site}.json"
-        file.write_text(equipoise("site", "enroll", "--folder", self.site(site)))
-        equipoise("coordinator", "enroll", file, "--coordinator", self.coordinator)
+        file.write_bytes(signed_enrolment(self.site(site), site))
+        return file
+
+    def enroll(self, site: str) -> None:
+        equipoise("coordinator", "enroll", self.enrolment(site), "--coordinator", self.coordinator)
 
     def start_agent(self, site: str, prefix: Sequence[str] = (), wait: bool = True) -> None:
         self._start(f"agent-{site}", self.site(site) / "start-agent.sh", prefix)

@@ -103,7 +103,11 @@ IN_THE_STUDY: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     ),
     "two primary attributes": (put("attributes.1.primary", True), STUDY, ("exactly one of `attributes`",)),
     "missing key": (lambda desk: desk.value.pop("label") and desk.write_study(), STUDY, ("key 'label' is missing",)),
-    "unknown method": (put("method", {"name": "swft"}), STUDY, ("method.name=swft", "there are: fine_tune, swift")),
+    "unknown method": (
+        put("method", {"name": "swft"}),
+        STUDY,
+        ("method.name=swft", "there are: fine_tune, private_head, swift"),
+    ),
     "unknown control": (put("method.controls", ["no_msk"]), STUDY, ("no control 'no_msk'", "there are: no_mask,")),
     "control of another method": (
         put("method", {"name": "fine_tune", "controls": ["no_mask"]}),

@@ -226,15 +226,26 @@ def test_the_plan_reads_neither_weights_nor_patients(desk: Desk, equipoise: Run)
     assert "local_training" in ended.out
 
 
-def test_the_plan_says_what_a_simulation_asks_beside_it(run: Path, equipoise: Run) -> None:
+def test_the_plan_has_what_measures_a_model_that_the_simulation_trains_and_says_so(run: Path, equipoise: Run) -> None:
     ended = equipoise("plan", run.parent / "study.yaml", "--format", "json")
     planned = [row for row in json.loads(ended.out) if row["arm"] == "evaluation"]
-    more = re.fullmatch(
-        r"not in the plan: pooled \(.* answers (\d+) more evaluation queries for each model\)\n", ended.err
+    assert ended.err == (
+        "not in the plan: the training of pooled, which the simulation does itself (the queries that measure these "
+        "models are)\n"
     )
-    assert more
+    assert "pooled" not in {row["arm"] for row in json.loads(ended.out)}
     measured = [row for row in asked(run) if row[0] == "evaluation"]
-    assert len(measured) == sum(row["times"] for row in planned) + int(more[1])
+    assert len(measured) == sum(row["times"] for row in planned)
+
+
+def test_the_plan_says_that_local_models_need_the_declared_numbers(desk: Desk, equipoise: Run) -> None:
+    times = {}
+    for sites in ({}, {"declared_patients": dict.fromkeys(SITES, 24)}):
+        desk.write_study(method={**TABLE["method"], "controls": ["local_only"]}, sites=sites)
+        ended = equipoise("plan", desk.study, "--format", "json")
+        assert ("need sites.declared_patients" in ended.err) == (not sites)
+        times[bool(sites)] = sum(row["times"] for row in json.loads(ended.out) if row["arm"] == "evaluation")
+    assert times[True] > times[False]
 
 
 def test_a_plan_of_an_unknown_method_is_one_line(desk: Desk, equipoise: Run) -> None:

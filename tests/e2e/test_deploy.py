@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,10 @@ class Machine:
         }
 
     def run(self, where: str, line: str) -> None:
-        if "each hospital" in where:
+        if "for each other" in where:
+            for site, peer in permutations(SITES, 2):
+                self._run(line.replace("mercy", peer).replace("st-marys", site), site)
+        elif "each hospital" in where:
             for site in SITES:
                 self._run(line.replace("st-marys", site).replace("9094", str(self.ports[site])), site)
         else:
