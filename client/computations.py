@@ -7,19 +7,17 @@ has to protect them, nor adds noise: `equipoise.client.release` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.client.cohort import Split
+from equipoise.client import group_sums, site_figures
 from equipoise.client.contribution import Contribution, Fills, Rows, Totals
 from equipoise.client.training import train_locally
 from equipoise.client.workbench import (
     FILLED_BATCH,
-    ScoreCache,
     batches_alike,
     cells_of,
     filled_rows,
@@ -28,60 +26,23 @@ from equipoise.client.workbench import (
     row_logits,
     rows_of,
 )
+from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies
-from equipoise.common.classifier import state_from_inputs
+from equipoise.common.catalogue import sites_of
+from equipoise.common.classifier import alignment_from_inputs, state_from_inputs
 from equipoise.common.equalisation import contributions as contributions_of_energies
 from equipoise.common.errors import RefusedError
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
 from equipoise.common.fairness.tables import bin_scores
-from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
-from equipoise.common.query import Query
 from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
 from equipoise.common.space import Space
-from equipoise.common.streams import torch_stream
-from equipoise.common.study import ScoreInputs, Study
+from equipoise.common.study import ScoreInputs
 
 GRADIENT_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What a computation may look at: one query, the site's patients of its split, and public facts."""
-
-    study: Study
-    site: str
-    query: Query
-    split: Split
-    scores: ScoreCache
-    release: int
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """The site's public stream for this release, or for the place in a trial that the query names."""
-        return torch_stream(self.study.seed, self.site, self.query.parameters.get("stream", self.release), purpose)
-
-    @property
-    def layout(self) -> Layout:
-        """Layout of the tensors that the query names."""
-        state = state_from_inputs(self.query.inputs)
-        return Layout({name: tuple(state[name].shape) for name in self.query.parameters["tensors"]})
-
-    @property
-    def label(self) -> NDArray[np.int64]:
-        """Label of each patient, (n,)."""
-        return self.split.label.numpy()
-
-    def group(self, attribute: str) -> NDArray[np.int64]:
-        """Group of each patient, (n,)."""
-        return self.split.groups[attribute].numpy()
-
-    def cell_weights(self) -> tuple[Tensor, Tensor]:
-        """The query's task and bias weights by cell, flat float64."""
-        weights = self.query.inputs["weights"]
-        return torch.from_numpy(weights["task"].reshape(-1)), torch.from_numpy(weights["bias"].reshape(-1))
 
 
 def cell_counts(place: Workplace) -> Contribution:
@@ -95,8 +56,8 @@ def cell_statistics(place: Workplace) -> Contribution:
     cells = 2 * (len(study.primary.groups) + 1)
     cell = cells_of(study, split)
     logits = row_logits(study, network(study, state_from_inputs(place.query.inputs)), split)
-    scores = _sums_by_cell(torch.sigmoid(logits), split, cell, cells)
-    return Totals({"patients": _patients_by_cell(cell, cells), "scores": scores})
+    scores = sums_by_cell(torch.sigmoid(logits), split, cell, cells)
+    return Totals({"patients": patients_by_cell(cell, cells), "scores": scores})
 
 
 def sensitivities(place: Workplace) -> Contribution:
@@ -104,7 +65,7 @@ def sensitivities(place: Workplace) -> Contribution:
     study, split = place.study, place.split
     model = network(study, state_from_inputs(place.query.inputs))
     if not split.patients:
-        return _nothing(place.query)
+        return nothing(place.query)
     bias, task = patient_sensitivities(
         model,
         place.layout,
@@ -124,7 +85,7 @@ def batch_squares(place: Workplace) -> Contribution:
     model = network(study, state_from_inputs(place.query.inputs))
     cell = cells_of(study, split)
     if not split.patients:
-        return _nothing(place.query)
+        return nothing(place.query)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.randperm(len(split.patient), generator=place.generator("batches"))
@@ -161,8 +122,8 @@ def gradient_sum(place: Workplace) -> Contribution:
         total += layout.flatten(dict(zip(layout.shapes, gradient, strict=True)))
         logits.append(z.detach())
     p = torch.sigmoid(torch.cat(logits)) if logits else torch.zeros(0)
-    scores = _sums_by_cell(p, split, cell, len(task))
-    return Totals({"gradient": total, "patients": _patients_by_cell(cell, len(task)), "scores": scores})
+    scores = sums_by_cell(p, split, cell, len(task))
+    return Totals({"gradient": total, "patients": patients_by_cell(cell, len(task)), "scores": scores})
 
 
 def block_sensitivities(place: Workplace) -> Contribution:
@@ -210,6 +171,8 @@ def whitened_gradient(place: Workplace) -> Contribution:
         seed=study.seed,
         rank=parameters["rank"],
     )
+    if "filters" in query.inputs:
+        space = space.with_filters(query.inputs["filters"])
     if "mask" in query.inputs:
         space = space.masked(query.inputs["mask"])
     model = network(study, state_from_inputs(query.inputs))
@@ -242,9 +205,11 @@ def local_training(place: Workplace) -> Contribution:
     """This site's change after local epochs, times its declared share of all patients."""
     study, query = place.study, place.query
     if not place.split.patients:
-        return _nothing(query)
+        return nothing(query)
     declared = study.sites.declared_patients
     share = declared[place.site] / max(sum(declared.values()), 1)
+    if "shares" in query.inputs:
+        share = float(query.inputs["shares"]["shares"][sites_of(study).index(place.site)])
     change, scores = train_locally(
         study,
         network(study, state_from_inputs(query.inputs)),
@@ -254,8 +219,9 @@ def local_training(place: Workplace) -> Contribution:
         query.inputs["weights"],
         query.inputs.get("mask"),
         place.generator("local training"),
+        query.inputs.get("model.right"),
     )
-    patients = _patients_by_cell(cells_of(study, place.split), scores.size)
+    patients = patients_by_cell(cells_of(study, place.split), scores.size)
     return Totals({"change": share * change, "patients": patients, "scores": scores})
 
 
@@ -311,28 +277,15 @@ def placement_sums(place: Workplace) -> Contribution:
     return Totals(result)
 
 
-def _nothing(query: Query) -> Totals:
-    """What a site without patients of the split contributes to an exact sum."""
-    return Totals({name: np.zeros(block.shape) for name, block in query.blocks.items()})
-
-
 def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
     inputs = place.study.inputs
     if isinstance(inputs, ScoreInputs):
         column = 0 if place.query.parameters[prefix] == BASE or inputs.after is None else 1
         return patient_means(place.split.inputs[:, column], place.split)
     state = state_from_inputs(place.query.inputs, prefix)
-    return place.scores.scores(place.study, state, place.split, place.query.split)
-
-
-def _patients_by_cell(cell: Tensor, cells: int) -> NDArray[np.int64]:
-    return torch.bincount(cell, minlength=cells).numpy().reshape(-1, 2)
-
-
-def _sums_by_cell(p: Tensor, split: Split, cell: Tensor, cells: int) -> NDArray[np.float64]:
-    weighted = p.to(torch.float64) * row_shares(split.patient, split.patients)
-    sums = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell[split.patient], weighted)
-    return sums.numpy().reshape(-1, 2)
+    scores = place.scores.scores(place.study, state, place.split, place.query.split)
+    alignment = alignment_from_inputs(place.query.inputs, prefix)
+    return scores if alignment is None else alignment(scores, place.group(place.study.primary.name))
 
 
 COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
@@ -341,9 +294,17 @@ COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
     "sensitivities": sensitivities,
     "batch_sensitivities": batch_squares,
     "gradient_sum": gradient_sum,
+    "cell_losses": group_sums.cell_losses,
+    "group_fisher": group_sums.group_fisher,
+    "head_moments": group_sums.head_moments,
+    "head_curve": group_sums.head_curve,
     "block_sensitivities": block_sensitivities,
     "whitened_gradient": whitened_gradient,
     "local_training": local_training,
+    "site_gradient": site_figures.site_gradient,
+    "fair_training": site_figures.fair_training,
+    "cell_decisions": site_figures.cell_decisions,
+    "site_deviation": site_figures.site_deviation,
     "score_histogram": score_histogram,
     "decision_table": decision_table,
     "placement_sums": placement_sums,

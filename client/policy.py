@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from equipoise.client.cohort_store import Patients
 from equipoise.client.computations import COMPUTATIONS
+from equipoise.common.catalogue import SITE_LEVEL
 from equipoise.common.errors import RefusedError
 from equipoise.common.privacy.accounting import PrivacyCost
 from equipoise.common.query import Query
@@ -69,6 +70,10 @@ def check_queries(site: Site, study: Study, plan: StudyPlan, scratch: bool) -> N
     check_plan(study, plan)
     for entry in plan.entries:
         check_query(site, entry.query)
+        if entry.query.name in SITE_LEVEL and not (scratch or site.caps.site_results):
+            raise RefusedError(
+                f"{entry.query.name} shows a figure of {site.site} alone; caps.site_results does not allow that"
+            )
         if entry.account != STUDY and not scratch:
             raise RefusedError(f"{entry.query.name} is to be paid for by {entry.account!r}, which has no account here")
 

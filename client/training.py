@@ -29,6 +29,7 @@ def train_locally(
     weights: Mapping[str, NDArray[np.float64]],
     mask: Mapping[str, NDArray[np.floating]] | None,
     generator: torch.Generator,
+    right: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The change of the trained tensors after local epochs of SGD with momentum.
 
@@ -37,12 +38,15 @@ def train_locally(
 
     Args:
         layout: tensors that are trained; all others stay as they are.
-        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; where beta < 1 also bias_loss, form,
-            smoothing and losses: `global`, by `weights` and the site's own drift from them (`MovingBias`), or `batch`,
-            by each batch's own cells (the published code, for comparison).
+        parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; `proximal`, the factor mu of a pull towards
+            the received weights, by default 0; where beta < 1 also bias_loss, form, smoothing and losses: `global`, by
+            `weights` and the site's own drift from them (`MovingBias`), or `batch`, by each batch's own cells (the
+            published code, for comparison).
         weights: `task`, (G + 1, 2) float64, by cell; where beta < 1 also the global `patients` and sums of `scores`.
         mask: factor of each trained tensor's update, or None for 1.
         generator: public stream of shuffles and flips.
+        right: right factors B (r, n) of tensors that are products A B: A alone is trained, and in `layout` and in the
+            result such a tensor has A's shape.
 
     Returns:
         (change, scores): flat float64 (layout.size,), and the sums of the patients' scores by cell (G + 1, 2) after the
@@ -50,13 +54,25 @@ def train_locally(
     """
     names = list(layout.shapes)
     trained = [model.get_parameter(name) for name in names]
-    start = layout.flatten(dict(zip(names, trained, strict=True)))
+    bases = [
+        None if right is None or name not in right else _like(right[name], p)
+        for name, p in zip(names, trained, strict=True)
+    ]
+    start = _flat(layout, names, trained, bases)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in layout)
     factors = None if mask is None else [_like(mask[name], p) for name, p in zip(names, trained, strict=True)]
     task = torch.from_numpy(weights["task"].reshape(-1))
     bias = torch.zeros_like(task)
-    descent = _MaskedDescent(trained, factors, parameters["lr"], parameters["momentum"], parameters["weight_decay"])
+    descent = _MaskedDescent(
+        trained,
+        factors,
+        bases,
+        lr=parameters["lr"],
+        momentum=parameters["momentum"],
+        decay=parameters["weight_decay"],
+        proximal=parameters.get("proximal", 0.0),
+    )
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     rows_by_patient = _rows_by_patient(split)
     scores = torch.zeros(len(task), dtype=torch.float64)
@@ -91,7 +107,7 @@ def train_locally(
             if epoch == parameters["epochs"] - 1:
                 scores.index_add_(0, cell[owner], met)
 
-    change = layout.flatten(dict(zip(names, trained, strict=True))) - start
+    change = _flat(layout, names, trained, bases) - start
     model.requires_grad_(True)
     return change, moving.sums() if moving is not None else scores.numpy().reshape(-1, 2)
 
@@ -131,15 +147,26 @@ def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
 class _MaskedDescent:
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`, with a mask on the whole step.
 
+    `proximal` is FedProx's mu: a pull towards the weights at the start, (mu / 2) |w - w_0|^2 in the loss.
+
     Written out, since the first optimiser of `torch.optim` loads torch's compiler: a second and 80 MB at every site.
     """
 
     def __init__(
-        self, trained: list[nn.Parameter], factors: list[Tensor] | None, lr: float, momentum: float, decay: float
+        self,
+        trained: list[nn.Parameter],
+        factors: list[Tensor] | None,
+        bases: list[Tensor | None],
+        *,
+        lr: float,
+        momentum: float,
+        decay: float,
+        proximal: float,
     ) -> None:
-        self._trained, self._factors = trained, factors
-        self._lr, self._momentum, self._decay = lr, momentum, decay
-        self._velocity = [torch.zeros_like(parameter) for parameter in trained]
+        self._trained, self._factors, self._bases = trained, factors, bases
+        self._lr, self._momentum, self._decay, self._proximal = lr, momentum, decay, proximal
+        self._anchor = [parameter.detach().clone() for parameter in trained] if proximal else None
+        self._velocity = [torch.zeros_like(_left(p, basis)) for p, basis in zip(trained, bases, strict=True)]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
@@ -150,9 +177,26 @@ class _MaskedDescent:
             parameter, force = self._trained[index], gradient
             if self._decay:
                 force = force.add(parameter, alpha=self._decay)
+            if self._anchor is not None:
+                force = force.add(parameter - self._anchor[index], alpha=self._proximal)
             if self._factors is not None:
                 force = force * self._factors[index]
-            parameter.sub_(self._velocity[index].mul_(self._momentum).add_(force), alpha=self._lr)
+            basis = self._bases[index]
+            step = self._velocity[index].mul_(self._momentum).add_(_left(force, basis))
+            # dL/dA = dL/dW B^T, and a step of A moves W = A B by (step) B.
+            parameter.sub_(step if basis is None else (step @ basis).reshape(parameter.shape), alpha=self._lr)
+
+
+def _left(value: Tensor, basis: Tensor | None) -> Tensor:
+    """A tensor (m, ...) as it is, or times the transpose of its right factor, (m, r)."""
+    return value if basis is None else value.flatten(1) @ basis.T
+
+
+def _flat(
+    layout: Layout, names: list[str], trained: list[nn.Parameter], bases: list[Tensor | None]
+) -> NDArray[np.float64]:
+    """The trained tensors as one vector; B has orthonormal rows, so that A = W B^T."""
+    return layout.flatten({n: _left(p.detach(), basis) for n, p, basis in zip(names, trained, bases, strict=True)})
 
 
 def _like(value: NDArray[np.floating], parameter: nn.Parameter) -> Tensor:

@@ -4,9 +4,11 @@ Each function gives the template of one query; the site-side computation of the 
 `equipoise.client.computations`. `groups` counts the declared levels and `unknown`.
 
     tables     cell_counts, score_histogram, decision_table     integers; exact, or discrete Laplace noise
-    vectors    block_sensitivities, whitened_gradient           one clipped vector a patient; exact, or Gaussian noise
+    vectors    block_sensitivities, whitened_gradient,          one clipped vector a patient; exact, or Gaussian noise
+               cell_losses, group_fisher
     training   private_training                                 a site's own DP-SGD steps
-    exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, local_training, placement_sums
+    exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, head_moments, head_curve,
+               local_training, placement_sums, site_gradient, fair_training, cell_decisions, site_deviation
                have no private form and are refused where noise has to protect the patients
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from equipoise.common.layout import Layout
@@ -30,9 +33,14 @@ GRADIENT_BOUND = 2.0**12
 SQUARE_BOUND = 2.0**8  # of the squared gradient of one mini-batch's mean loss
 UPDATE_BOUND = 2.0**8
 
+# Queries whose sum shows a figure of each hospital: a secure sum conceals nothing of it, and no noise protects it. A
+# hospital answers them only where its own file says `caps.site_results: true`.
+SITE_LEVEL = ("site_gradient", "site_deviation")
+
 # Phases that a study's budget is shared among, by split.
 COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
 SEARCH = "search"  # of candidates that are compared on validation patients
+LOSSES = "losses"
 
 
 def groups_of(study: Study, attribute: str | None = None) -> int:
@@ -169,6 +177,62 @@ def gradient_sum(study: Study, layout: Layout, phase: str, beta: float) -> Query
     )
 
 
+def cell_losses(study: Study, phase: str, cap: float) -> Query:
+    """Sums of the patients' cross-entropies by cell, each cut at `cap` and divided by it. Inputs: the model.
+
+    Without noise the patients of the sites that answer come with it.
+    """
+    shape = (groups_of(study), 2)
+    query = _vector(
+        study, "cell_losses", phase, LOSSES, {"attribute": study.primary.name, "cap": cap}, {"losses": shape}, clip=1.0
+    )
+    if not study.privacy.private:
+        query = replace(query, blocks={**query.blocks, "patients": Block.counts(shape)})
+    return query
+
+
+def group_fisher(study: Study, layout: Layout, granularity: Granularity) -> Query:
+    """Sums by group of the patients' squared gradients of the task loss. Inputs: the model; under noise, `units`.
+
+    Under noise one vector a patient, in public units and clipped (`equipoise.common.group_fisher.Scale`), so that the
+    plan depends on shapes alone.
+    """
+    shape = (groups_of(study), sum(units(layout, granularity).values()))
+    parameters = {"attribute": study.primary.name, "granularity": granularity, "tensors": list(layout.shapes)}
+    query = _vector(study, "group_fisher", "importance", MASK, parameters, {"energies": shape}, clip=1.0)
+    if study.privacy.private:
+        return query
+    return replace(query, blocks={"energies": Block.real(shape, GRADIENT_BOUND, declared_total(study))})
+
+
+def head_moments(study: Study, head: Layout) -> Query:
+    """Sums over patients of the head's inputs and of their squares (patients' means over rows). Inputs: the model."""
+    features = Block.real((head.size - 1,), GRADIENT_BOUND, declared_total(study))
+    blocks = {"sums": features, "squares": features, "patients": Block.counts((1,))}
+    return Query("head_moments", "patient_sum", "train", "head", {"tensors": list(head.shapes)}, blocks)
+
+
+def head_curve(study: Study, head: Layout) -> Query:
+    """Weighted loss of the patients, its gradient and Hessian by the head's weights. Inputs: the model, `weights`.
+
+    The Hessian is its upper triangle, row by row; `weight` is the sum of the patients' weights.
+    """
+    patients, d = declared_total(study), head.size
+    return Query(
+        name="head_curve",
+        kind="patient_sum",
+        split="train",
+        phase="head",
+        parameters={"attribute": study.primary.name, "tensors": list(head.shapes)},
+        blocks={
+            "loss": Block.real((1,), GRADIENT_BOUND, patients),
+            "gradient": Block.real((d,), GRADIENT_BOUND, patients),
+            "hessian": Block.real((d * (d + 1) // 2,), GRADIENT_BOUND, patients),
+            "weight": Block.real((1,), GRADIENT_BOUND, patients),
+        },
+    )
+
+
 def block_sensitivities(study: Study, layout: Layout) -> Query:
     """Squared gradient norms by tensor, of the score and of the cross-entropy. Inputs: the model, `weights`, `units`.
 
@@ -190,9 +254,9 @@ def block_sensitivities(study: Study, layout: Layout) -> Query:
 def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directions: int, beta: float) -> Query:
     """The gradient of the global loss in whitened directions, in units of the clip bound, and the scores by cell.
 
-    Inputs: the model, `weights`, `basis` (basis V (D, k) and clip bound C, both public) and, where the space is
-    masked, `mask`. One clipped vector a patient (`equipoise.common.private_step.contributions`), divided by C: the plan
-    depends on shapes alone.
+    Inputs: the model, `weights`, `basis` (basis V (D, k) and clip bound C, both public); `filters`, where some tensors
+    have filters of their own; `mask`, where the space is masked. One clipped vector a patient
+    (`equipoise.common.private_step.contributions`), divided by C: the plan depends on shapes alone.
     """
     return _vector(
         study,
@@ -208,12 +272,13 @@ def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directio
 def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any]) -> Query:
     """A site's weighted change of the trained tensors after local epochs. Inputs: the model, `weights`, `mask`.
 
-    `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round. With `stream`, sites draw their
-    shuffles from the public stream of that name, so that candidates that are compared meet the patients in the same
-    order. With `sizes`, tensors whose mask is 0 do not travel (`Query.with_inputs`). The site multiplies its change by
-    its declared share of the patients, so that the sum is the federated average. `patients` and `scores` are the site's
-    patients and their sums of scores by cell after its steps (`equipoise.client.moving_bias`), from which the next
-    round's gaps are taken.
+    `parameters`: beta, lr, momentum, weight_decay, epochs, batch, flips, round, and what some methods add. With
+    `stream`, sites draw their shuffles from the public stream of that name, so that candidates that are compared meet
+    the patients in the same order. With `sizes`, tensors whose mask is 0 do not travel (`Query.with_inputs`). The site
+    multiplies its change by its declared share of the patients, or by its own of the input `shares` (one a hospital, in
+    the order of `sites_of`), so that the sum is the federated average. `patients` and `scores` are the site's patients
+    and their sums of scores by cell after its steps (`equipoise.client.moving_bias`), from which the next round's gaps
+    are taken.
     """
     return Query(
         name="local_training",
@@ -229,10 +294,60 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
     )
 
 
-def score_histogram(study: Study, split: SplitName, model: str) -> Query:
+def sites_of(study: Study) -> list[str]:
+    """The hospitals in the order of vectors that have a place for each."""
+    return list(study.sites.declared_patients)
+
+
+def site_gradient(study: Study, layout: Layout) -> Query:
+    """Sum over hospitals of share * mean gradient of the hospital's own task loss, and each hospital's mean loss.
+
+    Inputs: the model, `shares` (one a hospital, in the order of `sites_of`). The losses show every hospital's own
+    figure: each fills its own place and adds 0 to the others.
+    """
+    blocks = {
+        "gradient": Block.real((layout.size,), GRADIENT_BOUND, len(sites_of(study))),
+        "losses": Block.real((len(sites_of(study)),), GRADIENT_BOUND, 1),
+    }
+    return Query("site_gradient", "site_update", "train", "rounds", {"tensors": list(layout.shapes)}, blocks)
+
+
+def fair_training(study: Study, layout: Layout, parameters: Mapping[str, Any]) -> Query:
+    """q-FFL's two sums over hospitals: p F^q (change after local epochs), and p (q F^(q-1) |change|^2 / lr + F^q).
+
+    p is the hospital's declared share and F its mean task loss at the received model. Inputs: the model, `weights`.
+    `parameters` are those of `local_training`, and q. No hospital's own figure is shown.
+    """
+    blocks = {
+        "change": Block.real((layout.size,), UPDATE_BOUND, 1),
+        "curvature": Block.real((1,), GRADIENT_BOUND, 1),
+    }
+    names = {"attribute": study.primary.name, "tensors": list(layout.shapes), **parameters}
+    return Query("fair_training", "site_update", "train", "rounds", names, blocks)
+
+
+def cell_decisions(study: Study) -> Query:
+    """Training patients by group, label and decision at a score of one half. Inputs: the model."""
+    shape = (groups_of(study), 2, 2)
+    blocks = {"patients": Block.counts(shape)}
+    return Query("cell_decisions", "patient_sum", "train", "rounds", {"attribute": study.primary.name}, blocks)
+
+
+def site_deviation(study: Study, metric: str) -> Query:
+    """How far each hospital's own gap is from the global one. Inputs: the model, `reference` (gap, accuracy).
+
+    Shows every hospital's own figure, as `site_gradient` does.
+    """
+    blocks = {"deviation": Block.real((len(sites_of(study)),), 2.0, 1)}
+    parameters = {"attribute": study.primary.name, "metric": metric}
+    return Query("site_deviation", "site_update", "train", "rounds", parameters, blocks)
+
+
+def score_histogram(study: Study, split: SplitName, model: str, bins: int | None = None) -> Query:
     """Patients by group, label and bin of the score. Inputs: the model, `edges`.
 
-    For every attribute; under noise for the primary one alone, which the gates judge.
+    For every attribute; under noise for the primary one alone, which the gates judge. `bins` are the study's unless a
+    method needs others.
     """
     attributes = [study.primary] if study.privacy.private else study.attributes
     return _table(
@@ -242,7 +357,7 @@ def score_histogram(study: Study, split: SplitName, model: str) -> Query:
         "evaluation",
         HISTOGRAM,
         {"model": model, "attributes": [a.name for a in attributes]},
-        {a.name: (len(a.groups) + 1, 2, study.score_bins) for a in attributes},
+        {a.name: (len(a.groups) + 1, 2, bins or study.score_bins) for a in attributes},
         cells=len(attributes),
     )
 

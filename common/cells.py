@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Cells = NDArray[np.float64]
-Balance = Literal["none", "classes", "smaller_group", "cells"]
+Balance = Literal["none", "classes", "smaller_group", "cells", "independent"]
 BiasLoss = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
 Form = Literal["absolute", "signed"]
 
@@ -30,7 +30,8 @@ def task_weights(counts: Cells, balance: Balance, cap: float = np.inf) -> Cells:
         counts: patients by cell, (G + 1, 2); may be noisy and below zero.
         balance: `none`; `classes`, both labels weigh alike (class-balanced cross-entropy); `cells`, all cells weigh
             alike; `smaller_group`, each group is brought to the smallest group's counts and labels then weigh alike
-            (SWiFT's balanced sample, in expectation, without drawing one).
+            (SWiFT's balanced sample, in expectation, without drawing one); `independent`, a cell weighs what it would
+            count if group and label were independent, against what it counts (Kamiran & Calders 2012).
         cap: largest weight relative to the mean, so that one patient of a tiny cell cannot dominate.
 
     Empty cells have weight 0. A patient of unknown group weighs what a patient of the same label weighs on average.
@@ -43,6 +44,9 @@ def task_weights(counts: Cells, balance: Balance, cap: float = np.inf) -> Cells:
         return _mean_one(np.broadcast_to(_class_weights(n.sum(axis=0)), n.shape), n, cap)
     if balance == "cells":
         weights = np.divide(1.0, known, out=np.zeros_like(known), where=known > 0)
+    elif balance == "independent":
+        expected = known.sum(axis=1, keepdims=True) * known.sum(axis=0) / max(float(known.sum()), 1e-12)
+        weights = np.divide(expected, known, out=np.zeros_like(known), where=known > 0)
     else:
         smallest = known[np.argmin(known.sum(axis=1))]
         weights = np.divide(smallest, known, out=np.zeros_like(known), where=known > 0)

@@ -2,13 +2,14 @@
 
 A classifier holds plain float arrays, not a network: the server never needs to run it. What changed since the vendor's
 weights travels in three bundles (`base` once, `extractor` and `head` where they differ), so that a site that holds one
-already is not sent it again.
+already is not sent it again. A weight that was factorised (`equipoise.common.factors`) travels as its factors, of which
+the right one stays as it is: it is sent once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 from torch import nn
 
+from equipoise.common.alignment import Alignment
+from equipoise.common.factors import Factored
 from equipoise.common.layout import Layout
 from equipoise.common.query import Arrays
 
@@ -30,6 +33,9 @@ class Classifier:
         parameters: names of the trainable parameters, in the model's order.
         head: prefix of the head's names.
         changed: parameters that differ from the base.
+        factors: parameters that are products; none of them is in `changed`.
+        alignment: each group's scores on one scale, where the operating point differs by group. It acts where scores
+            are compared with thresholds, and never in training.
     """
 
     file: bytes
@@ -37,6 +43,8 @@ class Classifier:
     parameters: tuple[str, ...]
     head: str
     changed: Mapping[str, NDArray[np.floating]]
+    factors: Mapping[str, Factored] = field(default_factory=dict)
+    alignment: Alignment | None = None
 
     @classmethod
     def of(cls, file: bytes, network: nn.Module, head: str) -> Classifier:
@@ -56,29 +64,68 @@ class Classifier:
     @cached_property
     def state(self) -> dict[str, NDArray[np.floating]]:
         """The current state dict."""
-        return {**self.base, **self.changed}
+        return {**self.base, **self.changed, **_products(self.factors, self.base)}
 
     def moved(self, layout: Layout, change: NDArray[np.float64]) -> Classifier:
-        """The classifier after adding a flat change (layout.size,) float64; weights keep their own precision."""
+        """The classifier after adding a flat change (layout.size,) float64; weights keep their own precision.
+
+        A factorised weight stands in `layout` with the shape of its left factor (`layout_of`), which the change is of.
+        """
         current = self.state
+        parts = layout.split(change)
         new = {
             name: (current[name].astype(np.float64) + part).astype(current[name].dtype)
-            for name, part in layout.split(change).items()
+            for name, part in parts.items()
+            if name not in self.factors
         }
-        return replace(self, changed={**self.changed, **new})
+        lefts = {name: self.factors[name].left + part for name, part in parts.items() if name in self.factors}
+        return replace(self, changed={**self.changed, **new})._with_left(lefts)
 
     def with_values(self, values: Mapping[str, NDArray[np.floating]]) -> Classifier:
-        """The classifier with some parameters replaced."""
-        cast = {name: value.astype(self.base[name].dtype) for name, value in values.items()}
-        return replace(self, changed={**self.changed, **cast})
+        """The classifier with some parameters replaced; a factorised one by the nearest of its right factor."""
+        cast = {name: value.astype(self.base[name].dtype) for name, value in values.items() if name not in self.factors}
+        lefts = {name: self.factors[name].nearest(values[name]) for name in values if name in self.factors}
+        return replace(self, changed={**self.changed, **cast})._with_left(lefts)
+
+    def factorised(self, factors: Mapping[str, Factored]) -> Classifier:
+        """The classifier in which some parameters are products from now on."""
+        changed = {name: value for name, value in self.changed.items() if name not in factors}
+        rights = {name: pair.right.astype(self.base[name].dtype) for name, pair in factors.items()}
+        products = {name: Factored(pair.left, rights[name]) for name, pair in factors.items()}
+        start = replace(self, changed=changed, factors={**self.factors, **products})
+        return start._with_left({name: pair.left for name, pair in factors.items()})
+
+    def aligned(self, alignment: Alignment | None) -> Classifier:
+        """The same model with an operating point for each group."""
+        return replace(self, alignment=alignment)
+
+    def layout_of(self, names: Iterable[str]) -> Layout:
+        """Layout of some parameters as they travel: a factorised one by its left factor."""
+        return Layout(
+            {
+                name: tuple(self.factors[name].left.shape if name in self.factors else self.base[name].shape)
+                for name in names
+            }
+        )
+
+    def _with_left(self, lefts: Mapping[str, NDArray[np.floating]]) -> Classifier:
+        moved = {
+            name: Factored(left.astype(self.base[name].dtype), self.factors[name].right) for name, left in lefts.items()
+        }
+        return replace(self, factors={**self.factors, **moved})
 
     def inputs(self, prefix: str = "model") -> dict[str, Arrays]:
-        """Input bundles of a query: `<prefix>.base`, and `.extractor` and `.head` where they changed."""
+        """Input bundles: `<prefix>.base`, `.extractor` and `.head` where they changed, factors and alignment."""
         parts: dict[str, Arrays] = {f"{prefix}.base": {"file": np.frombuffer(self.file, dtype=np.uint8)}}
         for part in ("extractor", "head"):
             names = [name for name in self.layout(part).shapes if name in self.changed]
             if names:
                 parts[f"{prefix}.{part}"] = {name: self.changed[name] for name in names}
+        if self.factors:
+            parts[f"{prefix}.left"] = {name: pair.left for name, pair in self.factors.items()}
+            parts[f"{prefix}.right"] = {name: pair.right for name, pair in self.factors.items()}
+        if self.alignment is not None:
+            parts[f"{prefix}.alignment"] = self.alignment.arrays()
         return parts
 
 
@@ -87,4 +134,24 @@ def state_from_inputs(inputs: Mapping[str, Arrays], prefix: str = "model") -> di
     state = load(inputs[f"{prefix}.base"]["file"].tobytes())
     for part in ("extractor", "head"):
         state.update(inputs.get(f"{prefix}.{part}", {}))
+    right = inputs.get(f"{prefix}.right", {})
+    pairs = {name: Factored(left, right[name]) for name, left in inputs.get(f"{prefix}.left", {}).items()}
+    state.update(_products(pairs, state))
     return state
+
+
+def alignment_from_inputs(inputs: Mapping[str, Arrays], prefix: str = "model") -> Alignment | None:
+    """The alignment that a site received, checked; None where scores are compared as they are.
+
+    Raises:
+        ValueError: the knots do not increase.
+    """
+    received = inputs.get(f"{prefix}.alignment")
+    return None if received is None else Alignment.checked(received["common"], received["of_group"])
+
+
+def _products(
+    factors: Mapping[str, Factored], like: Mapping[str, NDArray[np.floating]]
+) -> dict[str, NDArray[np.floating]]:
+    """The factorised weights, each in the shape and type of `like`."""
+    return {name: pair.dense(like[name].shape).astype(like[name].dtype) for name, pair in factors.items()}

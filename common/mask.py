@@ -87,7 +87,7 @@ class SoftMask:
         values = {}
         for name, shape in layout.shapes.items():
             ratio = scaled_bias[name] / (scaled_task[name] + floor)
-            values[name] = _broadcast(np.tanh(ratio), shape, granularity)
+            values[name] = spread(np.tanh(ratio), shape, granularity)
         return cls(values)
 
     @classmethod
@@ -140,7 +140,8 @@ class SoftMask:
         ]
 
 
-def _broadcast(values: Vector, shape: tuple[int, ...], granularity: Granularity) -> NDArray[np.float64]:
+def spread(values: Vector, shape: tuple[int, ...], granularity: Granularity) -> NDArray[np.float64]:
+    """A tensor's values by unit, (units,), at all the entries that they stand for."""
     if granularity == "parameter":
         return values.reshape(shape)
     column = values.reshape((-1,) + (1,) * (len(shape) - 1)) if granularity == "channel" and shape else values

@@ -115,10 +115,14 @@ class PrivateSensitivities:
         nothing = np.zeros(public.tensors)
         return cls(public.mean[0], public.mean[1], nothing, nothing, "pool", (1.0, 1.0), 0.0)
 
-    def mask(self, layout: Layout, floor: float = FLOOR) -> SoftMask:
-        """tanh(bias / (task + floor)), both divided by their means over tensors.
+    @property
+    def divisor(self) -> Vector:
+        """(T,) task sensitivities, none counted as less than `DEVIATIONS` of its own error: what a ratio divides by."""
+        known: Vector = np.maximum(self.task, DEVIATIONS * self.task_sd)
+        return known
 
-        In the denominator no task sensitivity counts as less than `DEVIATIONS` of its own error.
+    def mask(self, layout: Layout, floor: float = FLOOR) -> SoftMask:
+        """tanh(bias / (task + floor)), both divided by their means over tensors; the task's are those of `divisor`.
 
         Args:
             layout: the tensors, in the order of the sensitivities.
@@ -129,8 +133,7 @@ class PrivateSensitivities:
         """
         if len(layout.shapes) != len(self.bias):
             raise ValueError(f"layout of {len(layout.shapes)} tensors, {len(self.bias)} sensitivities: must agree")
-        known = np.maximum(self.task, DEVIATIONS * self.task_sd)
-        return SoftMask.from_sensitivities(layout, self.bias, known, "tensor", "mean", floor)
+        return SoftMask.from_sensitivities(layout, self.bias, self.divisor, "tensor", "mean", floor)
 
     def summary(self) -> dict[str, float | str]:
         """For the report: who speaks, the patients or the pool, and how far the two lie apart."""

@@ -70,6 +70,7 @@ class Caps(Strict):
     methods: list[str] | Literal["all"] = "all"
     queries: list[str] | Literal["all"] = "all"
     models: list[str] = ["equipoise.common.models:*"]
+    site_results: bool = False  # whether figures of this hospital alone may leave (AFL, FairFed)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

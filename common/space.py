@@ -162,6 +162,32 @@ class Space:
             raise ModelError(f"mask: every value is below {least}, so that nothing may move; check the sensitivities")
         return Space(tuple(parts))
 
+    def with_filters(self, filters: Mapping[str, NDArray[np.floating]]) -> Space:
+        """The space in which some tensors are mixed by filters of one's own instead of random ones.
+
+        Args:
+            filters: tensor -> (rank, *shape[1:]), public.
+
+        Raises:
+            ModelError: the space does not move such a tensor by filters, or they have another shape.
+        """
+        known = {part.name: part for part in self.parts if part.filters is not None}
+        for name, own in filters.items():
+            if name not in known or own.shape[1:] != known[name].shape[1:]:
+                raise ModelError(
+                    f"space: {name!r} takes no filters of shape {own.shape}; the space `whole` mixes hidden Linear "
+                    "layers and 3x3 or 5x5 convolutions"
+                )
+        parts = []
+        for part in self.parts:
+            mine = filters.get(part.name)
+            if mine is None:
+                parts.append(part)
+            else:
+                scale = np.ones(part.shape[0] * len(mine))
+                parts.append(replace(part, filters=mine.astype(np.float64), scale=scale))
+        return Space(tuple(parts))
+
     @cached_property
     def blocks(self) -> dict[str, slice]:
         """Which coordinates of theta move which parameter."""

@@ -39,7 +39,7 @@ STUDY = ""  # the account of the study itself; every other account is a control'
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 # Shares of a split's budget where the study names none; of the phases that are there.
 DEFAULT_SHARES: Mapping[SplitName, Mapping[str, float]] = {
-    "train": {"counts": 0.03, "mask": 0.15, "rounds": 0.82},
+    "train": {"counts": 0.03, "mask": 0.15, "rounds": 0.82, "losses": 0.15, "histogram": 1.0},
     "validation": {"search": 0.8, "histogram": 0.2},
     "test": {"tables": 0.5, "histogram": 0.5},
 }

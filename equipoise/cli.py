@@ -80,6 +80,14 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study, as in method.beta=0.7. Repeatable."),
 ]
 MethodOption = Annotated[str | None, typer.Option("--method", help="Another method, with its own defaults.")]
+AllowOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-group-thresholds",
+        help="Let group_thresholds decide by group: the attribute is needed at use, and equal scores are not treated "
+        "alike.",
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="Print text, or JSON on stdout.")]
 
 
@@ -92,6 +100,7 @@ def simulate(
         EngineName.IN_PROCESS
     ),
     method: MethodOption = None,
+    allow_group_thresholds: AllowOption = False,
     sets: Sets = None,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -105,7 +114,7 @@ def simulate(
         from equipoise.server.verify import write_seal
         from equipoise.simulations.runner import simulate as run_study
 
-    study = _study(study_file, method, sets)
+    study = _study(study_file, method, sets, allow_group_thresholds)
     folder = out if out is not None else Path("runs") / study.study
     with ProgressBars() as progress:
         report = run_study(study, folder, engine=engine.value, resume=resume, watchers=[progress], say=progress.say)
@@ -144,14 +153,18 @@ def pretrain(
 
 @app.command()
 def plan(
-    study_file: StudyFile, method: MethodOption = None, sets: Sets = None, output: FormatOption = Format.TEXT
+    study_file: StudyFile,
+    method: MethodOption = None,
+    allow_group_thresholds: AllowOption = False,
+    sets: Sets = None,
+    output: FormatOption = Format.TEXT,
 ) -> None:
     """Show what a study would ask of every site, before anything is read."""
     from equipoise.commands.plan_text import plan_lines
     from equipoise.common.methods import resolve
     from equipoise.server.plan import describe_plan
 
-    study = _study(study_file, method, sets)
+    study = _study(study_file, method, sets, allow_group_thresholds)
     resolve(study)
     found = describe_plan(study)
     if output is Format.JSON:
@@ -201,12 +214,24 @@ def methods(output: FormatOption = Format.TEXT) -> None:
     """List the methods."""
     from equipoise.common.methods import METHODS
 
-    rows = [{"name": m.name, "does": m.title, "paper": m.paper, "sends": m.travels} for m in METHODS.values()]
+    rows = [
+        {
+            "name": m.name,
+            "does": m.title,
+            "paper": m.paper,
+            "sends": m.travels,
+            "costs": m.costs,
+            "private form": m.private,
+        }
+        for m in METHODS.values()
+    ]
     if output is Format.JSON:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        typer.echo(f"{row['name']}\n  {row['does']}\n  paper: {row['paper']}\n  sends: {row['sends']}")
+        typer.echo(f"{row.pop('name')}\n  {row.pop('does')}")
+        for key, text in row.items():
+            typer.echo(f"  {key}: {text}")
 
 
 @app.command()
@@ -215,7 +240,7 @@ def version(output: FormatOption = Format.TEXT) -> None:
     typer.echo(json.dumps({"version": __version__}) if output is Format.JSON else f"equipoise {__version__}")
 
 
-def _study(study_file: Path, method: str | None, sets: list[str] | None) -> Study:
+def _study(study_file: Path, method: str | None, sets: list[str] | None, allow_group_thresholds: bool = False) -> Study:
     """The study with `--method`, then `--set`, applied."""
     from equipoise.common.methods import METHOD_CONTROLS, METHODS
     from equipoise.common.study import load_study
@@ -231,6 +256,8 @@ def _study(study_file: Path, method: str | None, sets: list[str] | None) -> Stud
         assignments.insert(0, f"method={json.dumps({'name': method, 'controls': kept})}")
     elif method is not None:
         assignments.insert(0, f"method.name={json.dumps(method)}")
+    if allow_group_thresholds:
+        assignments.append("method.allow_group_thresholds=true")
     return load_study(study_file, assignments)
 
 

@@ -7,6 +7,7 @@ runs/<study>/
   after.safetensors      the second model of an audit
   pool.*                 the public pool, where the study has one
   model.safetensors      the method's result
+  alignment.json         each group's scores on one scale, where the operating point differs by group
   notes.json             what the method says of how it came about (the mask)
   transcript/            the method's released sums
   controls/<name>/       the same for every control
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from equipoise.common.alignment import Alignment
 from equipoise.common.canonical import sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import RefusedError, StudyError, TranscriptError
@@ -36,6 +38,8 @@ from equipoise.common.models import build
 from equipoise.common.study import PublicPool, Study, Weights
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.transcript import WITNESS, Transcript
+
+ALIGNMENT = "alignment.json"
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,8 @@ class RunFolder:
         folder = self.arm_folder(name)
         write_whole(folder / "notes.json", json.dumps(dict(outcome.notes), indent=1).encode())
         write_whole(folder / "model.safetensors", model_bytes(outcome.classifier))
+        if outcome.classifier.alignment is not None:
+            write_whole(folder / ALIGNMENT, json.dumps(outcome.classifier.alignment.to_json()).encode())
 
     def result(self, name: str, base: Classifier) -> Classifier:
         """An arm's classifier, from its file.
@@ -211,7 +217,21 @@ class RunFolder:
             raise TranscriptError(f"{file}: missing or changed; restore the file or resume the run") from None
         if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in base.base.items()}:
             raise TranscriptError(f"{file}: other tensors than the base model has; restore the file")
-        return base.with_values({name: state[name] for name in base.parameters})
+        return base.with_values({name: state[name] for name in base.parameters}).aligned(self.alignment(name))
+
+    def alignment(self, name: str) -> Alignment | None:
+        """An arm's operating point by group, where it has one.
+
+        Raises:
+            TranscriptError: the file there is no alignment.
+        """
+        file = self.arm_folder(name) / ALIGNMENT
+        if not file.exists():
+            return None
+        try:
+            return Alignment.from_json(json.loads(file.read_text()))
+        except (ValueError, KeyError, TypeError):
+            raise TranscriptError(f"{file}: changed since the run; restore the file or resume the run") from None
 
 
 def model_bytes(classifier: Classifier) -> bytes:

@@ -20,7 +20,7 @@ from equipoise.server.engine import Engine
 from equipoise.server.report.build import report_json
 from equipoise.server.report.page import render
 from equipoise.server.run import run_arm
-from equipoise.server.rundir import RunFolder, model_bytes
+from equipoise.server.rundir import ALIGNMENT, RunFolder, model_bytes
 from equipoise.server.transcript import missing_heads
 
 SEAL = "seal.json"
@@ -80,6 +80,11 @@ def verify(run: RunFolder, witnesses: Witnesses = lambda _: {}) -> list[Checked]
             file = folder.arm_folder(arm.name) / "model.safetensors"
             if model_bytes(outcome.classifier) != file.read_bytes():
                 raise TranscriptError(f"{file}: is not what the released sums give; restore the run")
+            kept, derived = folder.alignment(arm.name), outcome.classifier.alignment
+            if (None if kept is None else kept.to_json()) != (None if derived is None else derived.to_json()):
+                raise TranscriptError(
+                    f"{folder.arm_folder(arm.name) / ALIGNMENT}: is not what the released sums give; restore the run"
+                )
             releases = len(folder.transcript(arm.study, arm.name).rows)
             # A control that was trained in a run of its own goes by the name of its folder.
             name = arm.name if folder is run else folder.path.relative_to(run.path / "controls").as_posix()

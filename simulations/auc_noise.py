@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.client.cohort import SplitName
+from equipoise.client.cohort import Split, SplitName
 from equipoise.client.cohort_store import Patients
 from equipoise.client.workbench import network, patient_scores
 from equipoise.common import evaluation
@@ -131,13 +131,18 @@ def _scored(study: Study, hospitals: Mapping[str, Patients], models: Mapping[str
     split_name: SplitName = "test" if name == "test" else "validation"
     parts = [hospitals[site].split(split_name) for site in sorted(hospitals)]
     return Scored(
-        {
-            model: np.concatenate([patient_scores(study, network(study, c.state), part) for part in parts])
-            for model, c in models.items()
-        },
+        {model: np.concatenate([decided_scores(study, c, part) for part in parts]) for model, c in models.items()},
         np.concatenate([part.label.numpy() for part in parts]),
         {a.name: np.concatenate([part.groups[a.name].numpy() for part in parts]) for a in study.attributes},
     )
+
+
+def decided_scores(study: Study, model: Classifier, split: Split) -> NDArray[np.float64]:
+    """Each patient's score as it is compared with a threshold, logit, (n,)."""
+    scores = patient_scores(study, network(study, model.state), split)
+    if model.alignment is None:
+        return scores
+    return model.alignment(scores, split.groups[study.primary.name].numpy())
 
 
 def _matching_size(

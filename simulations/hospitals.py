@@ -106,15 +106,15 @@ def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospit
 
 
 def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
-    from equipoise.simulations import public
+    from equipoise.simulations import adult, public
 
-    write = {"heart": public.write_heart, "ham10000": public.write_ham10000}[wanted.kind]
+    write = {"heart": public.write_heart, "ham10000": public.write_ham10000, "adult": adult.write_adult}[wanted.kind]
     written = write(folder, public.public_data_folder(), study.seed)
     facts = {"source": wanted.kind, "note": written.note, "synthetic": False}
 
     def pool() -> Tensor:
-        if wanted.kind == "heart" and isinstance(study.inputs, TableInputs):
-            return public.heart_pool(study.inputs, study.seed)
+        if isinstance(study.inputs, TableInputs):
+            return public.range_pool(study.inputs, study.seed, wanted.kind)
         # The vendor's held-out lesions, whose labels nobody looks at.
         return Cohort(study, load_site(written.vendor.site_file)).split("validation").inputs
 

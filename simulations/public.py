@@ -49,7 +49,7 @@ HEART_FEATURES = (
     "ca",
     "thal",
 )
-HEART_POOL, HEART_POOL_LEVELS = 600, 7
+POOL, POOL_LEVELS = 600, 7
 HEART_NOTE = "UCI Heart Disease has no patient identifiers: the unit is the row"
 HEART_VENDOR_SITE = "cleveland"
 HEART_VENDOR_SHARE = 0.40
@@ -133,14 +133,14 @@ def write_heart(folder: Path, data_folder: Path, seed: int) -> PublicSites:
         patient = f"{site}-{numbers[site]:03d}"
         values = (patient, *(column[row] for column in columns))
         diseased_woman = same(sexes[row]) == "0" and same(diseases[row]) == "1"
-        chosen = _fraction(seed, "heart", "vendor", patient) < HEART_VENDOR_SHARE
+        chosen = fraction(seed, "heart", "vendor", patient) < HEART_VENDOR_SHARE
         if site == HEART_VENDOR_SITE and chosen and not diseased_woman:
             vendor.append((*values, "train"))
         else:
             cohorts[site].append(values)
     coding = {"sex": {"0": "female", "1": "male"}}
     sites = [
-        write_site(folder, site, header, rows, data=_keyed(seed, "heart", site, HEART_SPLITS), coding=coding)
+        write_site(folder, site, header, rows, data=keyed(seed, "heart", site, HEART_SPLITS), coding=coding)
         for site, rows in cohorts.items()
     ]
     data = {"splits": {"column": "split"}}
@@ -148,17 +148,17 @@ def write_heart(folder: Path, data_folder: Path, seed: int) -> PublicSites:
     return PublicSites(sites, written, HEART_NOTE)
 
 
-def heart_pool(inputs: TableInputs, seed: int) -> Tensor:
+def range_pool(inputs: TableInputs, seed: int, data_set: str) -> Tensor:
     """600 public rows as the study's inputs, float32 (600, F): draws from the declared ranges, none of them a patient.
 
     A feature whose declared range has at most seven whole numbers is drawn among them, any other evenly over its range.
     """
-    stream = numpy_stream(seed, "heart", "pool")
+    stream = numpy_stream(seed, data_set, "pool")
     columns = []
     for feature in inputs.features:
         low, high = feature.range
-        whole = float(low).is_integer() and float(high).is_integer() and high - low < HEART_POOL_LEVELS
-        drawn = stream.integers(int(low), int(high) + 1, HEART_POOL) if whole else stream.uniform(low, high, HEART_POOL)
+        whole = float(low).is_integer() and float(high).is_integer() and high - low < POOL_LEVELS
+        drawn = stream.integers(int(low), int(high) + 1, POOL) if whole else stream.uniform(low, high, POOL)
         columns.append(2 * (drawn - low) / (high - low) - 1)
     values = torch.tensor(np.array(columns).T, dtype=torch.float32)
     return torch.cat([values, torch.zeros_like(values)], dim=1)
@@ -199,7 +199,7 @@ def write_ham10000(
             continue
         of_row = {name: column[row] for name, column in public.items()}
         values = (lesion, f"{of_row['image_id']}.jpg", *(of_row[name] for name in header[2:]))
-        place = _fraction(seed, "ham10000", "vendor", lesion)
+        place = fraction(seed, "ham10000", "vendor", lesion)
         if place >= HAM_VENDOR_TRAIN + HAM_VENDOR_HELD_OUT:
             cohorts[of_row["dataset"]].append(values)
         elif place >= HAM_VENDOR_TRAIN:
@@ -208,7 +208,7 @@ def write_ham10000(
             vendor.append((*values, "train"))
     in_zip = {"images": str(images)}
     sites = [
-        write_site(folder, site, header, rows, data=in_zip | _keyed(seed, "ham10000", site, splits))
+        write_site(folder, site, header, rows, data=in_zip | keyed(seed, "ham10000", site, splits))
         for site, rows in cohorts.items()
     ]
     data = in_zip | {"splits": {"column": "split"}}
@@ -223,15 +223,15 @@ def _left_out(seed: int, row: Mapping[str, str]) -> bool:
         return False
     if same(row["malignant"]) == "1":
         return age < HAM_OLD
-    return age >= HAM_OLD and _fraction(seed, "ham10000", "base b", row["lesion_id"]) < 0.60
+    return age >= HAM_OLD and fraction(seed, "ham10000", "base b", row["lesion_id"]) < 0.60
 
 
-def _fraction(seed: int, *names: str) -> float:
+def fraction(seed: int, *names: str) -> float:
     """A public hash of the names as a number in [0, 1)."""
     return (stream_seed(seed, *names) >> 10) / 2**53
 
 
-def _keyed(seed: int, data_set: str, site: str, splits: FractionSplits) -> dict[str, object]:
+def keyed(seed: int, data_set: str, site: str, splits: FractionSplits) -> dict[str, object]:
     """The site file's splits with a key that is derived from the seed: the data are public, so nothing is hidden."""
     key = "".join(f"{stream_seed(seed, data_set, 'split key', site, part):016x}" for part in range(4))
     return {"splits": splits.model_dump(), "split_key": key}

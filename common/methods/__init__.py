@@ -9,7 +9,25 @@ from __future__ import annotations
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import check_rule
-from equipoise.common.methods import audit, fairtune, fine_tune, private_head, swift
+from equipoise.common.methods import (
+    afl,
+    audit,
+    bmft,
+    dfr,
+    fairfed,
+    fairprune,
+    fairtune,
+    fedfb,
+    fedprox,
+    fine_tune,
+    group_dro,
+    group_thresholds,
+    private_head,
+    q_ffl,
+    reweighing,
+    swift,
+    zhang_zhou,
+)
 from equipoise.common.methods.method import Method
 from equipoise.common.study import Study
 
@@ -17,9 +35,21 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         swift.METHOD,
+        bmft.METHOD,
         fine_tune.METHOD,
         private_head.METHOD,
         fairtune.METHOD,
+        zhang_zhou.METHOD,
+        fairprune.METHOD,
+        dfr.METHOD,
+        reweighing.METHOD,
+        group_dro.METHOD,
+        fedfb.METHOD,
+        fedprox.METHOD,
+        fairfed.METHOD,
+        q_ffl.METHOD,
+        afl.METHOD,
+        group_thresholds.METHOD,
         audit.METHOD,
     )
 }

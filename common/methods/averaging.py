@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +74,13 @@ def training_query(
 
 
 def averaged_round(
-    study: Study, model: Classifier, query: Query, layout: Layout, mask: SoftMask | None, weights: Arrays
+    study: Study,
+    model: Classifier,
+    query: Query,
+    layout: Layout,
+    mask: SoftMask | None,
+    weights: Arrays,
+    shares: Mapping[str, float] | None = None,
 ) -> Generator[Query, Sum, tuple[Classifier, Cells, Cells]]:
     """One federated-averaging round: the classifier moved by the sites' mean change, and who answered.
 
@@ -84,13 +90,18 @@ def averaged_round(
     `weights` has `task`, and for a bias loss the global `patients` and sums of `scores` by cell, from which each site
     follows the gaps through its own steps.
 
-    Sites that dropped out are left out of the mean by their declared shares, which are public.
+    Sites that dropped out are left out of the mean by their shares: `shares` by site, which sum to 1, or the declared
+    ones.
     """
     inputs: dict[str, Arrays] = {**model.inputs(), "weights": weights}
     if mask is not None:
         inputs["mask"] = {name: mask.values[name].astype(np.float32) for name in layout.shapes}
+    if shares is not None:
+        inputs["shares"] = {"shares": np.array([shares[site] for site in catalogue.sites_of(study)])}
     total = yield query.with_inputs(**inputs)
-    present = attendance(study, total.cohort)
+    present = attendance(study, total.cohort) if shares is None else sum(shares[site] for site in total.cohort)
+    if present == 0:  # whoever answered weighs nothing: the model stays
+        return model, total.value("patients"), total.value("scores")
     moved = Layout({name: layout.shapes[name] for name in total.query.parameters["tensors"]})
     return model.moved(moved, total.value("change") / present), total.value("patients"), total.value("scores")
 

@@ -69,21 +69,22 @@ def run_masked(study: Study, model: Classifier, p: MaskedRounds) -> Generator[Qu
     check_labels(study, counts)
     if p.mask == "ones":
         return Outcome(*(yield from run_rounds(study, model, p.steps, p.course, counts)))
-    found = yield from _sensitivities(study, model, p, counts)
+    found = yield from tensor_sensitivities(study, model, counts, p.balance, p.loss)
     mask = _soft_mask(p, found, model.layout("whole"), study.seed)
     model, notes = yield from run_rounds(study, model, p.steps, p.course, counts, mask)
     return Outcome(model, {**notes, "mask": mask.summary(), "mask_mean": mask.mean, "sensitivities": found.summary()})
 
 
-def _sensitivities(
-    study: Study, model: Classifier, p: MaskedRounds, counts: Cells
+def tensor_sensitivities(
+    study: Study, model: Classifier, counts: Cells, balance: Balance, loss: BiasLoss
 ) -> Generator[Query, Sum, PrivateSensitivities]:
+    """Sensitivities of bias and task by tensor: one sum of clipped, equalised vectors, read with its noise."""
     layout = model.layout("whole")
     pool, network = Pool.of(study), network_of(study, model)
     energies = BlockEnergies(network, list(layout.shapes))
     rows = [energies.rows(x) for x in pool.batches()]
     public = Equalisation.from_pool(np.concatenate([z for z, _ in rows]), np.concatenate([e for _, e in rows]))
-    bias, task = energy_weights(counts, task_weights(counts, p.balance, CAP), p.loss)
+    bias, task = energy_weights(counts, task_weights(counts, balance, CAP), loss)
     query = catalogue.block_sensitivities(study, layout)
     units = {"unit": public.unit, "kept": public.kept}
     total = yield query.with_inputs(**model.inputs(), weights={"bias": bias, "task": task}, units=units)

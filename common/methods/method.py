@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,15 @@ class Method:
         title: one line for `equipoise methods`.
         paper: where it comes from.
         travels: what a hospital sends, in words.
+        costs: passes over the patients and what it moves, in words.
+        private: its form where noise protects the patients, in words; "none" where it has none.
         parameters: the class that checks the study's method keys.
         plan: every query the method may ask, in order; what it asks must be a subsequence of this.
         run: the generator.
         trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
+        settings: parameters that `equipoise compare --tune` tries, the defaults ({}) first.
+        shared: keys of a study's own method that this one takes over in a comparison, where it has them.
     """
 
     name: str
@@ -50,5 +54,9 @@ class Method:
     parameters: type[Strict]
     plan: Callable[[Study, Classifier], list[Query]]
     run: Callable[[Study, Classifier], Steps]
+    costs: str = ""
+    private: str = ""
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
+    settings: Sequence[Mapping[str, Any]] = ({},)
+    shared: frozenset[str] = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
     trains: bool = True

@@ -239,6 +239,8 @@ METHOD = Method(
     paper="SWiFT (BioMedIA/vios-s, public code at 937e9fd)",
     travels="cell counts, sensitivities by tensor, then a round's change of the trained tensors, or (step whitened) a "
     "round's sum of clipped vectors",
+    costs="one pass for the mask, 5 rounds of the extractor and 5 of the head",
+    private="mask by tensor and whitened rounds",
     parameters=Swift,
     plan=plan,
     run=run,

@@ -8,7 +8,7 @@ without noise too.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ from equipoise.common.study import Study
 from equipoise.common.whitening import CANNOT_SEE, CLIP_PERCENTILE, check_pool, pool_gradients, whiten
 
 Vector = NDArray[np.float64]
+Weigh = Callable[[Classifier], Generator[Query, Sum, tuple[Cells, Cells]]]
+"""Task and bias weights of a round by cell, (G + 1, 2) each, at the model there; it may ask for sums of its own."""
 
 
 class Whitened(Strict):
@@ -59,17 +61,23 @@ class Course:
         phase: what the progress display and the plan call the rounds.
         loss: the bias loss.
         balance: weights of the cells in the task loss.
+        weigh: in the place of `loss` and `balance`, weights that a method makes for each round.
+        filters: in the place of the space's random filters, those of some tensors (`Space.with_filters`).
     """
 
     kind: Kind
     phase: str
     loss: BiasLoss = "equalized_odds"
     balance: Balance = "cells"
+    weigh: Weigh | None = None
+    filters: Mapping[str, Vector] | None = None
 
 
-def plan_rounds(study: Study, model: Classifier, p: Whitened, course: Course) -> list[Query]:
-    """The queries of the rounds, planned."""
-    return [_query(study, model, p, course)] * p.rounds
+def plan_rounds(
+    study: Study, model: Classifier, p: Whitened, course: Course, asked: Sequence[Query] = ()
+) -> list[Query]:
+    """The queries of the rounds, planned; `asked` are those of `course.weigh` in each round."""
+    return [*asked, _query(study, model, p, course)] * p.rounds
 
 
 def run_rounds(
@@ -78,7 +86,7 @@ def run_rounds(
     """The classifier after the rounds, and what the report shows of them.
 
     Args:
-        model: the vendor's classifier.
+        model: where the rounds start: the vendor's classifier, or what an earlier phase made of it.
         counts: released patients by cell, (G + 1, 2).
         mask: factors of the space's directions (`Space.masked`); None for 1.
 
@@ -93,11 +101,11 @@ def run_rounds(
 
 @dataclass(frozen=True)
 class Prospect:
-    """The space without a mask and what the public pool shows of it: the same for every walk from the vendor's model.
+    """The space without a mask and what the public pool shows of it: the same for every walk from one model.
 
     Attributes:
         space: unmasked.
-        logits, gradients: of the pool's rows, (n,) and (n, D).
+        logits, gradients: of the pool's rows where the walks start, (n,) and (n, D).
         rows: the pool as the model sees it, (n, ...).
     """
 
@@ -109,16 +117,21 @@ class Prospect:
     @classmethod
     def of(cls, study: Study, model: Classifier, p: Whitened, course: Course) -> Prospect:
         """Look at the pool once."""
-        pool, network = Pool.of(study), network_of(study, model, base=True)
-        space = Space.of(network, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
-        return cls(space, *pool_gradients(space, network, pool.batches()), pool.normalised())
+        # The filters belong to the vendor's weights, which every site has; the gradients to where the rounds start.
+        pool, base = Pool.of(study), network_of(study, model, base=True)
+        space = Space.of(base, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
+        if course.filters is not None:
+            space = space.with_filters(course.filters)
+        return cls(space, *pool_gradients(space, network_of(study, model), pool.batches()), pool.normalised())
 
     def walk(
         self, study: Study, model: Classifier, p: Whitened, course: Course, counts: Cells, mask: SoftMask | None
     ) -> Walk:
-        """Rounds from the vendor's model under a mask, none of them done; see `run_rounds`."""
+        """Rounds from the model under a mask, none of them done; see `run_rounds`."""
         query = _query(study, model, p, course)
         space, gradients, inputs = self.space, self.gradients, dict[str, Arrays]()
+        if course.filters is not None:
+            inputs["filters"] = course.filters
         if mask is not None:
             # The very numbers that travel, so that a site's masked space is this one.
             factors = {part.name: mask.values[part.name].astype(np.float32) for part in space.parts}
@@ -162,9 +175,12 @@ class Walk:
 
     def _round(self) -> Generator[Query, Sum, None]:
         p, course, counts, query = self._p, self._course, self._counts, self._query
-        sums = None if self._scores is None else self._scores.sums
-        task, bias = round_weights(counts, sums, course.loss, smoothing=p.smoothing, balance=course.balance)
         moved = self._start.moved(self._model, self._descent.u)
+        if course.weigh is None:
+            sums = None if self._scores is None else self._scores.sums
+            task, bias = round_weights(counts, sums, course.loss, smoothing=p.smoothing, balance=course.balance)
+        else:
+            task, bias = yield from course.weigh(moved)
         weights: Arrays = {"task": task, "bias": bias}
         total = yield query.with_inputs(**moved.inputs(), weights=weights, **self._start.inputs)
         gradient, released = _read(total, self._start.clip, counts)
@@ -228,7 +244,7 @@ class _Start:
     problems: tuple[str, ...]
 
     def moved(self, model: Classifier, u: Vector) -> Classifier:
-        """The vendor's classifier moved to the point u."""
-        state = model.base
+        """The classifier at which the rounds start, moved to the point u."""
+        state = model.state
         changes = self.space.weight_changes(self.basis @ u)
         return model.with_values({name: state[name] + change for name, change in changes.items()})

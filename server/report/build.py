@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import equipoise
+from equipoise.common.alignment import Alignment
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.estimate import Estimate
@@ -108,10 +109,14 @@ def compose(
         "roc": tables.roc_curves(study, measured, (BASE, method)),
     }
     report["averages"] = tables.averages(study, report["models"])
-    report["verdict"] = verdict(_evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
+    report["verdict"] = verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
     report["level_down"] = _level_down(report, method)
     report["more_false_alarms"] = _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
+    report["method_warnings"] = notes.get("warnings", [])
+    if "alignment" in notes:
+        alignment = Alignment.from_json(notes["alignment"])
+        report["group_thresholds"] = tables.group_thresholds(study, measured, method, alignment)
     if noise is not None:
         report["auc_noise"] = noise
     report["privacy"] = privacy_of(study, plan)
@@ -197,7 +202,8 @@ def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:
     return {"connected": sorted(task.sites), "declared_patients": task.study.sites.declared_patients, "arms": arms}
 
 
-def _evidence(study: Study, measured: Measured, method: str) -> Evidence:
+def evidence(study: Study, measured: Measured, method: str) -> Evidence:
+    """What a verdict on a method is made from."""
     name = study.primary.name
     before, after, blur, joint = measured.score_pair(BASE, method, name)
     controls = [
@@ -251,6 +257,8 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
         training["mask"] = {"tensors": notes["mask"], "mean": notes["mask_mean"]}
     if "rounds" in notes:
         training["rounds"] = notes["rounds"]
+    if "facts" in notes:
+        training["facts"] = notes["facts"]
     if "bias_loss_by_round" in notes:
         phases = [row.phase for row in rows if row.name in TRAINING]
         losses = notes["bias_loss_by_round"]

@@ -52,6 +52,8 @@ def _stamps(report: Json) -> list[str]:
     stamps = [f"Declared test: {words[report['verdict']['outcome']]}"]
     if report["level_down"]:
         stamps.append("Level-down: sensitivity or AUC of a group fell")
+    if "group_thresholds" in report:
+        stamps.append(f"Thresholds by group: {report['study']['primary']} is needed at use")
     if report["privacy"]["mode"] == "none":
         stamps.append("Privacy mode none: releases were not private")
     if report["data"]["synthetic"]:

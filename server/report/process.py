@@ -51,6 +51,9 @@ def _training(report: Json) -> list[Section]:
         blocks.append(_rounds(training["rounds"]))
     if "mask" in training:
         blocks.append(_mask(training["mask"]))
+    blocks += [
+        Table(fact["title"], fact["columns"], fact["rows"], frozenset({0})) for fact in training.get("facts", [])
+    ]
     if not blocks:
         return []
     text = f"{method['name']}: {method['title']} Source: {method['paper']}. What travels: {method['travels']}."
@@ -143,7 +146,21 @@ def _thresholds(report: Json) -> Section:
     ]
     meaning = Table("Operating points", ("operating point", "rule", "chosen on"), points, frozenset({0, 1, 2}))
     text = "One threshold serves all groups and hospitals; a patient is flagged where the score is at or above it."
-    return Section("thresholds", "Thresholds", (text,), (meaning, table))
+    if "group_thresholds" not in report:
+        return Section("thresholds", "Thresholds", (text,), (meaning, table))
+    method, attribute = report["study"]["method"]["name"], report["study"]["primary"]
+    of_groups = report["group_thresholds"]
+    own = [
+        [at[0]["group"], *(f"{number(row['probability'])} ({number(row['logit'], 2)})" for row in at)]
+        for at in zip(*(of_groups[point] for point in POINTS), strict=True)
+    ]
+    caption = f"Thresholds of {method} by {attribute}, as probabilities of the model's own score (as logits)"
+    by_group = Table(caption, ("group", *columns[1:]), own)
+    text += (
+        f" Not so under {method}: there each group of {attribute} has its own, and the threshold above is one on a "
+        "scale on which the groups' scores were aligned."
+    )
+    return Section("thresholds", "Thresholds", (text,), (meaning, table, by_group))
 
 
 def _hospitals(report: Json) -> Section:

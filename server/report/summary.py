@@ -243,7 +243,7 @@ def _warnings(report: Json) -> list[str]:
     said = {f"{name}: {reason}" for reason, names in gates.items() for name in names}
     others = [text for text in report["verdict"]["warnings"] if text not in said and not text.startswith("level-down")]
     joined = [f"not every group is judged by {listed(names)} ({reason})" for reason, names in gates.items()]
-    return [_sentence(text) for text in (*others, *joined)]
+    return [_sentence(text) for text in (*report["method_warnings"], *others, *joined)]
 
 
 def _sentence(text: str) -> str:

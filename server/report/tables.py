@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.common.alignment import Alignment
 from equipoise.common.evaluation import BASE, POINTS, ByAttribute, Measured
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
 from equipoise.common.fairness.auc_change import (
@@ -88,6 +89,18 @@ def thresholds(measured: Measured) -> Json:
             for point, logit in zip(POINTS, measured.thresholds[model], strict=True)
         }
         for model in models_in(measured)
+    }
+
+
+def group_thresholds(study: Study, measured: Measured, method: str, alignment: Alignment) -> Json:
+    """operating point -> one row a group with its own threshold, for a method whose threshold differs by group."""
+    names = group_names(len(study.primary.groups) + 1, study.primary.groups)
+    return {
+        point: [
+            {"group": name, "logit": float(logit), "probability": 0.5 * (1 + math.tanh(0.5 * float(logit)))}
+            for name, logit in zip(names, alignment.threshold(float(common)), strict=True)
+        ]
+        for point, common in zip(POINTS, measured.thresholds[method], strict=True)
     }
 
 

@@ -1,0 +1,130 @@
+"""Sums over patients that single methods ask for; they run behind the door, as all computations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from equipoise.client.contribution import Contribution, Rows, Totals
+from equipoise.client.workbench import cells_of, network, row_logits, rows_of
+from equipoise.client.workplace import Workplace, nothing, patients_by_cell
+from equipoise.common.classifier import state_from_inputs
+from equipoise.common.group_fisher import PatientFisher, Scale
+from equipoise.common.layout import Layout
+from equipoise.common.losses import row_losses, row_shares
+from equipoise.common.mask import units
+from equipoise.common.sensitivities import patient_slices
+from equipoise.common.space import Space
+
+ROWS = 128
+FISHER_ROWS = 32  # of which the gradients by one tensor are held at once
+
+
+def cell_losses(place: Workplace) -> Contribution:
+    """Each patient's mean cross-entropy over their rows, cut at the cap and divided by it, in the patient's cell."""
+    study, split, query = place.study, place.split, place.query
+    logits = row_logits(study, network(study, state_from_inputs(query.inputs)), split).double()
+    label = split.label[split.patient].double()
+    entropy = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    share = row_shares(split.patient, split.patients)
+    mean = torch.zeros(split.patients, dtype=torch.float64).index_add_(0, split.patient, entropy * share)
+    cut = (mean / query.parameters["cap"]).clamp(0.0, 1.0)
+    cell = cells_of(study, split)
+    cells = query.blocks["losses"].size
+    if not query.private:
+        sums = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, cut)
+        shape = query.blocks["losses"].shape
+        return Totals({"losses": sums.numpy().reshape(shape), "patients": patients_by_cell(cell, cells)})
+    vectors = np.zeros((split.patients, cells))
+    vectors[np.arange(split.patients), cell.numpy()] = cut.numpy()
+    return Rows([vectors])
+
+
+def group_fisher(place: Workplace) -> Contribution:
+    """Squared gradients of each patient's task loss, pooled by unit, at the patient's group."""
+    study, split, query = place.study, place.split, place.query
+    model = network(study, state_from_inputs(query.inputs))
+    layout = Layout({name: tuple(model.get_parameter(name).shape) for name in query.parameters["tensors"]})
+    fisher = PatientFisher(model, layout, query.parameters["granularity"])
+    group, groups = split.groups[study.primary.name], query.blocks["energies"].shape[0]
+
+    def parts() -> Iterator[tuple[Tensor, Iterator[tuple[str, Tensor]]]]:
+        for rows in patient_slices(split.patient, FISHER_ROWS):
+            mine = split.patient[rows]
+            first, last = int(mine[0]), int(mine[-1]) + 1
+            x = rows_of(study, model, split, rows)
+            yield group[first:last], fisher.patients(x, mine - first, split.label[first:last])
+
+    if query.private:
+        scale = Scale.from_arrays(query.inputs["units"])
+
+        def vectors() -> Iterator[NDArray[np.float64]]:
+            for own, found in parts():
+                energies = dict(found)
+                ordered = {name: energies[name] for name in layout.shapes}
+                yield scale.contributions(ordered, own.numpy(), groups)
+
+        return Rows(vectors())
+    sizes = units(layout, query.parameters["granularity"])
+    totals = {name: torch.zeros((groups, size), dtype=torch.float64) for name, size in sizes.items()}
+    for own, found in parts():
+        for name, energies in found:
+            totals[name].index_add_(0, own, energies)
+    return Totals({"energies": torch.cat(list(totals.values()), dim=1).numpy()})
+
+
+def head_moments(place: Workplace) -> Contribution:
+    """Sums over patients of the head's inputs, averaged over the patient's rows, and of their squares."""
+    split = place.split
+    if not split.patients:
+        return nothing(place.query)
+    share = row_shares(split.patient, split.patients)
+    sums, squares = torch.zeros(()), torch.zeros(())
+    for rows, _, inputs in _head_inputs(place):
+        features = inputs[:, :-1]
+        sums = sums + (share[rows, None] * features).sum(dim=0)
+        squares = squares + (share[rows, None] * features**2).sum(dim=0)
+    return Totals({"sums": sums.numpy(), "squares": squares.numpy(), "patients": np.array([split.patients])})
+
+
+def head_curve(place: Workplace) -> Contribution:
+    """The patients' weighted cross-entropy, its gradient and Hessian by the head, averaged over each patient's rows."""
+    split, query = place.split, place.query
+    if not split.patients:
+        return nothing(query)
+    task, bias = place.cell_weights()
+    cell, share = cells_of(place.study, split), row_shares(split.patient, split.patients)
+    d = query.blocks["gradient"].size
+    loss, gradient, hessian = 0.0, torch.zeros(d, dtype=torch.float64), torch.zeros((d, d), dtype=torch.float64)
+    for rows, z, inputs in _head_inputs(place):
+        owner = split.patient[rows]
+        weight = share[rows] * task[cell[owner]]
+        p = torch.sigmoid(z)
+        loss += float((share[rows] * row_losses(z, split.label[owner], cell[owner], task, bias, 1.0)).sum())
+        gradient += (weight * (p - split.label[owner].double())) @ inputs
+        hessian += (inputs * (weight * p * (1 - p))[:, None]).T @ inputs
+    upper = torch.triu_indices(d, d)
+    return Totals(
+        {
+            "loss": np.array([loss]),
+            "gradient": gradient.numpy(),
+            "hessian": hessian[upper[0], upper[1]].numpy(),
+            "weight": task[cell].sum().reshape(1).numpy(),
+        }
+    )
+
+
+def _head_inputs(place: Workplace) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Slices of the rows with their logits (m,) and the gradients of these by the head (m, d): its inputs, and 1."""
+    study, split = place.study, place.split
+    model = network(study, state_from_inputs(place.query.inputs))
+    space = Space.of(model, "head", head=study.model.head)
+    for start in range(0, len(split.patient), ROWS):
+        rows = slice(start, start + ROWS)
+        logits, gradients = space.logit_gradients(model, rows_of(study, model, split, rows))
+        yield rows, logits.double().cpu(), gradients.double().cpu()

@@ -1,0 +1,267 @@
+"""BMFT: bias-based weight masking fine-tuning, federated (Xue et al., MICCAI FAIMI workshop 2024, arXiv:2408.06890).
+
+Which weights serve the bias and not the task? Those whose ratio of sensitivities is above a percentile of all ratios
+outside the head get mask 1, the others 0, the head 0. *Impair*: the weights of mask 1 move on the bias loss alone.
+*Repair*: the head starts again at 0 and is trained on the task loss with a share of the bias loss, on balanced cells.
+
+After the public code of BMFT (BioMedIA/vios-s, at 70c83e4); no code of it is here. Its errors are not copied
+(docs/methods.md, BMFT): scores are the sigmoid of the logit, once; a tensor of one value gives no NaN; a mask by tensor
+keeps what the percentile says; what is masked neither moves nor decays; a cell without patients is no mean of 0.
+
+`mask: permuted` and `mask: ones` are the controls of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from equipoise.common import catalogue
+from equipoise.common.cells import Balance, BiasLoss, Form, bias_weights, task_weights
+from equipoise.common.classifier import Classifier
+from equipoise.common.config import Strict, validate
+from equipoise.common.layout import Layout
+from equipoise.common.mask import Granularity, Scaling, SoftMask, scale, spread, units
+from equipoise.common.methods.averaging import LocalSteps, Step, Weighting, check_labels, step_of
+from equipoise.common.methods.masked import tensor_sensitivities
+from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
+from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.query import Query, Sum
+from equipoise.common.streams import numpy_stream
+from equipoise.common.study import Study
+
+Vector = NDArray[np.float64]
+
+
+class Rounds(Strict):
+    """Rounds of each phase."""
+
+    impair: int = Field(default=5, ge=0)
+    repair: int = Field(default=5, ge=0)
+
+
+class Bmft(LocalSteps):
+    """Parameters of BMFT."""
+
+    bias_loss: BiasLoss = "equalized_odds"
+    form: Form = "absolute"
+    bias_share: float = Field(default=0.1, ge=0)  # in the second phase: task loss + bias_share * bias loss
+    smoothing: float = Field(default=0.08, ge=0)
+    percentile: float = Field(default=50.0, ge=0, le=100)
+    granularity: Granularity = "parameter"
+    scaling: Scaling = "mean"
+    floor: float = Field(default=0.05, gt=0)
+    mask: Literal["hard", "ones", "permuted"] = "hard"
+    head_reset: Literal["zero", "none"] = "zero"
+    balance: Balance = "cells"
+    weight_cap: float = Field(default=4.0, gt=0)
+    impair_lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=0.1, gt=0)  # of the second phase, in which the head starts at 0
+    step: Step | None = None
+    rounds: Rounds = Rounds()  # of fedavg and full_gradient
+    whitened: Whitened = Whitened()
+    whitened_head: Whitened = Whitened(lr=1.5, directions=24, damp=0.01)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Bmft:
+        if self.step == "full_gradient" and (self.local_epochs != 1 or self.flips or self.weight_decay):
+            raise ValueError("step=full_gradient takes no local_epochs, flips or weight_decay")
+        return self
+
+
+def plan(study: Study, model: Classifier) -> list[Query]:
+    """Every query of a run, in order."""
+    p = _parameters(study)
+    if step_of(study, p.step) == "whitened":
+        mask = [] if p.mask == "ones" else [catalogue.block_sensitivities(study, model.layout("whole"))]
+        rounds = [q for w, course in _courses(p) for q in plan_rounds(study, model, w, course)]
+        return [catalogue.cell_counts(study), *mask, *rounds]
+    mask = [] if p.mask == "ones" else [catalogue.sensitivities(study, model.layout("whole"), p.granularity)]
+    gaps = (p.bias_loss, p.form, p.smoothing)
+    rounds = [q for phase in _phases(study, p) for q in phase_queries(study, model, phase, gaps)]
+    return [catalogue.cell_statistics(study), *mask, *rounds]
+
+
+def run(study: Study, model: Classifier) -> Steps:
+    """Mask, impair, repair."""
+    p = _parameters(study)
+    if step_of(study, p.step) == "whitened":
+        return (yield from _run_whitened(study, model, p))
+    cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
+    counts, scores = cells.value("patients"), cells.value("scores")
+    check_labels(study, counts)
+    task = task_weights(counts, p.balance, p.weight_cap)
+    mask = _without_head(SoftMask.ones(model.layout("whole")), model)
+    if p.mask != "ones":
+        bias = bias_weights(counts, scores, p.bias_loss, p.form, p.smoothing)
+        query = catalogue.sensitivities(study, model.layout("whole"), p.granularity)
+        total = yield query.with_inputs(**model.inputs(), weights=Weighting(task, bias).arrays())
+        mask = _mask(study, model, p, total.value("bias"), total.value("task"), p.granularity)
+    gaps = Gaps(p.bias_loss, p.form, p.smoothing, counts, counts, scores)
+    impair, repair = _phases(study, p)
+    model = yield from train_phase(study, model, impair, task, gaps, mask)
+    model = _reset(model, p)
+    model = yield from train_phase(study, model, repair, task, gaps)
+    return Outcome(model, _notes(mask, gaps.trace))
+
+
+def _run_whitened(study: Study, model: Classifier, p: Bmft) -> Generator[Query, Sum, Outcome]:
+    """The private form: mask by tensor, both phases in whitened rounds."""
+    cells = yield catalogue.cell_counts(study)
+    counts = cells.value("patients")
+    check_labels(study, counts)
+    mask = _without_head(SoftMask.ones(model.layout("whole")), model)
+    if p.mask != "ones":
+        found = yield from tensor_sensitivities(study, model, counts, p.balance, p.bias_loss)
+        mask = _mask(study, model, p, found.bias, found.divisor, "tensor")
+    (first, impair), (second, repair) = _courses(p)
+    model, notes = yield from run_rounds(study, model, first, impair, counts, mask)
+    model, after = yield from run_rounds(study, _reset(model, p), second, repair, counts)
+    return Outcome(model, _notes(mask, []) | notes | {"repair": after["rounds"]})
+
+
+def hard_mask(
+    layout: Layout,
+    head: str,
+    bias: Vector,
+    task: Vector,
+    *,
+    granularity: Granularity,
+    scaling: Scaling,
+    floor: float,
+    percentile: float,
+) -> SoftMask:
+    """1 where the ratio of scaled sensitivities exceeds a percentile of all ratios outside the head, else 0; head 0.
+
+    Args:
+        layout: the parameters.
+        head: prefix of the head's names.
+        bias, task: flat sensitivities in the order of `equipoise.common.mask.units`, at least 0.
+        percentile: 50 frees half of the units, 100 none.
+    """
+    counts = units(layout, granularity)
+    ends = np.cumsum(list(counts.values()))[:-1]
+    parts = [dict(zip(counts, np.split(values, ends), strict=True)) for values in (bias, task)]
+    scaled_bias, scaled_task = (scale(part, scaling) for part in parts)
+    ratios = {name: scaled_bias[name] / (scaled_task[name] + floor) for name in counts}
+    outside = [ratio for name, ratio in ratios.items() if not name.startswith(head)]
+    least = float(np.percentile(np.concatenate(outside), percentile)) if outside else np.inf
+    return SoftMask(
+        {
+            name: spread(
+                np.zeros(len(ratio)) if name.startswith(head) else (ratio > least).astype(np.float64),
+                layout.shapes[name],
+                granularity,
+            )
+            for name, ratio in ratios.items()
+        }
+    )
+
+
+def _mask(study: Study, model: Classifier, p: Bmft, bias: Vector, task: Vector, granularity: Granularity) -> SoftMask:
+    layout = model.layout("whole")
+    mask = hard_mask(
+        layout,
+        model.head,
+        bias,
+        task,
+        granularity=granularity,
+        scaling=p.scaling,
+        floor=p.floor,
+        percentile=p.percentile,
+    )
+    if p.mask == "hard":
+        return mask
+    stream = numpy_stream(study.seed, "permuted mask")
+    extractor = SoftMask({name: value for name, value in mask.values.items() if not name.startswith(model.head)})
+    shuffled = extractor.permuted_tensors(stream) if granularity == "tensor" else extractor.permuted(stream)
+    return SoftMask({**mask.values, **shuffled.values})
+
+
+def _without_head(mask: SoftMask, model: Classifier) -> SoftMask:
+    return SoftMask({n: np.zeros_like(v) if n.startswith(model.head) else v for n, v in mask.values.items()})
+
+
+def _reset(model: Classifier, p: Bmft) -> Classifier:
+    """The whole head at 0, bias included."""
+    if p.head_reset == "none":
+        return model
+    return model.with_values({name: np.zeros(shape) for name, shape in model.layout("head").shapes.items()})
+
+
+def _phases(study: Study, p: Bmft) -> tuple[Phase, Phase]:
+    """Impair on the bias loss alone; repair on task + bias_share * bias, which is a mix of sum 1 at another rate."""
+    step, total = step_of(study, p.step), 1 + p.bias_share
+    impair = p.model_copy(update={"lr": p.impair_lr})
+    repair = p.model_copy(update={"lr": p.lr * total})
+    return (
+        Phase("impair", "extractor", 0.0, p.rounds.impair, step, impair),
+        Phase("repair", "head", 1 / total, p.rounds.repair, step, repair),
+    )
+
+
+def _courses(p: Bmft) -> tuple[tuple[Whitened, Course], tuple[Whitened, Course]]:
+    impair = p.whitened.model_copy(update={"beta": 0.0})
+    repair = p.whitened_head.model_copy(update={"beta": 1 / (1 + p.bias_share)})
+    return (
+        (impair, Course("whole", "impair", p.bias_loss, p.balance)),
+        (repair, Course("head", "repair", p.bias_loss, p.balance)),
+    )
+
+
+def _notes(mask: SoftMask, trace: list[float]) -> dict[str, Any]:
+    notes: dict[str, Any] = {"mask": mask.summary(), "mask_mean": mask.mean}
+    return notes | ({"bias_loss_by_round": trace} if trace else {})
+
+
+def _parameters(study: Study) -> Bmft:
+    return validate(Bmft, study.method.parameters, "method")
+
+
+def _with(**changes: Any) -> Any:
+    return lambda study: study.with_method("bmft", **{**study.method.parameters, **changes})
+
+
+def _fine_tuning(loss: str, part: str) -> Any:
+    def build(study: Study) -> Study:
+        p = _parameters(study)
+        steps = {name: getattr(p, name) for name in LocalSteps.model_fields if name != "lr"}
+        return study.with_method(
+            "fine_tune",
+            loss=loss,
+            part=part,
+            rounds=max(p.rounds.impair + p.rounds.repair, 1),
+            step=p.step,
+            whitened=p.whitened.model_dump(),
+            weight_cap=p.weight_cap,
+            **steps,
+        )
+
+    return build
+
+
+METHOD = Method(
+    name="bmft",
+    title="hard-mask fine-tuning: weights above a percentile unlearn the bias, then the head is trained again from 0",
+    paper="BMFT: Xue et al., FAIMI at MICCAI 2024, arXiv:2408.06890 (public code at 70c83e4)",
+    travels="cell counts, sensitivities, then a round's change of the trained tensors, or (step whitened) a round's "
+    "sum of clipped vectors",
+    costs="one pass for the mask, 5 rounds of the extractor and 5 of the head; a mask by parameter is as large as the "
+    "model",
+    private="mask by tensor and whitened rounds",
+    parameters=Bmft,
+    plan=plan,
+    run=run,
+    controls={
+        "no_mask": _with(mask="ones"),
+        "permuted": _with(mask="permuted"),
+        "plain": _fine_tuning("plain", "whole"),
+        "balanced": _fine_tuning("cells", "whole"),
+        "head": _fine_tuning("cells", "head"),
+    },
+)

@@ -1,0 +1,115 @@
+"""A phase of training on a mix of task and bias loss, for methods that have several.
+
+The bias loss's weights follow the gaps: each round's release brings the patients and sums of scores by cell of the
+sites that answered, and from these two come the signs of the next round (docs/methods.md, SWiFT 1.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from equipoise.common import catalogue
+from equipoise.common.cells import BiasLoss, Cells, Form, bias_value, bias_weights
+from equipoise.common.classifier import Classifier
+from equipoise.common.layout import Layout
+from equipoise.common.mask import SoftMask
+from equipoise.common.methods.averaging import (
+    LocalSteps,
+    Momentum,
+    Step,
+    Weighting,
+    averaged_round,
+    gradient_round,
+    training_query,
+)
+from equipoise.common.query import Query, Sum
+from equipoise.common.study import Study
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase trains and how.
+
+    Attributes:
+        name: as the progress display and the plan call it.
+        part: `whole`, `extractor` or `head`.
+        beta: share of the task loss.
+        rounds: how many.
+        step: `fedavg` or `full_gradient`.
+        steps: learning rate and the like.
+    """
+
+    name: str
+    part: str
+    beta: float
+    rounds: int
+    step: Step
+    steps: LocalSteps
+
+
+@dataclass
+class Gaps:
+    """A bias loss and what is known of its gaps.
+
+    Attributes:
+        counts: patients by cell of the groups that are compared, (G + 1, 2); other cells are 0.
+        patients, scores: patients by cell and their sums of scores, of the sites that answered last.
+        trace: the loss's value at every release.
+    """
+
+    loss: BiasLoss
+    form: Form
+    smoothing: float
+    counts: Cells
+    patients: Cells
+    scores: Cells
+    trace: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.see(self.patients, self.scores)
+
+    def see(self, patients: Cells, scores: Cells) -> None:
+        """Take in a release."""
+        self.patients, self.scores = np.where(self.counts > 0, patients, 0.0), scores
+        self.trace.append(bias_value(self.patients, self.scores, self.loss, self.form))
+
+    @property
+    def weights(self) -> Cells:
+        """Bias weights by cell."""
+        return bias_weights(self.patients, self.scores, self.loss, self.form, self.smoothing)
+
+
+def phase_queries(study: Study, model: Classifier, phase: Phase, gaps: tuple[BiasLoss, Form, float]) -> list[Query]:
+    """The queries of a phase, planned; `gaps` are loss, form and smoothing."""
+    layout = model.layout(phase.part)
+    return [_query(study, layout, phase, gaps, round_) for round_ in range(phase.rounds)]
+
+
+def train_phase(
+    study: Study, model: Classifier, phase: Phase, task: Cells, gaps: Gaps, mask: SoftMask | None = None
+) -> Generator[Query, Sum, Classifier]:
+    """The classifier after the phase; `gaps` takes in what each round releases."""
+    layout = model.layout(phase.part)
+    factors = np.ones(layout.size) if mask is None else layout.flatten(mask.values)
+    momentum = Momentum(phase.steps.lr, phase.steps.momentum, np.zeros(layout.size))
+    for round_ in range(phase.rounds):
+        query = _query(study, layout, phase, (gaps.loss, gaps.form, gaps.smoothing), round_)
+        if phase.step == "fedavg":
+            weights = {"task": task, "patients": gaps.patients, "scores": gaps.scores}
+            model, patients, scores = yield from averaged_round(study, model, query, layout, mask, weights)
+        else:
+            gradient, patients, scores = yield from gradient_round(model, query, Weighting(task, gaps.weights))
+            model = model.moved(layout, momentum.step(gradient, factors))
+        gaps.see(patients, scores)
+    return model
+
+
+def _query(study: Study, layout: Layout, phase: Phase, gaps: tuple[BiasLoss, Form, float], round_: int) -> Query:
+    if phase.step == "full_gradient":
+        return catalogue.gradient_sum(study, layout, phase.name, phase.beta)
+    loss, form, smoothing = gaps
+    kind: dict[str, str | float] = {"losses": "global", "bias_loss": loss, "form": form, "smoothing": smoothing}
+    return training_query(study, layout, phase.name, phase.steps, phase.beta, round_, **kind)

@@ -1,0 +1,130 @@
+"""Rounds on the task loss with one weight per cell, which a method may renew in every round.
+
+What `reweighing`, `group_dro` and `fedfb` share: they differ in how cells are weighed, not in how models are trained.
+A method that looks at the losses of the cells before it weighs them gets them as one more sum a round
+(`catalogue.cell_losses`), of losses that are cut at `loss_cap`, so that a patient is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from equipoise.common import catalogue
+from equipoise.common.cells import Cells
+from equipoise.common.classifier import Classifier
+from equipoise.common.layout import Layout
+from equipoise.common.methods.averaging import (
+    LocalSteps,
+    Momentum,
+    Step,
+    Weighting,
+    attendance,
+    averaged_round,
+    gradient_round,
+    step_of,
+    training_query,
+)
+from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.query import Query, Sum
+from equipoise.common.study import Study
+
+PHASE = "rounds"
+
+
+class Reweighted(LocalSteps):
+    """Parameters of the rounds."""
+
+    weight_cap: float = Field(default=4.0, gt=0)
+    step: Step | None = None  # left out: whitened where noise protects the patients, else fedavg
+    rounds: int = Field(default=10, ge=1)  # of fedavg and full_gradient
+    whitened: Whitened = Whitened(beta=1.0)
+
+
+class Weigher(Protocol):
+    """How cells are weighed."""
+
+    @property
+    def weights(self) -> Cells:
+        """Weight of each patient's cross-entropy by cell, (G + 1, 2), about 1 on average over the patients."""
+
+    def see(self, losses: Cells) -> None:
+        """Take in the mean losses by cell at the model that the next round starts from; 0 where nobody is."""
+
+
+class Fixed:
+    """Weights that stay as they are."""
+
+    def __init__(self, weights: Cells) -> None:
+        self.weights = weights
+
+    def see(self, losses: Cells) -> None:
+        """Nothing to learn."""
+
+
+def with_unknown(known: Cells, counts: Cells) -> Cells:
+    """Weights of all cells, (G + 1, 2): a patient of unknown group weighs what the average one of the label does.
+
+    Args:
+        known: weights of the declared groups' cells, (G, 2).
+        counts: patients by cell, (G + 1, 2), at least 0.
+    """
+    of_label = counts[:-1].sum(axis=0)
+    unknown = np.divide((known * counts[:-1]).sum(axis=0), of_label, out=np.zeros(2), where=of_label > 0)
+    return np.vstack([known, unknown])
+
+
+def plan_reweighted(study: Study, model: Classifier, p: Reweighted, loss_cap: float | None) -> list[Query]:
+    """The queries of the rounds, planned; `loss_cap` is None for weights that stay."""
+    asked = [] if loss_cap is None else [catalogue.cell_losses(study, PHASE, loss_cap)]
+    if step_of(study, p.step) == "whitened":
+        return plan_rounds(study, model, p.whitened, Course("whole", PHASE), asked)
+    layout = model.layout()
+    return [query for r in range(p.rounds) for query in (*asked, _round_query(study, layout, p, r))]
+
+
+def run_reweighted(
+    study: Study, model: Classifier, p: Reweighted, weigher: Weigher, counts: Cells, loss_cap: float | None
+) -> Generator[Query, Sum, tuple[Classifier, dict[str, Any]]]:
+    """The classifier after the rounds, and what the report shows of them."""
+
+    def weigh(now: Classifier) -> Generator[Query, Sum, tuple[Cells, Cells]]:
+        if loss_cap is not None:
+            total = yield catalogue.cell_losses(study, PHASE, loss_cap).with_inputs(**now.inputs())
+            weigher.see(mean_losses(study, total, counts))
+        weights = np.minimum(np.where(counts > 0, weigher.weights, 0.0), p.weight_cap)
+        return weights, np.zeros_like(weights)
+
+    if step_of(study, p.step) == "whitened":
+        course = Course("whole", PHASE, weigh=weigh)
+        return (yield from run_rounds(study, model, p.whitened, course, counts))
+    layout = model.layout()
+    momentum = Momentum(p.lr, p.momentum, np.zeros(layout.size))
+    for round_ in range(p.rounds):
+        task, bias = yield from weigh(model)
+        query = _round_query(study, layout, p, round_)
+        if step_of(study, p.step) == "fedavg":
+            model, _, _ = yield from averaged_round(study, model, query, layout, None, {"task": task})
+        else:
+            gradient, _, _ = yield from gradient_round(model, query, Weighting(task, bias))
+            model = model.moved(layout, momentum.step(gradient, np.ones(layout.size)))
+    return model, {}
+
+
+def mean_losses(study: Study, total: Sum, counts: Cells) -> Cells:
+    """Mean loss by cell, in [0, cap]; noise can push a sum of few patients outside, where it says nothing."""
+    cap = float(total.query.parameters["cap"])
+    present = counts * attendance(study, total.cohort)
+    if "patients" in total.query.blocks:
+        present = total.value("patients")
+    losses = np.divide(cap * total.value("losses"), present, out=np.zeros_like(present), where=present > 0)
+    return np.clip(losses, 0.0, cap)
+
+
+def _round_query(study: Study, layout: Layout, p: Reweighted, round_: int) -> Query:
+    if step_of(study, p.step) == "full_gradient":
+        return catalogue.gradient_sum(study, layout, PHASE, 1.0)
+    return training_query(study, layout, PHASE, p, 1.0, round_)

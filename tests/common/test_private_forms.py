@@ -1,0 +1,86 @@
+"""Which methods have a private form: each is priced within its epsilon, and is sums over patients but for its noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from equipoise.common.classifier import Classifier
+from equipoise.common.errors import StudyError
+from equipoise.common.methods import METHODS
+from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
+from tests.driving import Driven, drive, parts_of, private_town
+from tests.tiny import Memory, declare
+
+W: dict[str, Any] = {"rounds": 3, "directions": 8, "rank": 2, "accept_poor_pool": True}
+HEAD: dict[str, Any] = {"rounds": 3, "directions": 5, "accept_poor_pool": True}
+SMALL: dict[str, dict[str, Any]] = {
+    "swift": {"whitened": W},
+    "bmft": {"whitened": W, "whitened_head": HEAD},
+    "zhang_zhou": {"whitened": W, "layers": ["extractor.0.weight"], "ranks": [0.25, 0.5]},
+    "dfr": {"whitened": HEAD},
+    "reweighing": {"whitened": W},
+    "group_dro": {"whitened": W},
+    "fedfb": {"whitened": W},
+    "fine_tune": {"whitened": W},
+    "private_head": HEAD,
+}
+PRIVATE = [name for name, method in METHODS.items() if not method.private.startswith("none")]
+
+
+def sites_of(place: Any, *parts: Any) -> tuple[Study, dict[str, Memory]]:
+    sites = place.sites(*parts)
+    return declare(place.study, {s: len(p) for s, p in zip(sites, parts, strict=True)}), sites
+
+
+def test_a_method_says_whether_it_has_a_private_form() -> None:
+    assert all(method.private and method.costs for method in METHODS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in PRIVATE])
+def test_one_without_refuses_and_names_another(name: str, tmp_path: Path) -> None:
+    place = private_town(tmp_path, name)
+    with pytest.raises(StudyError, match="no private form") as found:
+        METHODS[name].plan(place.study, place.model)
+    assert any(other in str(found.value) for other in PRIVATE)
+
+
+@pytest.mark.parametrize("name", [name for name in PRIVATE if name in SMALL])
+def test_every_release_is_noised_and_all_of_them_cost_no_more_than_epsilon(name: str, tmp_path: Path) -> None:
+    place = private_town(tmp_path, name, epsilon=3.0, **SMALL[name])
+    study, _ = sites_of(place, *parts_of(60))
+    plan = StudyPlan.single(name, METHODS[name].plan(study, place.model))
+    assert all(entry.query.private for entry in plan.entries)
+    calibrated = plan.calibrated(study)
+    for split in ("train", "validation"):
+        if calibrated.plans(split):
+            assert 2.8 < calibrated.cost(split, 1e-5).epsilon <= 3.0
+    # What the door clips to is what is accounted: no block is left out of the vector's bound.
+    for entry in calibrated.entries:
+        assert entry.query.plan.dimensions == sum(block.size for block in entry.query.blocks.values())
+
+
+@pytest.mark.parametrize("name", [name for name in PRIVATE if name in SMALL])
+def test_it_runs_and_every_partition_gives_the_same_where_noise_is_negligible(name: str, tmp_path: Path) -> None:
+    # So few patients hide behind so little noise only for a test: at epsilon 3 their counts would drown.
+    place = private_town(tmp_path, name, epsilon=50.0, count=150, **SMALL[name])
+
+    def run(*parts: Any, noise: bool) -> Driven:
+        study, sites = sites_of(place, *parts)
+        return drive(study, sites, place.model, noise=noise)
+
+    noisy = run(*parts_of(150), noise=True).outcome.classifier
+    exact = [run(*parts, noise=False).outcome.classifier for parts in ([range(150)], parts_of(150, 4))]
+    vector = [flat(model) for model in (place.model, noisy, *exact)]
+    assert all(np.isfinite(v).all() for v in vector)
+    assert np.linalg.norm(vector[1] - vector[2]) > 1e-4  # noise does something
+    np.testing.assert_allclose(vector[2], vector[3], atol=2e-3)
+    assert np.linalg.norm(vector[2] - vector[0]) > 20 * np.linalg.norm(vector[2] - vector[3])
+
+
+def flat(model: Classifier) -> np.ndarray:
+    return model.layout().flatten(model.state)
