@@ -132,13 +132,13 @@ def counts_after(pair: NDArray[T]) -> NDArray[T]:
     return total
 
 
-def counts_at(hist: Counts, edge: int) -> Counts:
+def counts_at(hist: NDArray[T], edge: int) -> NDArray[T]:
     """counts[g, y, decision] of a histogram with the threshold at edges[edge]; exact, because bins end at edges."""
     positive = hist[:, :, edge + 1 :].sum(axis=-1)
     return np.stack([hist.sum(axis=-1) - positive, positive], axis=-1)
 
 
-def counts_at_every_edge(hist: Counts) -> Counts:
+def counts_at_every_edge(hist: NDArray[T]) -> NDArray[T]:
     """counts[edge, g, y, decision] for all edges: the ROC curve, and gaps against the threshold."""
     total = hist.sum(axis=-1, keepdims=True)
     positive = total - np.cumsum(hist, axis=-1)[:, :, :-1]
