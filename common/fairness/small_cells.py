@@ -166,13 +166,20 @@ def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] 
 
 
 def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:
-    """The shown cell with the smallest count above 0 in the exposed cell's row or column, whichever hides fewer."""
+    """The next cell to hide, in the exposed cell's row or column, whichever hides fewer.
+
+    First one whose other line hides something already, so that hiding it exposes nothing new; of those the smallest
+    above 0.
+    """
     row, column = cell
-    lines = [
-        [(row, other) for other in range(whole.shape[1]) if not hidden[row, other]],
-        [(other, column) for other in range(whole.shape[0]) if not hidden[other, column]],
-    ]
-    if hidden[row].sum() > hidden[:, column].sum():
-        lines.reverse()
-    shown = lines[0] or lines[1] or [(int(r), int(c)) for r, c in np.argwhere(~hidden)]
-    return min(shown, key=lambda place: (whole[place] == 0, int(whole[place])))
+    in_row = [(row, other) for other in range(whole.shape[1]) if not hidden[row, other]]
+    in_column = [(other, column) for other in range(whole.shape[0]) if not hidden[other, column]]
+    first, second = (in_row, in_column) if hidden[row].sum() <= hidden[:, column].sum() else (in_column, in_row)
+    shown = first or second or [(int(r), int(c)) for r, c in np.argwhere(~hidden)]
+    others = hidden.sum(axis=0, keepdims=True) + hidden.sum(axis=1, keepdims=True)
+    in_own_line = hidden[row].sum() if shown is in_row else hidden[:, column].sum() if shown is in_column else 0
+
+    def cost(place: tuple[int, int]) -> tuple[bool, bool, int]:
+        return bool(others[place] == in_own_line), bool(whole[place] == 0), int(whole[place])
+
+    return min(shown, key=cost)
