@@ -228,7 +228,7 @@ def worst_group_auc(
         worst.value,
         min(low for low, _ in limits),
         min(high for _, high in limits),
-        n=sum(estimate.n for estimate in single),
+        n=sum(estimate.n or 0 for estimate in single),
         method=f"simultaneous {'noisy ' if worst.noise else ''}{_METHOD}",
         level=level,
         binning_bound=max(auc.bound for auc in aucs),
@@ -262,7 +262,7 @@ def auc_gap(
         value,
         low,
         high,
-        n=sum(estimate.n for estimate in single),
+        n=sum(estimate.n or 0 for estimate in single),
         method=f"simultaneous {'noisy ' if ends[0].noise else ''}{_METHOD}",
         level=level,
         binning_bound=sum(sorted(auc.bound for auc in aucs)[-2:]),
@@ -275,7 +275,7 @@ def missing_group(metric: str, single: Sequence[Estimate], level: float) -> Esti
     lacking = [f"{estimate.group}: {estimate.reason}" for estimate in single if estimate.value is None]
     if not lacking:
         return None
-    return Estimate.missing(metric, "; ".join(lacking), n=sum(estimate.n for estimate in single), level=level)
+    return Estimate.missing(metric, "; ".join(lacking), n=sum(estimate.n or 0 for estimate in single), level=level)
 
 
 def _difference(first: BinnedAUC, second: BinnedAUC, z: float) -> tuple[float, float, float]:

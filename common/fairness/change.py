@@ -153,7 +153,7 @@ def gap_change(
     n = sum(table.n for table in tables)
     name = f"{metric}_change"
     if not chosen.enough:
-        return Estimate.missing(name, f"fewer than two groups to compare: {chosen.reason}", n=n, level=level)
+        return Estimate.missing(name, chosen.why_not, n=n, level=level)
     before, after = _bootstrap(tables)
     blocks = _blocks(chosen)
     change, low, high = change_limits(_contrasted(before, blocks), _contrasted(after, blocks), level)
@@ -164,7 +164,7 @@ def gap_change(
 
 def _blocks(chosen: Strata) -> list[Floats]:
     """Contrasts (C_k, P) such that the gap is the mean over blocks of each block's largest contrast."""
-    if chosen.form.form == "max":
+    if chosen.form.form != "mean":
         return [chosen.contrasts]
     blocks, start = [], 0
     for size in chosen.sizes:

@@ -25,7 +25,7 @@ from equipoise.common.errors import StudyError
 from equipoise.common.fairness.intervals import mover, normal_quantile, score_limits
 from equipoise.common.fairness.tables import Floats
 
-Form = Literal["max", "mean"]
+Form = Literal["max", "mean", "signed"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Gap:
     Attributes:
         metric: exact name.
         rates: the rates compared between groups.
-        form: `max`, the largest of the rates' gaps (fairlearn's `worst_case`, `between_groups`); `mean`, their mean.
+        form: `max`, the largest of the rates' gaps (fairlearn's `worst_case`, `between_groups`); `mean`, their mean;
+            `signed`, the absolute mean of two groups' differences, which cancel where they have opposite signs.
     """
 
     metric: str
@@ -54,6 +55,10 @@ GAPS = {
     )
 }
 
+# Only for tables that compare figures with papers: BMFT's code adds the two differences inside one absolute value, so a
+# TPR gap of +.20 and an FPR gap of -.20 give 0 (evaluation specification, section 1).
+COMPARISON_GAPS = {"eodds_bmft_signed": Gap("eodds_bmft_signed", ("tpr", "fpr"), "signed")}
+
 
 def find_gap(metric: str) -> Gap:
     """The gap called `metric`.
@@ -61,9 +66,10 @@ def find_gap(metric: str) -> Gap:
     Raises:
         StudyError: there is none of this name.
     """
-    if metric not in GAPS:
+    found = {**GAPS, **COMPARISON_GAPS}.get(metric)
+    if found is None:
         raise StudyError(f"metric={metric}: unknown gap; choose one of {', '.join(GAPS)}")
-    return GAPS[metric]
+    return found
 
 
 def gap_contrasts(sizes: Sequence[int], form: Form) -> Floats:
@@ -75,8 +81,16 @@ def gap_contrasts(sizes: Sequence[int], form: Form) -> Floats:
 
     Returns:
         (C, sum(sizes)) float64; the gap of rates r is `max(C @ r)`.
+
+    Raises:
+        ValueError: the form `signed` with other than two groups.
     """
     width = sum(sizes)
+    if form == "signed":
+        if any(size != 2 for size in sizes):
+            raise ValueError(f"sizes={list(sizes)}: a signed gap compares two groups")
+        row = np.tile([1.0, -1.0], len(sizes)) / len(sizes)
+        return np.stack([row, -row])
     parts = []
     for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
         pairs = list(permutations(range(size), 2))

@@ -12,14 +12,15 @@ True
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 MINIMUM_PATIENTS = 10
 LARGEST_HALF_WIDTH = 0.10
 LEVEL = 0.95
 
-Status = Literal["ok", "imprecise", "not_estimable"]
+Status = Literal["ok", "imprecise", "not_estimable", "suppressed", "not_released"]
+ESTIMATED: tuple[Status, ...] = ("ok", "imprecise")
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Estimate:
 
     Attributes:
         metric: exact metric name, e.g. `equalized_odds_difference`.
-        value, low, high: the estimate and its interval; all None where `status` is `not_estimable`.
-        n: patients in the denominator (in all compared denominators, for a gap).
-        status: `ok`; `imprecise`, half-width above 0.10; `not_estimable`.
+        value, low, high: the estimate and its interval; all None unless `status` is `ok` or `imprecise`.
+        n: patients in the denominator (in all compared denominators, for a gap); None where it may not be shown.
+        status: `ok`; `imprecise`, half-width above 0.10; `not_estimable`, too few patients; `suppressed`, a small cell
+            could be read from it; `not_released`, nobody was asked or somebody refused.
         reason: why there is no number or what it leaves out; empty if nothing is to be said.
         level: confidence level of the interval.
         method: how the interval was made.
@@ -44,7 +46,7 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
-    n: int
+    n: int | None
     status: Status
     reason: str = ""
     level: float = LEVEL
@@ -55,9 +57,9 @@ class Estimate:
 
     def __post_init__(self) -> None:
         numbers = (self.value, self.low, self.high)
-        if self.status == "not_estimable":
+        if self.status not in ESTIMATED:
             if any(number is not None for number in numbers) or not self.reason:
-                raise ValueError(f"{self.metric}: not_estimable takes no number and needs a reason")
+                raise ValueError(f"{self.metric}: {self.status} takes no number and needs a reason")
         elif any(number is None or not math.isfinite(number) for number in numbers):
             raise ValueError(f"{self.metric}: status {self.status} needs a finite value, low and high, got {numbers}")
         if self.noise_sd is not None and not (math.isfinite(self.noise_sd) and self.noise_sd >= 0):
@@ -90,14 +92,19 @@ class Estimate:
         metric: str,
         reason: str,
         *,
-        n: int,
+        n: int | None,
         level: float = LEVEL,
         method: str = "",
         group: str | None = None,
         binning_bound: float | None = None,
+        status: Status = "not_estimable",
     ) -> Estimate:
         """No number, and why."""
-        return cls(metric, None, None, None, n, "not_estimable", reason, level, method, group, binning_bound)
+        return cls(metric, None, None, None, n, status, reason, level, method, group, binning_bound)
+
+    def marked_imprecise(self) -> Estimate:
+        """The same number, `imprecise` for the reason that it gives whatever the interval's width."""
+        return replace(self, status="imprecise") if self.status in ESTIMATED else self
 
     @property
     def interval(self) -> tuple[float, float] | None:

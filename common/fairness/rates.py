@@ -135,13 +135,20 @@ class Strata:
 
     @property
     def enough(self) -> bool:
-        """True where every rate has two groups to compare."""
-        return min(self.sizes) >= 2
+        """True where every rate has two groups to compare (exactly two, for a signed gap)."""
+        return min(self.sizes) >= 2 and (self.form.form != "signed" or max(self.sizes) == 2)
 
     @property
     def reason(self) -> str:
         """Which groups the gap does not speak for; empty if none."""
         return "without " + "; ".join(self.left_out) if self.left_out else ""
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no gap where there are not `enough` groups."""
+        if min(self.sizes) >= 2:
+            return f"{self.form.metric} compares two groups, and there are {max(self.sizes)}"
+        return f"fewer than two groups to compare: {self.reason}"
 
     @property
     def contrasts(self) -> Floats:
@@ -201,8 +208,7 @@ def gap(
     chosen = strata(counts, form, names, minimum, include_unknown, variances)
     if not chosen.enough:
         n = sum(int(fraction(counts, rate)[1][row]) for rate, row in chosen.columns)
-        reason = f"fewer than two groups to compare: {chosen.reason}"
-        return Estimate.missing(metric, reason, n=n, level=level)
+        return Estimate.missing(metric, chosen.why_not, n=n, level=level)
     parts = shares_of([(rate, counts[row], variances[row]) for rate, row in chosen.columns])
     shares, contrasts, n = parts.shares, chosen.contrasts, int(parts.trials.sum())
     low, high = gap_limits(shares, parts.trials, contrasts, level, parts.inside, parts.outside)
@@ -254,5 +260,7 @@ def expected_if_equal(
         inside, outside = (generator.normal(0, sd**0.5, drawn.shape) for sd in (parts.inside, parts.outside))
         columns.append(np.clip((drawn + inside) / np.maximum(below + inside + outside, 1.0), 0.0, 1.0))
     gaps = np.stack([np.ptp(column, axis=1) for column in columns])
+    if form.form == "signed":
+        gaps = np.stack([np.abs(sum(column[:, 0] - column[:, 1] for column in columns)) / len(columns)])
     joined = gaps.max(axis=0) if form.form == "max" else gaps.mean(axis=0)
     return float(joined.mean())

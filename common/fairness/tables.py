@@ -156,7 +156,7 @@ def counts_after(pair: NDArray[T]) -> NDArray[T]:
     return total
 
 
-def counts_at(hist: Counts, edge: int) -> Counts:
+def counts_at(hist: NDArray[T], edge: int) -> NDArray[T]:
     """counts[g, y, decision] of a histogram with the threshold at edges[edge]; exact, because bins end at edges."""
     positive = hist[:, :, edge + 1 :].sum(axis=-1)
     return np.stack([hist.sum(axis=-1) - positive, positive], axis=-1)

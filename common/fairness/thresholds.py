@@ -4,6 +4,7 @@ Rules, on a pooled histogram (of the validation split) unless they name a number
 
     fixed:p      score >= p, a probability such as 0.5
     given:p      the same, for a threshold that the vendor or the clinic prescribes
+    decision:p   the same, for the risk at which one would act: the operating point of net benefit (a calibrated score)
     youden       largest TPR - FPR
     sens>=x      the largest threshold with a TPR of at least x
     spec>=x      the smallest threshold with a TNR of at least x
@@ -35,10 +36,11 @@ from equipoise.common.errors import StudyError
 from equipoise.common.fairness.noise import HistogramNoise, histogram_noise, needed, projected
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_at, counts_at_every_edge
 
-_WITH_NUMBER = re.compile(r"(fixed:|given:|sens>=|spec>=)(.+)")
+_WITH_NUMBER = re.compile(r"(fixed:|given:|decision:|sens>=|spec>=)(.+)")
 _PLAIN = ("youden", "median", "base_rate")
+_NAMED = ("fixed", "given", "decision")  # rules that say the threshold themselves
 _FIXED_POINT = 2**30  # projected counts are scaled to this total; the product of two stays below 2^63
-_ALLOWED = "fixed:0.5, given:t, youden, sens>=x, spec>=x, median, base_rate, with 0 < t, x < 1"
+_ALLOWED = "fixed:0.5, given:t, decision:t, youden, sens>=x, spec>=x, median, base_rate, with 0 < t, x < 1"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Rule:
     @property
     def needs_histogram(self) -> bool:
         """False where the rule names the threshold itself."""
-        return self.kind not in ("fixed", "given")
+        return self.kind not in _NAMED
 
 
 def parse_rule(text: str) -> Rule:

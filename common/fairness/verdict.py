@@ -25,13 +25,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from equipoise.common.fairness.auc import worst_group_auc
-from equipoise.common.fairness.auc_change import auc_change_by_group, worst_group_auc_change
-from equipoise.common.fairness.change import gap_change, overall_rate_change, rate_change_by_group
+from equipoise.common.fairness.auc_change import worst_group_auc_change
+from equipoise.common.fairness.change import gap_change, overall_rate_change
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
+from equipoise.common.fairness.level_down import level_down, lost
 from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_after
 from equipoise.common.study import Evaluation
+
+__all__ = ["Bounds", "Evidence", "Gate", "Verdict", "judge", "lost", "verdict"]
 
 Outcome = Literal["pass", "fail", "undecided"]
 
@@ -173,11 +176,6 @@ def judge(estimate: Estimate, bound: float, right: Literal["below", "above"]) ->
     return "pass" if passes else "fail" if fails else "undecided"
 
 
-def lost(estimate: Estimate) -> bool:
-    """Whether a change is a loss: its whole interval is below 0, and beyond what binning could have done."""
-    return estimate.high is not None and estimate.high < -(estimate.binning_bound or 0.0)
-
-
 def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum: int = MINIMUM_PATIENTS) -> Verdict:
     """Judge a method on one attribute; see the module's text for the rule.
 
@@ -215,15 +213,21 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
             points, tables, cell_variances(evidence.control_noise.get(control, 0.0), tables), strict=False
         )
     )
-    lower = [
-        *rate_change_by_group("tpr", pair[0], names, level=level, minimum=minimum, noise=noise[0])[:-1],
-        *auc_change_by_group(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)[:-1],
-    ]
-    level_down = tuple(e for e in lower if lost(e))
+    lower = level_down(
+        pair[0],
+        *histograms,
+        names,
+        sums=sums,
+        joint=joint,
+        level=level,
+        minimum=minimum,
+        pair_noise=noise[0],
+        hist_noise=blur,
+    )
     base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum, noise=blur)
     outcome, reason = _overall(gates, comparisons, evidence.controls)
-    warnings = [*_level_down_words(level_down), *_signal_words(base_signal), *_left_out_words(gates)]
-    return Verdict(outcome, reason, tuple(gates), comparisons, level_down, base_signal, tuple(warnings))
+    warnings = [*_level_down_words(lower), *_signal_words(base_signal), *_left_out_words(gates)]
+    return Verdict(outcome, reason, tuple(gates), comparisons, lower, base_signal, tuple(warnings))
 
 
 def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Table]) -> tuple[Outcome, str]:

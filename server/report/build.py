@@ -17,6 +17,7 @@ from equipoise.common.alignment import Alignment
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
@@ -178,7 +179,7 @@ def _operating_points(study: Study) -> list[Json]:
 
 
 def _source(threshold: Threshold | RateMatch) -> str | None:
-    return None if threshold.rule.startswith(("fixed:", "given:")) else threshold.source
+    return threshold.source if parse_rule(threshold.rule).needs_histogram else None
 
 
 def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:

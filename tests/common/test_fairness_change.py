@@ -52,6 +52,14 @@ def test_every_change_is_the_difference_of_the_two_estimates(seed: int) -> None:
         assert change == gap_change(metric, pair)  # the bootstrap's seed is fixed
 
 
+def test_the_change_of_a_signed_gap() -> None:
+    pair = np.random.default_rng(7).integers(20, 90, (3, 2, 2, 2))
+    expected = [gap("eodds_bmft_signed", counts(pair)).value for counts in (counts_before, counts_after)]
+    change = gap_change("eodds_bmft_signed", pair)
+    assert change.value == pytest.approx(expected[1] - expected[0], abs=1e-12)  # type: ignore[operator]
+    assert change.low < change.value < change.high  # type: ignore[operator]
+
+
 def test_a_single_rate_has_newcombes_paired_interval() -> None:
     pair = np.random.default_rng(0).integers(5, 60, (2, 2, 2, 2))
     assert rate_change_by_group("tpr", pair)[0].interval == newcombe_paired(pair[0, 1])

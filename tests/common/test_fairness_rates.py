@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from torchmetrics.classification import BinaryGroupStatRates
 
 from equipoise.common.errors import StudyError
-from equipoise.common.fairness.contrasts import gap_contrasts, gap_value
+from equipoise.common.fairness.contrasts import GAPS, gap_contrasts, gap_value
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.intervals import newcombe_paired
 from equipoise.common.fairness.rates import (
@@ -162,6 +162,22 @@ def test_opposite_gaps_do_not_cancel() -> None:
     counts = np.array([[[70, 30], [20, 80]], [[50, 50], [40, 60]], [[0, 0], [0, 0]]])
     assert equalized_odds_difference(counts).value == pytest.approx(0.2)
     assert equalized_odds_mean(counts).value == pytest.approx(0.2)
+
+
+def test_the_signed_form_of_papers_cancels_and_is_for_two_groups() -> None:
+    # BMFT's code: .5 |dFPR + dTPR|; opposite gaps of .20 give 0, gaps of one sign their mean.
+    opposite = np.array([[[70, 30], [20, 80]], [[50, 50], [40, 60]], [[0, 0], [0, 0]]])
+    cancelled = gap("eodds_bmft_signed", opposite)
+    assert cancelled.value == pytest.approx(0, abs=1e-12)
+    assert (cancelled.low, cancelled.high > 0.05) == (0, True)  # type: ignore[operator]
+    alike = np.array([[[70, 30], [20, 80]], [[90, 10], [40, 60]], [[0, 0], [0, 0]]])
+    assert gap("eodds_bmft_signed", alike).value == pytest.approx(0.2)
+    assert expected_if_equal("eodds_bmft_signed", alike) < expected_if_equal("equalized_odds_mean", alike)  # type: ignore[operator]
+    three = gap("eodds_bmft_signed", np.concatenate([alike[:1], alike]))
+    assert (three.value, three.reason) == (None, "eodds_bmft_signed compares two groups, and there are 3")
+    with pytest.raises(ValueError, match="a signed gap compares two groups"):
+        gap_contrasts([3, 3], "signed")
+    assert "eodds_bmft_signed" not in GAPS
 
 
 def test_the_mean_form_maximises_each_rate_separately() -> None:

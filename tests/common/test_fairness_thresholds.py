@@ -52,6 +52,8 @@ def test_fixed_and_given_are_the_probability_itself() -> None:
     hist = np.zeros((3, 2, 256), dtype=np.int64)
     assert choose_threshold("fixed:0.5", hist, EDGES) == 0.0
     assert choose_threshold("given:0.2", hist, EDGES) == pytest.approx(math.log(0.25))
+    assert choose_threshold("decision:0.2", hist, EDGES) == pytest.approx(math.log(0.25))
+    assert not parse_rule("decision:0.1").needs_histogram
     assert not parse_rule("fixed:0.5").needs_histogram
     assert parse_rule("sens>=0.9").value == Fraction(9, 10)
 

@@ -1,0 +1,185 @@
+"""What a page may show of small counts: a policy of display, applied to sums and never inside them.
+
+Suppressing small cells at each hospital before they are summed destroys the result, and minorities first: ten hospitals
+of 500, cells below 11, lose all positives of the smaller group (evaluation specification, section 3.4). So the policy
+acts on the released, summed table alone. Without differential privacy it protects patients and is mandatory; with it
+the noisy counts are safe to print and the policy is a courtesy, judged on the noisy counts, never on others.
+
+    counts    1 to k - 1 is shown as "<k"; 0 is shown unless the policy forbids it
+    totals    a hidden count must not follow from the rest of its row or column and the totals: further cells, totals
+              included, are hidden until it does not (`hidden_cells`), smallest first
+    rates     hidden where the numerator, the rest or the denominator is 1 to k - 1, since a rate and its n give both;
+              a single hidden group next to an overall rate takes the next smallest with it (`screened`)
+
+Rules in use: no cell of 1 to 10 nor derivable (CMS); below 10 including 0 (UK LLC); 1 to 7 (NHS Digital).
+
+>>> display(np.array([[400, 90], [300, 4], [50, 60]]), Policy(11))[:3]
+[['400', '90', '490'], ['hidden', '<11', '304'], ['hidden', 'hidden', '110']]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+
+from equipoise.common.errors import StudyError
+from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.tables import Counts
+
+ALLOWED = (0, 5, 8, 10, 11)
+HIDDEN = "hidden"
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The smallest count that is shown.
+
+    Attributes:
+        minimum: k; 0 shows everything.
+        zero_shown: whether a count of 0 is shown.
+    """
+
+    minimum: int = 11
+    zero_shown: bool = True
+
+    def __post_init__(self) -> None:
+        if self.minimum not in ALLOWED:
+            raise StudyError(f"policy.min_cell={self.minimum}: choose one of {', '.join(map(str, ALLOWED))}")
+
+    def small(self, counts: Counts) -> Mask:
+        """Which counts are hidden for their own sake; noise may have made some negative, which are small too."""
+        below: Mask = counts < self.minimum
+        return below & (counts != 0) if self.zero_shown else below
+
+
+def with_totals(table: Counts) -> Counts:
+    """(R + 1, C + 1): the table with its row totals last in each row and its column totals last in each column."""
+    rows = np.concatenate([table, table.sum(axis=1, keepdims=True)], axis=1)
+    return np.concatenate([rows, rows.sum(axis=0, keepdims=True)], axis=0)
+
+
+def hidden_cells(table: Counts, policy: Policy) -> Mask:
+    """Which cells of a two-way table with totals are hidden.
+
+    Args:
+        table: (R, C) exact counts, R and C at least 1.
+
+    Returns:
+        (R + 1, C + 1) bool, totals last. No hidden small count can be computed from what is shown: it keeps two
+        possible values at least, even for a reader who knows the policy.
+
+    Raises:
+        ValueError: a count is negative, as only noise makes it; noisy counts may be shown as they are.
+    """
+    if table.min() < 0:
+        raise ValueError("hidden cells are of exact counts; this table carries noise")
+    whole = with_totals(table)
+    hidden = policy.small(whole)
+    while hidden.any() and not hidden.all():
+        exposed = _alone(hidden) or _computable(whole, hidden, policy)
+        if exposed is None:
+            break
+        hidden[_smallest_shown(whole, hidden, exposed)] = True
+    return hidden
+
+
+def display(table: Counts, policy: Policy) -> list[list[str]]:
+    """A two-way table with totals in words: the count, `<k`, or `hidden` for one that would give a small one away."""
+    whole = with_totals(table)
+    small, hidden = policy.small(whole), hidden_cells(table, policy)
+    return [
+        [
+            f"<{policy.minimum}" if is_small else HIDDEN if is_hidden else str(int(count))
+            for count, is_small, is_hidden in zip(*row, strict=True)
+        ]
+        for row in zip(whole, small, hidden, strict=True)
+    ]
+
+
+def screened(
+    rates: Sequence[Estimate], above: Counts, below: Counts, policy: Policy, *, overall_shown: bool = True
+) -> tuple[Estimate, ...]:
+    """Rates of the groups of one attribute, `suppressed` where a small count could be read from them.
+
+    Args:
+        rates: one a group.
+        above, below: (G,) their numerators and denominators, as `shares.fraction` gives them.
+        policy: what is small.
+        overall_shown: whether the rate of all groups together is shown; then a single suppressed group could be
+            computed from the others, and the group with the next fewest patients is suppressed with it.
+    """
+    if policy.minimum == 0:
+        return tuple(rates)
+    parts = np.stack([above, below - above, below])
+    hidden = np.array(policy.small(parts).any(axis=0))
+    if overall_shown and hidden.sum() == 1 and not hidden.all():
+        hidden[int(np.where(hidden, np.iinfo(np.int64).max, below).argmin())] = True
+    return tuple(suppressed(rate, policy) if is_hidden else rate for rate, is_hidden in zip(rates, hidden, strict=True))
+
+
+def suppressed(estimate: Estimate, policy: Policy) -> Estimate:
+    """The estimate without its numbers, n included."""
+    reason = f"a count below {policy.minimum} could be read from it"
+    return Estimate.missing(
+        estimate.metric, reason, n=None, level=estimate.level, group=estimate.group, status="suppressed"
+    )
+
+
+def _alone(hidden: Mask) -> tuple[int, int] | None:
+    """A hidden cell that is the only one of its row or column, totals included."""
+    alone = hidden & ((hidden.sum(axis=1, keepdims=True) == 1) | (hidden.sum(axis=0, keepdims=True) == 1))
+    found = np.argwhere(alone)
+    return (int(found[0, 0]), int(found[0, 1])) if len(found) else None
+
+
+def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] | None:
+    """A small cell whose value follows from what is shown, found by its least and greatest possible value."""
+    cells, small = np.argwhere(hidden), policy.small(whole)[hidden]
+    # Every row and column: its parts less its total are 0.
+    signs = np.ones(whole.shape)
+    lines, totals = [], []
+    for axis in (0, 1):
+        signed = signs.copy()
+        (signed[-1] if axis == 0 else signed[:, -1])[...] = -1.0
+        for k in range(whole.shape[1 - axis]):
+            line = np.zeros_like(hidden)
+            (line[:, k] if axis == 0 else line[k])[...] = True
+            lines.append(np.where(line, signed, 0.0)[hidden])
+            totals.append(-float((signed * whole)[line & ~hidden].sum()))
+    least = 1 if policy.zero_shown else 0
+    known = [
+        (least, policy.minimum - 1) if is_small else (min(policy.minimum, int(count)), None)
+        for is_small, count in zip(small, whole[hidden], strict=True)
+    ]
+    for index in np.flatnonzero(small):
+        direction = np.zeros(len(cells))
+        direction[index] = 1.0
+        found = [linprog(sign * direction, A_eq=np.array(lines), b_eq=totals, bounds=known).fun for sign in (1, -1)]
+        if -found[1] - found[0] < 1 - 1e-6:
+            return int(cells[index, 0]), int(cells[index, 1])
+    return None
+
+
+def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:
+    """The next cell to hide, in the exposed cell's row or column, whichever hides fewer.
+
+    First one whose other line hides something already, so that hiding it exposes nothing new; of those the smallest
+    above 0.
+    """
+    row, column = cell
+    in_row = [(row, other) for other in range(whole.shape[1]) if not hidden[row, other]]
+    in_column = [(other, column) for other in range(whole.shape[0]) if not hidden[other, column]]
+    first, second = (in_row, in_column) if hidden[row].sum() <= hidden[:, column].sum() else (in_column, in_row)
+    shown = first or second or [(int(r), int(c)) for r, c in np.argwhere(~hidden)]
+    others = hidden.sum(axis=0, keepdims=True) + hidden.sum(axis=1, keepdims=True)
+    in_own_line = hidden[row].sum() if shown is in_row else hidden[:, column].sum() if shown is in_column else 0
+
+    def cost(place: tuple[int, int]) -> tuple[bool, bool, int]:
+        return bool(others[place] == in_own_line), bool(whole[place] == 0), int(whole[place])
+
+    return min(shown, key=cost)
