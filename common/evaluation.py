@@ -111,7 +111,7 @@ class Measured:
         base = own if model == BASE else float(self.thresholds[BASE][0])
         if match.rule != "base_rate":
             matched = choose_threshold(match.rule, pooled(model, match.source), self.edges, noise=noise(match.source))
-        elif model == BASE:
+        elif model == BASE or study.audits_one_model:
             matched = own
         else:
             matched = match_selection_rate(
@@ -141,7 +141,9 @@ def check_rule(study: Study) -> None:
 def splits_needed(study: Study) -> list[SplitName]:
     """Splits whose histograms an evaluation needs."""
     evaluation = study.evaluation
-    needed: set[SplitName] = {"test", evaluation.rate_match.source}
+    needed: set[SplitName] = {"test"}
+    if not (study.audits_one_model and evaluation.rate_match.rule == "base_rate"):
+        needed.add(evaluation.rate_match.source)
     if parse_rule(evaluation.threshold.rule).needs_histogram:
         needed.add(evaluation.threshold.source)
     return sorted(needed, reverse=True)  # validation before test

@@ -161,7 +161,7 @@ class MethodSpec(Strict):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str
+    name: str = "audit"
     controls: list[str] = []
 
     @property
@@ -352,7 +352,7 @@ class Study(Strict):
     inputs: Annotated[Inputs, Field(discriminator="kind")]
     label: Label
     attributes: list[Attribute] = Field(min_length=1)
-    method: MethodSpec
+    method: MethodSpec = MethodSpec(name="audit")
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
     sites: Sites = Sites()
@@ -395,6 +395,12 @@ class Study(Strict):
             if named is not None:
                 named.pop("path")
         return digest_json(rendered)
+
+    @property
+    def audits_one_model(self) -> bool:
+        """Whether there is nothing to compare the base model with."""
+        after = self.inputs.after if isinstance(self.inputs, ScoreInputs) else self.model.after
+        return self.method.name == "audit" and after is None
 
     @property
     def honest_shares(self) -> int | None:

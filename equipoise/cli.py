@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +15,17 @@ import typer
 from typer.core import TyperGroup
 
 from equipoise import __version__
-from equipoise.commands import agent, coordinator, ledger, runs, site
+from equipoise.commands import agent, coordinator, evaluate, ledger, runs, site
+from equipoise.commands.results import (
+    EngineName,
+    Format,
+    FormatOption,
+    OutOption,
+    ResumeOption,
+    Sets,
+    print_report,
+    run_here,
+)
 from equipoise.common.errors import EquipoiseError, StorageError
 
 if TYPE_CHECKING:
@@ -33,7 +39,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            goes_on = ctx.invoked_subcommand == "simulate"
+            goes_on = ctx.invoked_subcommand in ("simulate", "evaluate")
             typer.echo("stopped; go on with --resume" if goes_on else "stopped", err=True)
             if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
                 # Flower's threads would keep the process until the last deadline; what is written needs no end.
@@ -56,29 +62,11 @@ app = typer.Typer(
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(site.app, name="site")
 app.add_typer(coordinator.app, name="coordinator")
-for command in (agent.agent, runs.submit, runs.status, runs.logs, runs.stop, runs.resume):
+for command in (agent.agent, evaluate.evaluate, runs.submit, runs.status, runs.logs, runs.stop, runs.resume):
     app.command()(command)
 
 
-class Format(StrEnum):
-    """How a result is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class EngineName(StrEnum):
-    """How a simulation runs its sites."""
-
-    IN_PROCESS = "in-process"
-    FLOWER = "flower"
-
-
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study; see configs/ for some that run.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study, as in method.beta=0.7. Repeatable."),
-]
 MethodOption = Annotated[str | None, typer.Option("--method", help="Another method, with its own defaults.")]
 AllowOption = Annotated[
     bool,
@@ -88,14 +76,13 @@ AllowOption = Annotated[
         "alike.",
     ),
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="Print text, or JSON on stdout.")]
 
 
 @app.command()
 def simulate(
     study_file: StudyFile,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<study> by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    out: OutOption = None,
+    resume: ResumeOption = False,
     engine: Annotated[EngineName, typer.Option(help="The in-process grid, or Flower's simulation with Ray.")] = (
         EngineName.IN_PROCESS
     ),
@@ -105,22 +92,7 @@ def simulate(
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Debias a classifier over simulated hospitals and write the report."""
-    from equipoise.quiet import quiet_flower
-
-    quiet_flower()
-    with _importing():
-        from equipoise.progress import ProgressBars
-        from equipoise.server.rundir import RunFolder
-        from equipoise.server.verify import write_seal
-        from equipoise.simulations.runner import simulate as run_study
-
-    study = _study(study_file, method, sets, allow_group_thresholds)
-    folder = out if out is not None else Path("runs") / study.study
-    with ProgressBars() as progress:
-        report = run_study(study, folder, engine=engine.value, resume=resume, watchers=[progress], say=progress.say)
-    write_seal(RunFolder(folder))
-    _print_report(report.with_suffix(".json"), output)
-    _print(f"report: {report}", output)
+    run_here(_study(study_file, method, sets, allow_group_thresholds), out, engine, resume, output)
 
 
 @app.command()
@@ -205,8 +177,7 @@ def report(
     run = RunFolder(folder)
     path = build_report(run)
     renew_seal(run, [path.name, path.with_suffix(".json").name])
-    _print_report(path.with_suffix(".json"), output)
-    _print(f"report: {path}", output)
+    print_report(path, output)
 
 
 @app.command()
@@ -273,32 +244,6 @@ def _say_what_is_not_planned(study: Study) -> None:
         f"measure these models are{later})",
         err=True,
     )
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Heavy imports without the garbage collector, which would look again and again through what stays anyway."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _print_report(file: Path, output: Format) -> None:
-    from equipoise.server.report.summary import summary_lines
-
-    value: dict[str, Any] = json.loads(file.read_text())
-    if output is Format.JSON:
-        typer.echo(json.dumps(value))
-        return
-    for line in summary_lines(value):
-        typer.echo(line)
-
-
-def _print(line: str, output: Format) -> None:
-    typer.echo(line, err=output is Format.JSON)
 
 
 def main() -> None:
