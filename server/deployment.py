@@ -22,13 +22,11 @@ from equipoise.common.audit import AuditLog
 from equipoise.common.errors import EquipoiseError, StorageError
 from equipoise.common.files import write_whole
 from equipoise.common.query import Query
-from equipoise.common.study_plan import EVALUATION
-from equipoise.server.engine import Engine, Finished, Watcher
+from equipoise.server.engine import Finished, Watcher
 from equipoise.server.proposal import propose
 from equipoise.server.release import quorum
 from equipoise.server.report.build import build_report
-from equipoise.server.rounds import RoundLog
-from equipoise.server.run import measure, run_arm
+from equipoise.server.run import run_task
 from equipoise.server.rundir import RunFolder
 from equipoise.server.transport import Transport
 from equipoise.server.verify import write_seal
@@ -79,19 +77,12 @@ def _carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, note: _Not
     note.state("waiting for approval")
     propose(transport, study, folder.name, len(task.sites), approval_wait_s, note.decisions)
     note.state("running")
-    watchers: list[Watcher] = [RoundLog(folder.path / "rounds.jsonl"), note]
+    watchers: list[Watcher] = [note]
     if trackers:
         from equipoise.server.trackers import open_trackers
 
         watchers += open_trackers(trackers, folder)
-    engine = Engine(study, folder.plan(), transport, watchers)
-    for arm in task.arms:
-        folder.write_outcome(arm.name, run_arm(engine, folder, arm))
-    last = task.arms[-1].name if task.arms else EVALUATION
-    if task.evaluate:
-        measure(engine, folder, task)
-        last = EVALUATION
-    engine.finish(folder.transcript(task.study_of(last), last))
+    run_task(folder, transport, watchers)
     build_report(folder)
     write_seal(folder)
 
