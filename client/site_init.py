@@ -110,6 +110,7 @@ def init_site(folder: Path, site: str, superlink: str, ca: Path, port: int, mani
             f"the SuperNode of {site}", supernode, folder / "supernode", home, folder / "bin"
         ),
         "bin/flwr-clientapp": python_script("equipoise.client.launcher"),
+        "bin/flower-supernode": python_script("equipoise.client.supernode"),
         "supervise.sh": supervisor(),
     }
     for name, text in scripts.items():

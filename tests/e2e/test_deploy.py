@@ -22,18 +22,8 @@ import pytest
 import yaml
 
 from equipoise.common.sitefile import load_site
-from tests.e2e.deployed import (
-    ENVIRONMENT,
-    ROOT,
-    Process,
-    equipoise,
-    free_port,
-    listens,
-    programs,
-    short_folder,
-    sums,
-    wait_for,
-)
+from equipoise.simulations.loopback import ENVIRONMENT, ROOT, Process, free_port, listens, wait_for
+from tests.e2e.deployed import equipoise, programs, short_folder, sums
 from tests.e2e.studies import TABLE, Desk
 
 PAGE = ROOT / "docs" / "deploy.md"

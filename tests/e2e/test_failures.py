@@ -25,7 +25,8 @@ import pytest
 
 from equipoise.client.ledger import Ledger
 from equipoise.server.certificates import make_ca, sign_server
-from tests.e2e.deployed import ENVIRONMENT, ROOT, Deployment, equipoise, short_folder, sums, wait_for
+from equipoise.simulations.loopback import ENVIRONMENT, ROOT, Deployment, wait_for
+from tests.e2e.deployed import equipoise, short_folder, sums
 from tests.e2e.studies import SITES, TABLE, Desk
 
 pytestmark = [pytest.mark.failures, pytest.mark.timeout(600)]
@@ -94,7 +95,7 @@ def test_a_superlink_that_is_killed(deployment: Deployment) -> None:
     deployment.processes["superlink"].kill()
     deployment.wait(lambda: deployment.status("superlink")["state"] == "interrupted", 60, "the run is interrupted")
     deployment.start_superlink()
-    equipoise("resume", "superlink", "--coordinator", deployment.coordinator)
+    equipoise("resume", "superlink", *deployment.here)
     assert deployment.until("superlink", "finished", "failed", patience=400)["state"] == "finished"
     check_whole(deployment, "superlink")
 
@@ -103,7 +104,7 @@ def test_a_server_app_that_is_killed(deployment: Deployment) -> None:
     begin(deployment, "serverapp")
     os.kill(server_app(deployment), signal.SIGKILL)
     deployment.wait(lambda: deployment.status("serverapp")["state"] == "interrupted", 60, "the run is interrupted")
-    equipoise("resume", "serverapp", "--coordinator", deployment.coordinator)
+    equipoise("resume", "serverapp", *deployment.here)
     assert deployment.until("serverapp", "finished", "failed", patience=400)["state"] == "finished"
     check_whole(deployment, "serverapp")
 
@@ -133,7 +134,7 @@ def test_a_site_file_edited_in_a_run_and_the_agent_started_again(deployment: Dep
     assert "cedar: refused" in found["detail"]
     deployment.processes["agent-cedar"].kill(signal.SIGTERM)
     deployment.start_agent("cedar")
-    equipoise("resume", "edited", "--coordinator", deployment.coordinator)
+    equipoise("resume", "edited", *deployment.here)
     assert deployment.until("edited", "finished", patience=400)["state"] == "finished"
     check_whole(deployment, "edited")
 
@@ -142,7 +143,7 @@ def test_a_second_agent_and_a_second_attempt_are_one_line(deployment: Deployment
     site = deployment.site("ash")
     error = equipoise("agent", site / "site.yaml", "--state", site / "agent", check=False)
     assert "another site agent works on this folder" in error
-    error = deployment.submit(deployment.study, "--name", "whole", check=False)
+    error = equipoise("submit", deployment.study, *deployment.here, "--name", "whole", check=False)
     assert "holds a run already; go on with `equipoise resume whole`" in error
 
 
@@ -169,7 +170,7 @@ def test_a_site_with_another_authority_or_an_expired_certificate_says_which(
 
 
 def test_a_revoked_site_cannot_connect_and_the_run_says_who_is_missing(deployment: Deployment) -> None:
-    equipoise("coordinator", "revoke", "cedar", "--coordinator", deployment.coordinator)
+    equipoise("coordinator", "revoke", "cedar", *deployment.here)
     try:
         error = deployment.submit(deployment.study, "--name", "revoked", check=False)
         assert "sites.declared_patients: cedar not enrolled" in error
