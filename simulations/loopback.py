@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from equipoise.common.sitefile import load_site
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+_MARK = "EQUIPOISE_LOOPBACK"
+"""Variable by which the processes of a deployment are known, whoever started them."""
 
 
 def free_port() -> int:
@@ -56,7 +59,15 @@ def done(*arguments: object, timeout_s: float = 300) -> str:
 
 
 class Process:
-    """A start script's process, in a group of its own, with its log."""
+    """A start script's process, in a group of its own, with its log.
+
+    Args:
+        script: the script.
+        log: what it writes is added to this file.
+        prefix: a command that runs it.
+        environment: further variables.
+        cwd: where it is started.
+    """
 
     def __init__(
         self,
@@ -101,7 +112,7 @@ class Deployment:
     """
 
     def __init__(self, folder: Path, cohorts: Mapping[str, Path]) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
         self.cohorts = dict(cohorts)
         self.port = free_port()
         self.coordinator = folder / "coordinator"
@@ -119,6 +130,20 @@ class Deployment:
     def __exit__(self, *_: object) -> None:
         for process in reversed(list(self.processes.values())):
             process.kill()
+        for number in self.running():
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)  # what Flower started in a session of its own
+
+    def running(self, program: str = "") -> list[int]:
+        """Process ids of everything that this deployment runs, or of one program, as `flwr-serverapp`."""
+        mark = f"{_MARK}={self.folder}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                marked = mark in (entry / "environ").read_bytes().split(b"\0")
+                if marked and program.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return sorted(found)
 
     @property
     def here(self) -> tuple[str, str]:
@@ -200,7 +225,7 @@ class Deployment:
     def approve(self, *sites: str, patience: float = 120) -> None:
         """Approve whatever waits at the sites, as soon as it does."""
         for site in sites or self.cohorts:
-            waits = self.wait(lambda site=site: self.pending(site), patience, f"a study waits at {site}")
+            waits = self.wait(partial(self.pending, site), patience, f"a study waits at {site}")
             for digest in waits:
                 done("site", "approve", digest, "--folder", self.site(site))
 
@@ -227,7 +252,8 @@ class Deployment:
         return wait_for(condition, patience, what, self.processes.values())
 
     def _start(self, name: str, script: Path, prefix: Sequence[str] = ()) -> None:
-        self.processes[name] = Process(script, self.folder / f"{name}.log", prefix)
+        mark = {_MARK: str(self.folder)}
+        self.processes[name] = Process(script, self.folder / f"{name}.log", prefix, mark)
 
 
 def wait_for(condition: Callable[[], Any], patience: float, what: str, processes: Iterable[Process] = ()) -> Any:

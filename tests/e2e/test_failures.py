@@ -78,18 +78,6 @@ def check_whole(deployment: Deployment, run: str) -> None:
     equipoise("verify", runs / run)
 
 
-def server_app(deployment: Deployment) -> int:
-    """Process id of Flower's ServerApp, a child of the deployment's SuperLink's executor."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().decode().replace("\0", " ")
-        except OSError:
-            continue
-        if "flwr-serverapp" in command and f"127.0.0.1:{deployment.port}" in command:
-            return int(entry.name)
-    raise AssertionError("no ServerApp runs")
-
-
 def test_a_superlink_that_is_killed(deployment: Deployment) -> None:
     begin(deployment, "superlink")
     deployment.processes["superlink"].kill()
@@ -102,7 +90,8 @@ def test_a_superlink_that_is_killed(deployment: Deployment) -> None:
 
 def test_a_server_app_that_is_killed(deployment: Deployment) -> None:
     begin(deployment, "serverapp")
-    os.kill(server_app(deployment), signal.SIGKILL)
+    (server_app,) = deployment.running("flwr-serverapp")
+    os.kill(server_app, signal.SIGKILL)
     deployment.wait(lambda: deployment.status("serverapp")["state"] == "interrupted", 60, "the run is interrupted")
     equipoise("resume", "serverapp", *deployment.here)
     assert deployment.until("serverapp", "finished", "failed", patience=400)["state"] == "finished"
