@@ -32,6 +32,7 @@ from equipoise.server.transport import Transport
 from equipoise.server.verify import write_seal
 
 FOLDER = "deployment"
+_PROBE_S = 0.5
 
 app = ServerApp()
 
@@ -150,11 +151,17 @@ def _locked(folder: RunFolder) -> Iterator[None]:
     place = folder.path / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(
-                f"{folder.path}: another process works on this run; stop it first (equipoise stop)"
-            ) from None
+        end = time.monotonic() + _PROBE_S
+        while True:
+            try:
+                # The system lets go of it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # `in_progress` holds it for a moment in every `equipoise status`.
+                if time.monotonic() > end:
+                    raise StorageError(
+                        f"{folder.path}: another process works on this run; stop it first (equipoise stop)"
+                    ) from None
+                time.sleep(_PROBE_S / 10)
         yield
