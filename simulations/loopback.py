@@ -109,18 +109,19 @@ class Deployment:
     Args:
         folder: short, since Unix sockets lie below it.
         cohorts: site name to the folder that `site.yaml` and the manifest of its data are in.
+        host: address of this machine at which the SuperLink listens.
     """
 
-    def __init__(self, folder: Path, cohorts: Mapping[str, Path]) -> None:
+    def __init__(self, folder: Path, cohorts: Mapping[str, Path], host: str = "127.0.0.1") -> None:
         self.folder = folder.resolve()
         self.cohorts = dict(cohorts)
-        self.port = free_port()
+        self.host, self.port = host, free_port()
         self.coordinator = folder / "coordinator"
         self.processes: dict[str, Process] = {}
         self.study = folder
 
     def __enter__(self) -> Deployment:
-        done("coordinator", "init", *self.here, "--port", self.port)
+        done("coordinator", "init", *self.here, "--host", self.host, "--port", self.port)
         for site, cohort in self.cohorts.items():
             self.init_site(site, cohort)
         for site, peer in permutations(self.cohorts, 2):
@@ -157,7 +158,7 @@ class Deployment:
     def init_site(self, name: str, cohort: Path) -> None:
         """Keys and scripts by the command; the site file as the cohort's folder has it."""
         done(
-            "site", "init", name, "--folder", self.site(name), "--superlink", f"127.0.0.1:{self.port}",
+            "site", "init", name, "--folder", self.site(name), "--superlink", f"{self.host}:{self.port}",
             "--ca", self.coordinator / "tls" / "ca.pem", "--port", free_port(),
         )  # fmt: skip
         value = yaml.safe_load((cohort / "site.yaml").read_text())
@@ -185,7 +186,7 @@ class Deployment:
     def start_superlink(self) -> None:
         """Start the SuperLink, and wait until it listens."""
         self._start("superlink", self.coordinator / "start-superlink.sh")
-        self.wait(lambda: listens(self.port), 60, "the SuperLink listens")
+        self.wait(lambda: listens(self.port, self.host), 60, "the SuperLink listens")
 
     def enrolment(self, site: str) -> Path:
         """The file that the coordinator and the other sites get."""
@@ -205,7 +206,7 @@ class Deployment:
 
     def wait_for_agent(self, site: str) -> None:
         """Wait until the agent listens."""
-        door = self.site(site) / "door" / "agent.sock"
+        door = Path(load_site(self.site(site) / "site.yaml").socket.path)
         log = self.processes[f"agent-{site}"]
         self.wait(lambda: door.exists() and f"listens at {door}" in log.text(), 60, f"the agent of {site} listens")
 
@@ -271,8 +272,8 @@ def wait_for(condition: Callable[[], Any], patience: float, what: str, processes
     raise TimeoutError(f"not within {patience:g} s: {what}\n{logs}")
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = "127.0.0.1") -> bool:
     """Whether somebody listens at a port of this machine."""
     with closing(socket.socket()) as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
