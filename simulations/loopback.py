@@ -110,6 +110,9 @@ class Deployment:
         folder: short, since Unix sockets lie below it.
         cohorts: site name to the folder that `site.yaml` and the manifest of its data are in.
         host: address of this machine at which the SuperLink listens.
+
+    Attributes:
+        prefix: name of a process, as `supernode-ash`, to a command that runs it.
     """
 
     def __init__(self, folder: Path, cohorts: Mapping[str, Path], host: str = "127.0.0.1") -> None:
@@ -118,6 +121,7 @@ class Deployment:
         self.host, self.port = host, free_port()
         self.coordinator = folder / "coordinator"
         self.processes: dict[str, Process] = {}
+        self.prefix: dict[str, Sequence[str]] = {}
         self.study = folder
 
     def __enter__(self) -> Deployment:
@@ -198,9 +202,9 @@ class Deployment:
         """Let a site in."""
         done("coordinator", "enroll", self.enrolment(site), *self.here)
 
-    def start_agent(self, site: str, prefix: Sequence[str] = (), wait: bool = True) -> None:
-        """Start a site's agent; `prefix` is a command that runs it."""
-        self._start(f"agent-{site}", self.site(site) / "start-agent.sh", prefix)
+    def start_agent(self, site: str, wait: bool = True) -> None:
+        """Start a site's agent."""
+        self._start(f"agent-{site}", self.site(site) / "start-agent.sh")
         if wait:
             self.wait_for_agent(site)
 
@@ -210,9 +214,9 @@ class Deployment:
         log = self.processes[f"agent-{site}"]
         self.wait(lambda: door.exists() and f"listens at {door}" in log.text(), 60, f"the agent of {site} listens")
 
-    def start_supernode(self, site: str, prefix: Sequence[str] = ()) -> None:
-        """Start a site's SuperNode; `prefix` is a command that runs it."""
-        self._start(f"supernode-{site}", self.site(site) / "start-supernode.sh", prefix)
+    def start_supernode(self, site: str) -> None:
+        """Start a site's SuperNode."""
+        self._start(f"supernode-{site}", self.site(site) / "start-supernode.sh")
 
     def submit(self, study: Path, *options: object) -> str:
         """Submit a study; what the command printed."""
@@ -252,9 +256,9 @@ class Deployment:
         """`wait_for`, with the logs of all processes."""
         return wait_for(condition, patience, what, self.processes.values())
 
-    def _start(self, name: str, script: Path, prefix: Sequence[str] = ()) -> None:
+    def _start(self, name: str, script: Path) -> None:
         mark = {_MARK: str(self.folder)}
-        self.processes[name] = Process(script, self.folder / f"{name}.log", prefix, mark)
+        self.processes[name] = Process(script, self.folder / f"{name}.log", self.prefix.get(name, ()), mark)
 
 
 def wait_for(condition: Callable[[], Any], patience: float, what: str, processes: Iterable[Process] = ()) -> Any:
