@@ -122,7 +122,6 @@ class Deployment:
         self.coordinator = folder / "coordinator"
         self.processes: dict[str, Process] = {}
         self.prefix: dict[str, Sequence[str]] = {}
-        self.study = folder
 
     def __enter__(self) -> Deployment:
         done("coordinator", "init", *self.here, "--host", self.host, "--port", self.port)

@@ -160,7 +160,7 @@ def test_a_key_that_is_unknown_or_was_revoked_does_not_connect(there: Hospitals)
 @pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime, to set one process's clock")
 @pytest.mark.parametrize(("shift", "word"), [("-1d", "behind"), ("+1d", "ahead of")])
 def test_a_clock_that_is_off_by_a_day_does_not_connect_and_is_named(shift: str, word: str, there: Hospitals) -> None:
-    name = f"elm-{word.split()[0]}"
+    name = f"elm-{word.split(maxsplit=1)[0]}"
     there.init_site(name, there.cohorts["birch"])
     there.enroll(name)
     wrong_clock = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": shift}
