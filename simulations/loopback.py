@@ -165,7 +165,8 @@ class Deployment:
             "--ca", self.coordinator / "tls" / "ca.pem", "--port", free_port(),
         )  # fmt: skip
         value = yaml.safe_load((cohort / "site.yaml").read_text())
-        value["data"]["manifest"] = str(cohort / value["data"]["manifest"])
+        files = {key: str(cohort / value["data"][key]) for key in ("manifest", "images") if value["data"].get(key)}
+        value["data"] |= files
         value["data"]["synthetic"] = True
         value.setdefault("caps", {})["cohort_minimum"] = 1
         self.change_site(name, **value)

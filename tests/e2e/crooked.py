@@ -8,7 +8,6 @@ Reads what to do from the file before every answer; where it is empty, bytes pas
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,8 +80,8 @@ class Service(service.AgentService):
 def main(agent: str, own: str, mode: str) -> None:
     """Serve until killed."""
     vars(service)["AgentService"] = Service
-    service.serve(Crooked(Path(agent), Path(mode)), Path(own).parents[1].name, Path(own))
-    threading.Event().wait()
+    server = service.serve(Crooked(Path(agent), Path(mode)), Path(own).parents[1].name, Path(own))
+    server.wait_for_termination()
 
 
 if __name__ == "__main__":
