@@ -6,10 +6,13 @@ site's ledger the same releases, each once. At the end no planted word may be in
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import sqlite3
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -18,33 +21,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from equipoise.client.ledger import Ledger
 from equipoise.common.audit import check_rows
-from equipoise.simulations.loopback import Deployment
+from equipoise.simulations.loopback import ENVIRONMENT, ROOT, Deployment
 from tests.e2e.deployed import equipoise, short_folder, sums
 from tests.e2e.studies import SITES, TABLE, Desk
 
 SHORT = {"name": "fine_tune", "rounds": 2, "part": "head"}
-WORDS = {
-    "disease": {"planted-ill": "1", "planted-well": "0"},
-    "sex": {"planted-f": "female", "planted-m": "male", "planted-u": "unknown"},
-}
 PLANTED = (b"planted-", b"hospitals/")  # ids, labels, names of files; the folder that the data lie in
 
 
-def plant(desk: Desk) -> None:
-    """Give patients, labels, groups and the manifest of every site words that nobody may ever see elsewhere."""
-    theirs = {column: {v: k for k, v in words.items()} for column, words in WORDS.items()}
-    for site in SITES:
-        rows = desk.rows(site)
-        for row in rows:
-            row["patient"] = f"planted-{row['patient']}"
-            for column, words in theirs.items():
-                row[column] = words[row[column]]
-        desk.write_rows(site, rows)
-        (desk.site(site) / "manifest.csv").rename(desk.site(site) / "planted-manifest.csv")
-        data = {"manifest": "planted-manifest.csv", "splits": {"column": "split"}}
-        desk.change_site(site, data=data, coding=WORDS)
+def plant(place: Path, label: str) -> None:
+    """Give the patients, the labels and the manifest of a site's folder names that nobody may ever see elsewhere."""
+    file = place / "site.yaml"
+    site = yaml.safe_load(file.read_text())
+    with (place / site["data"]["manifest"]).open(newline="") as manifest:
+        rows = list(csv.DictReader(manifest))
+    (place / site["data"]["manifest"]).unlink()
+    site["data"]["manifest"] = "planted-manifest.csv"
+    words = {row[label]: f"planted-{row[label]}" for row in rows}
+    site["coding"] = {**site.get("coding", {}), label: {word: value for value, word in words.items()}}
+    with (place / "planted-manifest.csv").open("w", newline="") as manifest:
+        writer = csv.DictWriter(manifest, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "patient": f"planted-{row['patient']}", label: words[row[label]]} for row in rows)
+    file.write_text(yaml.safe_dump(site))
 
 
 class Hospitals(Deployment):
@@ -61,7 +64,8 @@ class Hospitals(Deployment):
         self, folder: Path, sites: Mapping[str, Any], privacy: Mapping[str, Any], host: str = "127.0.0.1"
     ) -> None:
         self.desk = Desk(folder / "desk", TABLE)
-        plant(self.desk)
+        for site in SITES:
+            plant(self.desk.site(site), "disease")
         facts = {"declared_patients": dict.fromkeys(SITES, 24), "minimum": 2, "quorum": 1.0, "deadline_s": 240}
         self.desk.write_study(method=SHORT, sites={**facts, **sites}, privacy={"mode": "none", **privacy})
         super().__init__(folder, {site: self.desk.site(site) for site in SITES}, host)
@@ -134,10 +138,8 @@ class Hospitals(Deployment):
         logs = [self.folder / "superlink.log"]
         found = traces([*self.coordinator.rglob("*"), *logs], PLANTED)
         assert not found, found
-        # The search finds what is there: the agents' own folders are full of it, and the coordinator knows the names.
-        assert traces(self.folder.glob("*/agent/*"), (b"planted-manifest",)) or traces(
-            self.folder.glob("*/site.yaml"), (b"planted-manifest",)
-        )
+        # The search finds what is there.
+        assert traces(self.folder.glob("*/site.yaml"), (b"planted-manifest",))
         assert traces(self.coordinator.rglob("state.db"), (b"ash",))
 
 
@@ -207,11 +209,6 @@ def cells(database: Path) -> Iterator[bytes]:
 
 def site_check(folder: Path, *prefix: str, **environment: str) -> dict[str, str]:
     """What `equipoise site check` finds wrong: what -> found, with its remedy."""
-    import subprocess
-    import sys
-
-    from equipoise.simulations.loopback import ENVIRONMENT, ROOT
-
     ended = subprocess.run(
         [*prefix, sys.executable, "-c", "from equipoise.cli import main; main()", "site", "check", "--folder",
          str(folder), "--json"],
