@@ -4,7 +4,7 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,13 @@ class Place:
             self.hospitals[site].approvals.propose(study, "small")
             self.hospitals[site].approvals.decide(self.hash, decision, "ann")
 
-    def go(self, wait_s: float = 0.0) -> None:
+    def go(self, wait_s: float = 0.0, trackers: Sequence[str] = ()) -> None:
         door.register_doors(self.hospitals.__getitem__)
-        with task_identity(1), InProcessGrid(stub, list(SITES)) as grid:
-            carry_out(grid, self.run, wait_s)
+        try:
+            with task_identity(1), InProcessGrid(stub, list(SITES)) as grid:
+                carry_out(grid, self.run, wait_s, trackers)
+        finally:
+            door.forget_doors()
 
     def releases(self, site: str) -> list[tuple[str, int]]:
         entries = self.hospitals[site].agent.ledger.entries()
@@ -91,10 +94,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(proposal, "_PAUSE_S", 0.01)
-    yield Place(tmp_path)
-    door.forget_doors()
+    return Place(tmp_path)
 
 
 def test_an_approved_study_runs_to_its_report(place: Place) -> None:
