@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.client import supernode
-from equipoise.client.supernode import IDLE_S, LOOK_S, QUIET_AFTER_S, Pauses
+from equipoise.client.supernode import IDLE_S, LOCAL_S, LOOK_S, QUIET_AFTER_S, Pauses
 
 
 class Clock:
@@ -33,6 +33,7 @@ def test_pauses_are_short_while_there_is_work_and_flowers_own_when_it_is_quiet(m
     pauses.sleep(IDLE_S)
     assert clock.slept == [IDLE_S]
     pauses.sleep(0.5)  # Flower waits for the reply of a ClientApp
+    assert clock.slept.pop() == LOCAL_S
     clock.slept.clear()
     while clock.now < 1000 + QUIET_AFTER_S + 10:
         pauses.sleep(IDLE_S)
