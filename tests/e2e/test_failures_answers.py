@@ -19,7 +19,7 @@ from tests.e2e.deployed import equipoise
 from tests.e2e.failing import Hospitals, hospitals, site_check
 
 pytestmark = [pytest.mark.failures, pytest.mark.timeout(600)]
-DEADLINE_S = 20
+DEADLINE_S = 60
 CROOKED = "cedar"
 
 
