@@ -6,6 +6,7 @@ one process.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -62,9 +64,18 @@ class Heart:
         self.private |= {
             "study": "heart-private",
             "attributes": self.study["attributes"][:1],
-            "privacy": {"mode": "local", "epsilon": 3, "delta": 1e-5},
+            "privacy": {"mode": "local", "epsilon": 3, "delta": 1e-5, "public_pool": {"path": "pool.csv"}},
             "evaluation": {"threshold": {"rule": "fixed:0.5"}},
         }
+
+    def write_pool(self, file: Path) -> None:
+        """Unlabelled rows that are nobody's: draws from the declared ranges."""
+        features, rng = self.study["inputs"]["features"], np.random.default_rng(0)
+        rows = [{one["name"]: round(float(rng.uniform(*one["range"])), 2) for one in features} for _ in range(300)]
+        with file.open("w", newline="") as pool:
+            writer = csv.DictWriter(pool, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
     def _real(self, study: dict[str, Any]) -> None:
         from equipoise.simulations.public import public_data_folder, write_heart
@@ -167,6 +178,7 @@ def test_the_page_leads_to_a_report_and_to_the_sums_of_one_process(folder: Path)
     heart = Heart(folder / "heart")
     machine = Machine(folder, heart)
     (folder / "vendor.safetensors").write_bytes((folder / "heart" / "vendor.safetensors").read_bytes())
+    heart.write_pool(folder / "pool.csv")
     for name, study in {"study": heart.study, "private": heart.private}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(study))
     runs = folder / "coordinator" / "runs"

@@ -122,6 +122,7 @@ def test_a_submission_writes_a_run_that_is_not_of_a_simulation(coordinator: Coor
         ({"sites": {}}, r"sites\.declared_patients is missing"),
         ({"sites": {"declared_patients": {"ash": 5, "oak": 5}}}, "oak not enrolled; enrolled are: ash, birch, cedar"),
         ({"method": {"name": "swift", "controls": ["pooled", "auc_noise"]}}, "pooled, auc_noise need every hospital"),
+        ({"privacy": {"mode": "local", "epsilon": 3}}, r"privacy\.public_pool is missing: bases, units and bins"),
         ({"model": {**TABLE["model"], "weights": {"path": "other.safetensors"}}}, "no readable file"),
     ],
 )
