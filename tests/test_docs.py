@@ -48,7 +48,7 @@ NOT_RUN = {
     "equipoise simulate configs/heart.yaml": "make bench runs it where the data are",
     "equipoise pretrain configs/demo.yaml --out vendor.safetensors": "half a minute; the pretraining has its own tests",
     **{
-        f"equipoise ledger {name} sites/st-marys/ledger.sqlite": "needs a ledger; tests/e2e runs it"
+        f"equipoise ledger {name} sites/st-marys/ledger.sqlite": "tests/e2e/test_ledger_command.py runs this line"
         for name in ("show", "verify", "export")
     },
     "equipoise evaluate configs/icu-scores.yaml --out runs/icu-scores": "tests/e2e/test_evaluate.py runs this file",
