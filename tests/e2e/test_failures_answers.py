@@ -18,7 +18,7 @@ from equipoise.simulations.loopback import ROOT, Process
 from tests.e2e.deployed import equipoise
 from tests.e2e.failing import Hospitals, hospitals, site_check
 
-pytestmark = [pytest.mark.failures, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.failures, pytest.mark.timeout(1200)]
 DEADLINE_S = 60
 CROOKED = "cedar"
 

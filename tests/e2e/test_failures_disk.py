@@ -16,7 +16,7 @@ from tests.e2e.failing import Hospitals, hospitals, site_check
 
 pytestmark = [
     pytest.mark.failures,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system"),
 ]
 SIZE_MIB = 16

@@ -17,7 +17,7 @@ from equipoise.server.certificates import Pair, make_ca, sign_server
 from tests.e2e.deployed import equipoise
 from tests.e2e.failing import Hospitals, hospitals, site_check
 
-pytestmark = [pytest.mark.failures, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.failures, pytest.mark.timeout(1200)]
 DEADLINE_S = 100
 FAR = "ash"  # the hospital behind a line of its own
 CUT_S = 30

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.deployed import equipoise
 from tests.e2e.failing import Hospitals, hospitals
 
-pytestmark = [pytest.mark.failures, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.failures, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
