@@ -33,6 +33,7 @@ from equipoise.server.verify import write_seal
 
 FOLDER = "deployment"
 _PROBE_S = 0.5
+_ROOM_BYTES = 4096
 
 app = ServerApp()
 
@@ -60,10 +61,10 @@ def carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, trackers: S
             _carry_out(grid, folder, approval_wait_s, note, trackers)
             note.state("finished")
         except EquipoiseError as error:
-            note.state("failed", str(error), type(error).exit_code)
+            note.failed(str(error), type(error).exit_code)
             raise
         except Exception as error:
-            note.state("failed", f"{type(error).__name__}; `equipoise logs` has Flower's log of it", 1)
+            note.failed(f"{type(error).__name__}; `equipoise logs --flower` has Flower's log of it", 1)
             raise
 
 
@@ -97,9 +98,21 @@ class _Notes:
         self._sites: dict[str, str] = {}
 
     def state(self, state: str, detail: str = "", code: int = 0) -> None:
-        value = {"state": state, "detail": detail, "exit_code": code, "sites": self._sites, "time": time.time()}
-        write_whole(self._file, json.dumps(value, indent=1).encode())
         self._audit.append("state", state=state, detail=detail)
+        # Padded to the size of a block, which `failed` can write again on a disk that is full.
+        write_whole(self._file, self._value(state, detail, code).ljust(_ROOM_BYTES))
+
+    def failed(self, detail: str, code: int) -> None:
+        """The last word of an attempt; on a full disk it takes the place of the word before."""
+        try:
+            self.state("failed", detail, code)
+        except StorageError:
+            with self._file.open("r+b") as file:
+                file.write(self._value("failed", detail, code).ljust(_ROOM_BYTES))
+
+    def _value(self, state: str, detail: str, code: int) -> bytes:
+        value = {"state": state, "detail": detail, "exit_code": code, "sites": self._sites, "time": time.time()}
+        return json.dumps(value, indent=1).encode()
 
     def decisions(self, states: Mapping[str, str]) -> None:
         self._sites = dict(states)

@@ -20,7 +20,7 @@ from equipoise.common.errors import EquipoiseError, QuorumError, StorageError
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import load_study
 from equipoise.common.study_plan import arms_of
-from equipoise.server import attempts, proposal
+from equipoise.server import attempts, deployment, proposal
 from equipoise.server.attempts import describe_run, status_lines
 from equipoise.server.deployment import _locked, carry_out, in_progress
 from equipoise.server.rundir import Arm, RunFolder, Task
@@ -202,6 +202,31 @@ def test_what_an_earlier_attempt_said_is_not_how_a_run_stands(place: Place, monk
     place.decide("approved")
     place.go()
     assert attempts.wait_for_end(coordinator, place.run, said.append) == 0
+
+
+def test_on_a_full_disk_the_last_word_takes_the_place_of_the_one_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.decide("approved")
+    line = "chain.jsonl: cannot be written (No space left on device); nothing was lost: free some space"
+
+    def full(*_: object, **__: object) -> None:
+        raise StorageError(line)
+
+    def fill(*_: object, **__: object) -> None:
+        monkeypatch.setattr(deployment, "write_whole", full)
+        monkeypatch.setattr(deployment.AuditLog, "append", full)
+        full()
+
+    with monkeypatch.context() as first:
+        first.setattr("equipoise.server.transcript.Transcript.append", fill)
+        with pytest.raises(StorageError, match="No space left"):
+            place.go()
+    found = describe_run(place.run)
+    assert (found["state"], found["detail"], found["exit_code"]) == ("failed", line, StorageError.exit_code)
+    monkeypatch.undo()
+    place.go()
+    assert describe_run(place.run)["state"] == "finished"
 
 
 def test_a_look_at_a_run_is_not_in_its_way(place: Place) -> None:
