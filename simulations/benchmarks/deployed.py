@@ -45,7 +45,7 @@ from equipoise.simulations.benchmarks.speed import (
 from equipoise.simulations.loopback import Deployment
 
 BOUND_S = 4.5
-SITES, ROUNDS, PARAMETERS = 4, 8, 174_265
+SITES, ROUNDS, PARAMETERS = 4, 5, 174_265
 STAGES = 5  # of a release through the secure sum
 LEAST_MIB_A_SITE = 450  # what has to be free for a site's processes before they are started
 _APP = """[build-system]
