@@ -6,6 +6,7 @@ node.key, node.pub       the SuperNode's key
 peers/                   enrolments of the other hospitals, as pinned
 agent/                   the site agent's own: identity key, ledger, logs, decisions (mode 0700)
 door/agent.sock          where the SuperNode reaches the agent
+bin/                     the SuperNode's programs as they are run here (docs/decisions/0053, 0054)
 start-agent.sh, start-supernode.sh, supervise.sh and service files
 """
 
