@@ -75,7 +75,8 @@ out = ""
 """
 _BOTH = (
     "from equipoise.simulations.benchmarks import plain_flower\n\n"
-    "server, client = plain_flower.server, plain_flower.client\n"
+    "server = plain_flower.server\n"
+    "client = plain_flower.client\n"
 )
 
 
