@@ -168,7 +168,7 @@ class Deployment:
         files = {key: str(cohort / value["data"][key]) for key in ("manifest", "images") if value["data"].get(key)}
         value["data"] |= files
         value["data"]["synthetic"] = True
-        value.setdefault("caps", {})["cohort_minimum"] = 1
+        value["caps"] = {**value.get("caps", {}), "cohort_minimum": 1, "split_minimum": 1}
         self.change_site(name, **value)
 
     def change_site(self, name: str, **changes: Any) -> None:

@@ -342,9 +342,9 @@ def main(
 ) -> None:
     """Measure, print the page, write it and the figures."""
     file = HERE / "results" / "deployed.json"
-    kept: dict[str, Any] = json.loads(file.read_text()) if only else {}
+    kept: dict[str, Any] = json.loads(file.read_text()) if only and file.exists() else {}
     numbers = [int(count) for count in counts.split(",")]
-    with tempfile.TemporaryDirectory(prefix="eq-") as name:
+    with tempfile.TemporaryDirectory(prefix="eq-bench-") as name:
         folder = Path(name)
         weights = train_vendor(folder)
         if only in ("", "latency"):
