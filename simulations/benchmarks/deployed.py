@@ -306,9 +306,9 @@ flwr {on["flwr"]}. All processes of all sites share it, so that seconds are uppe
 
 ## A round trip
 
-Four sites, {fast["parameters"]:,} parameters, blocks of {ROUNDS} rounds of each kind, in turn. Load of the machine (a mean
-of 15 minutes) at the end: {fast["load"]:.0f} on {on["cores"]} cores; what is above their number is others' work, which
-makes all three slower, and the bound is for a machine without it. A round trip took
+Four sites, {fast["parameters"]:,} parameters, blocks of {ROUNDS} rounds of each kind, in turn. Load of the machine at
+the end (mean of 15 minutes): {fast["load"]:.0f} on {on["cores"]} cores. What is above their number is others' work, which
+makes all three slower; the bound is for a machine without it. A round trip took
 {medians["equipoise"] / medians["plain"]:.2f} of the time of a plain round.
 
 | seconds | rounds | median | least to most | bound |
