@@ -307,8 +307,8 @@ flwr {on["flwr"]}. All processes of all sites share it, so that seconds are uppe
 ## A round trip
 
 Four sites, {fast["parameters"]:,} parameters, blocks of {ROUNDS} rounds of each kind, in turn. Load of the machine at
-the end (mean of 15 minutes): {fast["load"]:.0f} on {on["cores"]} cores. What is above their number is others' work, which
-makes all three slower; the bound is for a machine without it. A round trip took
+the end (mean of 15 minutes): {fast["load"]:.0f} on {on["cores"]} cores. What is above their number is others' work, and
+all three are slower for it; the bound is for a machine without it. A round trip took
 {medians["equipoise"] / medians["plain"]:.2f} of the time of a plain round.
 
 | seconds | rounds | median | least to most | bound |
