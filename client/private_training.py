@@ -124,7 +124,7 @@ class LatticeOptimizer(DPOptimizer):
         self._points = self._nothing()
         self.score_points += noised[self._size :]
         mean = torch.from_numpy(noised[: self._size] * (self._plan.step * self.max_grad_norm))
-        for parameter, part in zip(self.params, mean.split([p.numel() for p in self.params]), strict=True):
+        for parameter, part in zip(self.params, torch.split(mean, [p.numel() for p in self.params]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.device, parameter.dtype)
 
     def step(self, closure: None = None) -> None:
@@ -207,29 +207,29 @@ def train_privately(
                 x = filled_rows(study, model, split, mine)
                 logits = rowwise(flipped_secretly(x) if flips else x)[:count]
                 losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])
-                losses.sum().backward()
+                torch.autograd.backward(losses.sum())
                 optimizer.clip_and_accumulate(owner, cell[owner], torch.sigmoid(logits.detach().double()))
                 forget(trained)
             optimizer.step()
     change = layout.flatten({name: p.detach() for name, p in zip(names, trained, strict=True)}) - start
     model.requires_grad_(True)
-    return change, optimizer.score_points.reshape(weights["task"].shape) * plan.step
+    scores = optimizer.score_points.astype(np.float64).reshape(weights["task"].shape) * plan.step
+    return change, scores
 
 
 @contextmanager
 def hooked(model: nn.Module) -> Iterator[Any]:
     """The network as it leaves the gradient of each row in `grad_sample` of what is trained; then as it was.
 
-    Hooks work in train mode alone; dropout stays off.
+    Hooks work in train mode alone.
     """
     try:
         rowwise = GradSampleModule(model, loss_reduction="sum")
     except NotImplementedError as error:
         raise RefusedError(f"Opacus cannot train this network: {error}") from None
-    rowwise.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
+        # Not the others: dropout stays off.
+        module.training = any(True for _ in module.parameters(recurse=False))
     try:
         yield rowwise
     finally:
@@ -250,17 +250,19 @@ def check_rows(rowwise: Any, trained: list[nn.Parameter], like_these: Tensor) ->
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(PROBE_ROWS, *like_these.shape[1:], generator=generator).to(like_these)
-    rowwise(x).sum().backward()
+    torch.autograd.backward(rowwise(x).sum())
     samples = [getattr(parameter, "grad_sample", None) for parameter in trained]
     forget(trained)
     rowwise.disable_hooks()
+    tolerance = PROBE_TOLERANCE * torch.finfo(x.dtype).eps
     for row in range(len(x)):
         own = torch.autograd.grad(rowwise(x[row : row + 1]).sum(), trained, materialize_grads=True, allow_unused=True)
         size = sum(float(g.double().square().sum()) for g in own) ** 0.5
         for sample, gradient in zip(samples, own, strict=True):
-            fits = isinstance(sample, Tensor) and sample.shape == (len(x), *gradient.shape)
-            error = float((sample[row] - gradient).double().norm()) if fits else size
-            if not error <= PROBE_TOLERANCE * torch.finfo(x.dtype).eps * max(size, torch.finfo(x.dtype).tiny):
+            error = size
+            if isinstance(sample, Tensor) and sample.shape == (len(x), *gradient.shape):
+                error = float((sample[row] - gradient).double().norm())
+            if not error <= tolerance * size:
                 raise RefusedError(
                     "Opacus' gradients of single rows are not those of autograd for this network: it cannot be trained "
                     "by DP-SGD; use step: whitened"
