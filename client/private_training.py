@@ -14,6 +14,8 @@ Importing this module loads Opacus, which takes seconds: a site does so when it 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +42,8 @@ from equipoise.common.study import ImageInputs, Study
 
 Points = NDArray[np.int64]
 Vector = NDArray[np.float64]
+# What frozen layers before the trained ones, and inputs, are for; torch says it at every step.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
 PROBE_ROWS = 3
 PROBE_TOLERANCE = 1e3  # machine epsilons of a row's gradient, by which two ways to sum it up may differ
 
@@ -205,16 +209,19 @@ def train_privately(
                 mine = rows[piece]
                 owner, count = split.patient[mine], len(mine)
                 x = filled_rows(study, model, split, mine)
-                logits = rowwise(flipped_secretly(x) if flips else x)[:count]
-                losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])
-                torch.autograd.backward(losses.sum())
-                optimizer.clip_and_accumulate(owner, cell[owner], torch.sigmoid(logits.detach().double()))
+                # Over the rows that fill up too: the last entries of an odd number are computed by other instructions,
+                # and a row's last bits must not hang on how many others there are.
+                logits = rowwise(flipped_secretly(x) if flips else x)
+                padded = nn.functional.pad(owner, (0, len(x) - count), value=-1)
+                label, of_cell = split.label[padded], cell[padded]
+                torch.autograd.backward(row_losses(logits, label, of_cell, task, bias, parameters["beta"]).sum())
+                scores = torch.sigmoid(logits.detach().double())
+                optimizer.clip_and_accumulate(owner, of_cell[:count], scores[:count])
                 forget(trained)
             optimizer.step()
     change = layout.flatten({name: p.detach() for name, p in zip(names, trained, strict=True)}) - start
     model.requires_grad_(True)
-    scores = optimizer.score_points.astype(np.float64).reshape(weights["task"].shape) * plan.step
-    return change, scores
+    return change, optimizer.score_points.astype(np.float64).reshape(weights["task"].shape) * plan.step
 
 
 @contextmanager
@@ -262,6 +269,8 @@ def check_rows(rowwise: Any, trained: list[nn.Parameter], like_these: Tensor) ->
             error = size
             if isinstance(sample, Tensor) and sample.shape == (len(x), *gradient.shape):
                 error = float((sample[row] - gradient).double().norm())
+            if not math.isfinite(size):
+                raise RefusedError("the weights received have gradients that are no numbers, on made-up rows")
             if not error <= tolerance * size:
                 raise RefusedError(
                     "Opacus' gradients of single rows are not those of autograd for this network: it cannot be trained "

@@ -114,7 +114,7 @@ def scaled(factor: float) -> Classifier:
     return MODEL.with_values({name: MODEL.base[name] * np.float32(factor) for name in MODEL.layout("head").shapes})
 
 
-MODELS = {"the vendor's": 1.0, "a large head": 1e4, "a head beyond float32": 3e38, "a head that is NaN": math.nan}
+MODELS = {"the vendor's": 1.0, "a large head": 1e4, "a small head": 1e-30}
 extreme = st.sampled_from([math.nan, math.inf, -math.inf, 3e38, -3e38, 1e20, 1e-40, 0.0, 1.0, -1.0])
 rows = st.lists(
     st.lists(st.floats(-1, 1, width=32) | extreme, min_size=FEATURES, max_size=FEATURES), min_size=1, max_size=4
@@ -134,7 +134,7 @@ def people_of(drawn: Any) -> People:
     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(drawn=patients, model=st.sampled_from(list(MODELS)), share=st.floats(0, 1, exclude_max=True))
 def test_one_patient_moves_the_sum_of_a_step_by_no_more_than_the_plan_says(
     drawn: Any, model: str, share: float
@@ -177,7 +177,7 @@ def row_vector(model: Classifier, x: Tensor, label: int, cell: int) -> NDArray[n
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss.sum(), list(net.parameters()))]).double()
     vector = np.zeros(DIMENSIONS)
     vector[: LAYOUT.size] = (gradient / max(float(gradient.norm()), CLIP)).detach().numpy()
-    vector[LAYOUT.size + cell] = 0.4 * (float(torch.sigmoid(logit.double())) - 0.5)
+    vector[LAYOUT.size + cell] = 0.4 * (float(torch.sigmoid(logit.detach().double())) - 0.5)
     return vector
 
 
@@ -253,7 +253,8 @@ def test_patients_are_taken_by_the_sites_own_coins_at_the_plans_rate(monkeypatch
     monkeypatch.setattr(private_training, "poisson_sample", coins)
     sums = sums_of_steps(query, PEOPLE.split(range(40)))
     assert asked == [(0.2, 40)] * 5
-    [first] = sums_of_steps(query_of(), PEOPLE.split([3, 17]))[:1]
+    monkeypatch.undo()
+    [first] = sums_of_steps(query_of(), PEOPLE.split([3, 17]))
     assert (sums[0] == first).all()
 
 
@@ -411,6 +412,14 @@ def test_inputs_that_do_not_fit_are_refused_whoever_is_there(inputs: Any) -> Non
     query = query.with_inputs(**{**query.inputs, **inputs})
     for chosen in ([], [0], range(40)):
         with pytest.raises(RefusedError):
+            released(query, PEOPLE.split(list(chosen)))
+
+
+@pytest.mark.parametrize("factor", [3e38, math.nan])
+def test_weights_without_sound_gradients_are_refused_whoever_is_there(factor: float) -> None:
+    query = query_of(scaled(factor))
+    for chosen in ([], [0], range(40)):
+        with pytest.raises(RefusedError, match="gradients that are no numbers"):
             released(query, PEOPLE.split(list(chosen)))
 
 
