@@ -14,12 +14,13 @@ from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.methods import resolve
+from equipoise.common.methods.averaging import LocalSteps
 from equipoise.common.methods.method import Outcome
-from equipoise.common.methods.private_averaging import clip_bound, scores_of
+from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds, clip_bound, scores_of
 from equipoise.common.pool import network_of
 from equipoise.common.privacy.accounting import epsilon_of
 from equipoise.common.privacy.events import Event
-from equipoise.common.query import Sum
+from equipoise.common.query import Query, Sum
 from equipoise.common.study import PublicPool, Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.server.engine import Engine
@@ -84,16 +85,33 @@ def test_swift_asks_for_its_mask_and_averages_both_parts(tmp_path: Path) -> None
     assert moved == set(outcome.classifier.parameters)
 
 
+def answer(query: Query, separation: float, counts: np.ndarray) -> Sum:
+    """Everybody's change is an eighth, and positives score so much higher than negatives."""
+    offsets = 0.4 * separation * np.array([-0.5, 0.5]) * counts * query.plan.releases * query.plan.rate
+    points = {
+        "scores": np.rint(offsets / query.blocks["scores"].step).astype(np.int64),
+        "change": query.blocks["change"].lattice.encode(np.full(query.blocks["change"].shape, 0.125), 1.0),
+    }
+    return Sum(query, ("a", "b"), points)
+
+
 def test_rounds_that_forget_the_disease_end_at_the_last_model_that_was_well(tmp_path: Path) -> None:
-    method = {"name": "fine_tune", "step": "fedavg", "loss": "plain", **EASY, "rounds": 6}
-    # Weight decay wipes the weights out, so that the scores of all patients become the same.
-    outcome, post, _ = run_at(tmp_path, {**method, "lr": 0.05, "weight_decay": 8.0})
-    notes = outcome.notes["dp_sgd"]["whole"]
-    assert notes["collapsed"]
-    assert len(notes["separation_by_round"]) < 6
-    start = notes["separation_by_round"][0]
-    assert notes["separation_by_round"][-1] < 0.5 * start
-    assert len(post.asked()) < 2 * 7
+    study = study_of(tmp_path, {"name": "fine_tune", "step": "fedavg"}, 3.0)
+    model, counts = classifier_of(study, FILE), np.array([[4000.0, 4000], [4000, 4000], [0, 0]])
+    averages = Averages(study, model, counts)
+    rounds = Rounds("head", 6, 1.0, LocalSteps(batch=40), DpSgd(memory=1.0))
+    steps = averages.advance(rounds)
+    query = next(steps)
+    for separation in (0.4, 0.36, 0.25):
+        query = steps.send(answer(query, separation, counts))
+    with pytest.raises(StopIteration):
+        steps.send(answer(query, 0.1, counts))
+    # The fourth answer told of a collapse under the model of the third change; the one before it was well.
+    assert averages.collapsed
+    assert averages.model.state["head.bias"] == pytest.approx(model.base["head.bias"] + 2 * 0.125)
+    assert averages.notes["head"]["separation_by_round"] == pytest.approx([0.4, 0.36, 0.25, 0.1], abs=1e-3)
+    # What comes after a collapse is not asked.
+    assert not list(averages.advance(rounds))
 
 
 def test_the_plans_price_is_that_of_all_steps_of_all_rounds(tmp_path: Path) -> None:
