@@ -111,6 +111,7 @@ class Bench:
             noise_multiplier=1.0,
             max_grad_norm=1.0,
             expected_batch_size=len(self.split.inputs),
+            loss_reduction="sum",
         )
         batches = self.batches()
         for number, (x, y) in enumerate(batches):
@@ -132,6 +133,7 @@ class Bench:
             noise_multiplier=1.0,
             max_grad_norm=1.0,
             expected_batch_size=len(self.split.inputs),
+            loss_reduction="sum",
         )
         criterion = DPLossFastGradientClipping(
             wrapped, optimizer, nn.BCEWithLogitsLoss(reduction="sum"), loss_reduction="sum"
