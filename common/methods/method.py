@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
 
 Steps = Generator[Query, Sum, "Outcome"]
+LOCAL_STEPS = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class Method:
         run: the generator.
         trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
-        settings: parameters that `equipoise compare --tune` tries, the defaults ({}) first.
-        shared: keys of a study's own method that this one takes over in a comparison, where it has them.
+        shared: keys of a study's own method that mean the same in this one, which takes them over in a comparison.
     """
 
     name: str
@@ -57,6 +57,5 @@ class Method:
     costs: str = ""
     private: str = ""
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
-    settings: Sequence[Mapping[str, Any]] = ({},)
-    shared: frozenset[str] = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
+    shared: frozenset[str] = LOCAL_STEPS
     trains: bool = True

@@ -1,0 +1,338 @@
+"""Methods side by side on one study: the same base model, splits, seeds and privacy for all, several seeds, one table.
+
+    OUT/compared.json            the study, the methods and the seeds, by which a comparison is known
+    OUT/seed-0/hospitals/        the hospitals of a seed, and vendor.safetensors, its base model
+    OUT/seed-0/swift/            the run of a method, as `equipoise simulate` leaves it
+    OUT/seed-0/figures.json      what was measured of all models of the seed
+    OUT/comparison.{json,csv,html}
+
+A run that is there is not run again. All models of a seed are measured together, exactly: a comparison asks what
+training did, and the noise of a private evaluation would hide it. So it takes a simulation, which owns all patients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+import equipoise
+from equipoise.common.canonical import canonical_json, sha256
+from equipoise.common.errors import DataError, StudyError
+from equipoise.common.evaluation import BASE
+from equipoise.common.files import write_whole
+from equipoise.common.methods import METHODS, control_of, resolve
+from equipoise.common.study import FolderHospitals, ScoreInputs, Study, Weights, pin_weights
+from equipoise.common.study_plan import StudyPlan, needs_pool
+from equipoise.server.engine import Watcher
+from equipoise.server.report.side_by_side import PLAIN, findings, seed_figures, summarise, to_csv
+from equipoise.server.report.side_by_side_page import render
+from equipoise.server.rounds import read_rounds
+from equipoise.server.rundir import RunFolder
+from equipoise.server.verify import write_seal
+from equipoise.simulations.doors import open_hospital
+from equipoise.simulations.exact import measure_exactly
+from equipoise.simulations.hospitals import Hospitals, build_hospitals
+from equipoise.simulations.pretrain import pretrain
+from equipoise.simulations.runner import simulate
+
+Json = dict[str, Any]
+SCHEMA = 1
+FINE_TUNE = "fine_tune"
+THRESHOLDS = "group_thresholds"
+NO_METHOD = "audit"  # trains nothing
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        study: checked, with a `simulation` part; its own method keeps its parameters.
+        methods: names of the registry, each once.
+        seeds: one replicate each.
+        allow_group_thresholds: whether `group_thresholds` may decide by group.
+    """
+
+    study: Study
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    allow_group_thresholds: bool = False
+
+    def variants(self) -> dict[str, Study]:
+        """Name -> the study under it: plain fine-tuning first, then the methods."""
+        found = {PLAIN: _fine_tuned(self.study, PLAIN), **{name: variant(self.study, name) for name in self.methods}}
+        if self.allow_group_thresholds and THRESHOLDS in found:
+            parameters = {**found[THRESHOLDS].method.parameters, "allow_group_thresholds": True}
+            found[THRESHOLDS] = found[THRESHOLDS].with_method(THRESHOLDS, **parameters)
+        return found
+
+    def check(self) -> None:
+        """Whether every method can run on the study; reads no patient.
+
+        Raises:
+            StudyError: what cannot be compared, and why.
+        """
+        if self.study.simulation is None:
+            raise StudyError(
+                f"study {self.study.study}: `simulation` is missing; methods are compared in a simulation, which owns "
+                "all patients"
+            )
+        if isinstance(self.study.inputs, ScoreInputs):
+            raise StudyError("inputs.kind=scores: nothing is trained on scores; compare methods on a model")
+        for name, study in self.variants().items():
+            resolve(study)
+            try:
+                StudyPlan.of(study)
+            except StudyError as error:
+                raise StudyError(f"--methods {name}: {error}") from None
+            folders = isinstance(self.study.simulation.hospitals, FolderHospitals)
+            if folders and needs_pool(study) and study.privacy.public_pool is None:
+                raise StudyError(
+                    f"--methods {name}: it needs privacy.public_pool, and hospitals in folders come without one; name "
+                    "unlabelled rows"
+                )
+
+
+def methods_for(study: Study, names: Sequence[str], allow_group_thresholds: bool) -> tuple[list[str], dict[str, str]]:
+    """The methods that `names` means, and of `all` those that cannot run on the study, with the reason.
+
+    Raises:
+        StudyError: an unknown name, or none.
+    """
+    known = [name for name in METHODS if name != NO_METHOD]
+    for name in names:
+        if name not in (*known, "all"):
+            raise StudyError(f"--methods: no method {name!r} to compare; there are: all, {', '.join(known)}")
+    wanted = list(dict.fromkeys(name for name in names if name != "all"))
+    left_out = {}
+    if "all" in names:
+        for name in known:
+            if name in wanted:
+                continue
+            try:
+                Comparison(study, (name,), (), allow_group_thresholds).check()
+            except StudyError as error:
+                left_out[name] = str(error)
+            else:
+                wanted.append(name)
+    if not wanted:
+        raise StudyError("--methods: name at least one method, as in --methods swift,dfr")
+    return wanted, left_out
+
+
+def variant(study: Study, name: str) -> Study:
+    """The study under a method, without controls.
+
+    The study's own method keeps its parameters. Another takes over the study's learning rate and local steps where they
+    mean the same in it (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of the
+    study's method, which trains as much.
+    """
+    own = study.method
+    if name == own.name:
+        return study.with_method(name, **own.parameters)
+    if name == FINE_TUNE:
+        return _fine_tuned(study, "balanced")
+    method = METHODS[name]
+    shared = {key: own.parameters[key] for key in sorted(method.shared & set(own.parameters))}
+    return study.with_method(name, **{k: v for k, v in shared.items() if k in method.parameters.model_fields})
+
+
+def _fine_tuned(study: Study, control: str) -> Study:
+    found = control_of(study, control)
+    loss = "plain" if control == PLAIN else "cells"
+    return study.with_method(FINE_TUNE, loss=loss) if found is None else found
+
+
+def compare(
+    wanted: Comparison,
+    folder: Path,
+    *,
+    resume: bool = False,
+    watchers: Sequence[Watcher] = (),
+    say: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Run what is not there yet, and write the table; returns the path of the page.
+
+    Args:
+        wanted: checked here.
+        folder: of the comparison.
+        resume: go on with a comparison that lies in `folder`; methods and seeds may be added to it.
+        watchers, say: see `simulate`.
+        note: told of every run before it begins.
+
+    Raises:
+        StudyError: a method cannot run, or there is a comparison in `folder` already, or it is of another study.
+        EquipoiseError: see `equipoise.common.errors`.
+    """
+    wanted.check()
+    wanted = _begin(wanted, folder, resume)
+    variants = wanted.variants()
+    per_seed: Json = {}
+    skipped: list[Json] = []
+    done, runs = 0, len(wanted.seeds) * len(variants)
+    for seed in wanted.seeds:
+        place = folder / f"seed-{seed}"
+        started, hospitals = _prepared(wanted.study.model_copy(update={"seed": seed}), place, say)
+        trained = {}
+        for name, study in variants.items():
+            done += 1
+            run = RunFolder(place / name)
+            alone = study.model_copy(update={"seed": seed, "model": started.model})
+            if not (run.path / "seal.json").exists():
+                note(f"run {done} of {runs}: seed {seed}, {name}")
+            try:
+                _run(alone, run, place / "hospitals", watchers, say)
+            except DataError as error:
+                skipped.append({"seed": seed, "name": name, "reason": str(error)})
+                continue
+            trained[name] = run
+        say(f"measuring seed {seed}")
+        per_seed[str(seed)] = _measured(hospitals, trained, place / "figures.json")
+    value = _value(wanted, variants, per_seed, skipped, folder)
+    write_whole(folder / "comparison.json", json.dumps(value, indent=1).encode())
+    write_whole(folder / "comparison.csv", to_csv(value).encode())
+    page = folder / "comparison.html"
+    write_whole(page, render(value).encode())
+    return page
+
+
+def _begin(wanted: Comparison, folder: Path, resume: bool) -> Comparison:
+    """Note what is compared, or find that the comparison there is of the same study; what it had stays in it."""
+    file = folder / "compared.json"
+    study = wanted.study.model_dump(mode="json", by_alias=True)
+    if study["simulation"] is not None:
+        study["simulation"].pop("workers")  # which change no result
+    if file.exists():
+        if not resume:
+            raise StudyError(
+                f"{folder}: holds a comparison already; go on with --resume, or give another folder with --out"
+            )
+        before = json.loads(file.read_text())
+        parts = sorted(key for key in study if study[key] != before["study"].get(key))
+        if parts:
+            raise StudyError(
+                f"{folder}: the comparison there is of another study ({' and '.join(parts)} differs); go on with the "
+                "study that it began with, or start a new one with --out"
+            )
+        methods = tuple(dict.fromkeys((*before["methods"], *wanted.methods)))
+        seeds = tuple(sorted({*before["seeds"], *wanted.seeds}))
+        wanted = replace(wanted, methods=methods, seeds=seeds)
+        wanted.check()
+    value = {"study": study, "methods": list(wanted.methods), "seeds": list(wanted.seeds)}
+    write_whole(file, json.dumps(value, indent=1).encode())
+    return wanted
+
+
+def _prepared(study: Study, place: Path, say: Callable[[str], None]) -> tuple[Study, Hospitals]:
+    """The seed's study with its base model, and its hospitals; every method of the seed starts from both."""
+    say(f"preparing seed {study.seed}")
+    hospitals = build_hospitals(study, place / "hospitals")
+    if study.model.weights is not None:
+        return study, hospitals
+    file = place / "vendor.safetensors"
+    if not file.exists():
+        if study.simulation is None:
+            raise StudyError("simulation is missing")
+        recipe = study.simulation.pretrain
+        split = hospitals.vendor_split(study)
+        write_whole(file, save(pretrain(study.model, study.inputs, split, recipe, study.seed)))
+    model = study.model.model_copy(update={"weights": Weights(path=file.name)})
+    return pin_weights(study.model_copy(update={"model": model}), place), hospitals
+
+
+def _run(
+    study: Study, run: RunFolder, hospitals: Path, watchers: Sequence[Watcher], say: Callable[[str], None]
+) -> None:
+    """The run, unless it has ended already: its seal is written last."""
+    if (run.path / "seal.json").exists():
+        return
+    resume = run.task_file.exists()
+    simulate(study, run.path, resume=resume, hospitals=hospitals, watchers=watchers, say=say)
+    write_seal(run)
+
+
+def _measured(hospitals: Hospitals, trained: Mapping[str, RunFolder], file: Path) -> Json:
+    """The figures of all models of a seed, from `file` where it is of these very models."""
+    models, study = {}, None
+    for name, run in trained.items():
+        task = run.task()
+        base = run.base(task.study)
+        models.setdefault(BASE, base)
+        models[name] = run.result(task.arms[0].name, base)
+        study = task.study  # with the patients that the hospitals declare; all runs of a seed have the same
+    key = sha256(canonical_json({name: _digest(run) for name, run in trained.items()}))
+    if file.exists():
+        kept: Json = json.loads(file.read_text())
+        if kept["models"] == key:
+            return dict(kept["figures"])
+    if study is None:
+        return {}
+    patients = {site: open_hospital(study, [path]) for site, path in hospitals.sites.items()}
+    figures = seed_figures(study, measure_exactly(study, patients, models))
+    write_whole(file, json.dumps({"models": key, "figures": figures}, indent=1).encode())
+    return figures
+
+
+def _digest(run: RunFolder) -> str:
+    """Of a result: its weights and, where it has one, its operating point by group."""
+    files = [run.path / name for name in ("base.safetensors", "model.safetensors", "alignment.json")]
+    return sha256(b"".join(file.read_bytes() for file in files if file.exists()))
+
+
+def _value(
+    wanted: Comparison, variants: Mapping[str, Study], per_seed: Json, skipped: list[Json], folder: Path
+) -> Json:
+    """The content of comparison.json."""
+    study = wanted.study
+    rendered = study.model_dump(mode="json", by_alias=True)
+    value: Json = {
+        "schema": SCHEMA,
+        "software": {"equipoise": equipoise.__version__},
+        "study": {
+            "name": study.study,
+            "primary": study.primary.name,
+            "privacy": rendered["privacy"],
+            "evaluation": rendered["evaluation"],
+            "own_base_model": study.model.weights is None,
+            "simulation": rendered["simulation"],
+        },
+        "seeds": list(wanted.seeds),
+        "methods": [dict(row) for row in _methods(wanted, variants, folder)],
+        "skipped": skipped,
+        "per_seed": per_seed,
+        "table": summarise(per_seed, [BASE, *variants]),
+    }
+    value["findings"] = findings(value)
+    return value
+
+
+def _methods(wanted: Comparison, variants: Mapping[str, Study], folder: Path) -> Iterator[Json]:
+    """What each model is, and what it cost: releases of its training and what a hospital sent, means over seeds."""
+    yield {"name": BASE, "method": None, "title": "the model as delivered", "parameters": {}}
+    for name, study in variants.items():
+        entry = METHODS[study.method.name]
+        runs = [read_rounds(folder / f"seed-{seed}" / name / "rounds.jsonl") for seed in wanted.seeds]
+        training = [[row for row in rows if row["run"] == study.method.name] for rows in runs]
+        releases = [len(rows) for rows in training if rows]
+        sent = [_bytes_a_hospital(rows) for rows in training if rows]
+        yield {
+            "name": name,
+            "method": study.method.name,
+            "title": entry.title,
+            "paper": entry.paper,
+            "parameters": entry.parameters.model_validate(study.method.parameters).model_dump(mode="json"),
+            "releases": sum(releases) / len(releases) if releases else None,
+            "megabytes_up": sum(sent) / len(sent) / 1e6 if sent else None,
+        }
+
+
+def _bytes_a_hospital(rows: Sequence[Json]) -> float:
+    """What a hospital sent in a run, on average over the hospitals."""
+    sites = {site for row in rows for site in row["sites"]}
+    return sum(sum(row["bytes_up"].values()) for row in rows) / len(sites)
