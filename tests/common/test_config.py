@@ -105,7 +105,7 @@ def test_a_wrong_value_is_named_with_its_key(path: str, value: Any) -> None:
     assert path.partition(".")[0] in text
 
 
-@pytest.mark.parametrize("key", ["study", "model", "inputs", "label", "attributes", "method"])
+@pytest.mark.parametrize("key", ["study", "model", "inputs", "label", "attributes"])
 def test_a_missing_key_is_named(key: str) -> None:
     value = study_value()
     del value[key]

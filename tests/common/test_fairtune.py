@@ -414,7 +414,7 @@ def test_every_trial_is_composed_and_reserved(tmp_path: Any) -> None:
 
 def test_a_private_search_stays_within_its_plan_and_moves_what_its_mask_switches_on(tmp_path: Any) -> None:
     task = Task.of(0, train=400, validation=1500)
-    study = private(task, tmp_path, 40.0, **PRIVATE)
+    study = private(task, tmp_path, 30.0, **PRIVATE)
     found = StudyPlan.of(study).calibrated(study).arm("fairtune")
     place = 0
 

@@ -39,7 +39,7 @@ def test_a_split_spends_its_budget_and_no_more(epsilon: float, shares: list[tupl
     found = calibrate(phases, {str(index): share for index, (_, share) in enumerate(shares)}, epsilon, DELTA)
     assert 0.9998 * epsilon <= found.cost.epsilon <= epsilon
     assert found.cost.epsilon == epsilon_of([plan.event for plan in found.plans.values()], DELTA)
-    assert found.rdp_epsilon >= found.cost.epsilon
+    assert found.rdp_epsilon >= 0.999 * found.cost.epsilon  # PLD's grid rounds up; a single Laplace release shows it
     for index, (plan, share) in enumerate(shares):
         assert found.plans[str(index)] == plan.scaled(found.scale, share)
 

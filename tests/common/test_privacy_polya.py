@@ -189,7 +189,7 @@ def test_cells_of_one_patient_compose() -> None:
 
     truth = float(brentq(delta, 0, 50))
     assert truth <= epsilon_of([event], DELTA) <= truth + 0.015
-    assert epsilon_of([event], DELTA) <= rdp_epsilon_of([event], DELTA)
+    assert truth <= rdp_epsilon_of([event], DELTA)  # both are upper bounds; the grids of each round up
 
 
 def test_renyi_curve_of_a_share() -> None:

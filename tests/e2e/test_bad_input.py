@@ -106,7 +106,7 @@ IN_THE_STUDY: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "unknown method": (
         put("method", {"name": "swft"}),
         STUDY,
-        ("method.name=swft", "there are: fine_tune, private_head, swift"),
+        ("method.name=swft", "there are: afl, audit, bmft, dfr,"),
     ),
     "unknown control": (put("method.controls", ["no_msk"]), STUDY, ("no control 'no_msk'", "there are: no_mask,")),
     "control of another method": (

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from equipoise.common.evaluation import BASE, POINTS, Measured, comparisons, splits_needed
 from equipoise.common.fairness.auc import placement_sums, placements_of_bins
-from equipoise.common.fairness.tables import bin_scores, decide, histogram, hybrid_edges, pair_table
+from equipoise.common.fairness.joint import interval_cells, joint_table
+from equipoise.common.fairness.tables import bin_scores, histogram, hybrid_edges
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.server.report.build import compose
 from equipoise.server.report.runtime import run_time
 from equipoise.server.rundir import Arm, Task
@@ -56,7 +58,11 @@ def make_study(
         {
             "study": "made-up",
             "seed": 3,
-            "model": {"factory": "equipoise.common.models:mlp", "weights": {"path": "w", "sha256": "0" * 64}},
+            "model": {
+                "factory": "equipoise.common.models:mlp",
+                "arguments": {"features": 1},
+                "weights": {"path": "w", "sha256": "0" * 64},
+            },
             "inputs": {"kind": "table", "features": [{"name": "x", "range": [0, 1]}]},
             "label": {"column": "malignant", "positive": 1},
             "attributes": [{"name": "tone", "levels": list(groups), "primary": True}],
@@ -79,20 +85,10 @@ def measure(study: Study, patients: Patients) -> Measured:
     for model in models:
         measured.choose_thresholds(study, model)
     for before, after in comparisons(models, METHOD):
-        measured.pairs[before, after] = {
-            name: np.stack(
-                [
-                    pair_table(
-                        decide(patients.logits[before], measured.thresholds[before][point]),
-                        decide(patients.logits[after], measured.thresholds[after][point]),
-                        patients.label,
-                        patients.group,
-                        rows,
-                    )
-                    for point in range(len(POINTS))
-                ]
-            )
-        }
+        sides = (patients.logits[before], patients.logits[after])
+        cells = interval_cells(*sides, measured.thresholds[before], measured.thresholds[after])
+        joint = joint_table(*cells, patients.label, patients.group, rows, len(POINTS))
+        measured.add_joint(before, after, {name: joint}, 0.0)
     for model in models[1:]:
         placed = [
             placements_of_bins(measured.histograms[m, "test"][name])[patients.group, patients.label, bins[m]]
@@ -142,6 +138,8 @@ def make_report(study: Study, patients: Patients, noise: dict[str, Any] | None =
     arms = tuple(Arm(name, study) for name in (METHOD, *controls))
     task = Task(study, arms, SITES, tuple(m for m in patients.logits if m != BASE), facts)
     rows = {**{arm.name: rows_of(arm.name) for arm in arms}, "evaluation": rows_of("evaluation")}
-    report = compose(task, measure(study, patients), rows, NOTES, noise)
+    named = sorted({control.partition("/")[0] for control in controls})
+    plan = StudyPlan.of(study.model_copy(update={"method": study.method.model_copy(update={"controls": named})}))
+    report = compose(task, plan, measure(study, patients), rows, NOTES, noise)
     report["run_time"] = run_time(ROUNDS)
     return report

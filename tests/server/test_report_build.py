@@ -114,26 +114,23 @@ def noise_tables(run: RunFolder) -> dict[str, Any]:
     """The control's tables where it is the base model itself."""
     task = run.task()
     measured = measure(Engine(task.study, run.plan(), None), run, task)
-    own = measured.pairs[BASE, "swift"]
-    same = {}
-    for name, table in own.items():
-        decisions = counts_before(table)
-        same[name] = np.zeros_like(table)
-        for decision in (0, 1):
-            same[name][..., decision, decision] = decisions[..., decision]
-    thresholds = measured.thresholds[BASE].tolist()
+    own = measured.joints[BASE, "swift"]
+    same = {
+        name: table.sum(axis=-1)[..., None] * np.eye(table.shape[-1], dtype=np.int64) for name, table in own.items()
+    }
     primary = task.study.primary
-    gap_ = gap(task.study.evaluation.primary, counts_before(own[primary.name][0]), primary.groups).value or 0.0
+    decisions = counts_before(measured.pairs[BASE, "swift"][primary.name][0])
+    gap_ = gap(task.study.evaluation.primary, decisions, primary.groups).value or 0.0
     return {
         "noise_sd_logit": 0.0,
         "draws": 3,
         "gap_by_draw": [gap_ - 0.1, gap_ + 0.2, gap_],
-        "thresholds": thresholds,
         "histograms": {
             split: {name: table.tolist() for name, table in measured.histograms[BASE, split].items()}
             for split in splits_needed(task.study)
         },
-        "pairs": {
+        "noise": {"histograms": 0.0, "joints": 0.0},
+        "joints": {
             "base": {name: table.tolist() for name, table in same.items()},
             "method": {name: table.tolist() for name, table in own.items()},
         },
@@ -147,8 +144,8 @@ def write_noise(run: RunFolder, value: dict[str, Any]) -> None:
 
 
 def swap_decisions(value: dict[str, Any], side: str, axis: int) -> None:
-    for name, table in value["pairs"][side].items():
-        value["pairs"][side][name] = np.flip(np.array(table), axis=axis).tolist()
+    for name, table in value["joints"][side].items():
+        value["joints"][side][name] = np.flip(np.array(table), axis=axis).tolist()
 
 
 def move_patient(value: dict[str, Any]) -> None:
@@ -168,9 +165,8 @@ def move_patient(value: dict[str, Any]) -> None:
             lambda value: swap_decisions(value, "base", -1),
             "the control's own decisions in its two tables by sex disagree",
         ),
-        (lambda value: value.update(thresholds=[0.123] * 3), "thresholds are not those that its histograms give"),
         (lambda value: value.update(gap_by_draw=[0.9, 0.95, 1.0]), "is not the median of gap_by_draw"),
-        (lambda value: value["pairs"]["method"].pop("sex"), "sex has no decision tables"),
+        (lambda value: value["joints"]["method"].pop("sex"), "sex has no decision tables"),
     ],
 )
 def test_noise_tables_that_contradict_the_sums_are_named(
@@ -197,7 +193,7 @@ def test_noise_tables_join_the_others_and_a_broken_file_is_named(run: RunFolder)
     assert report["models"][NAME]["auc"] == report["models"][BASE]["auc"]
     assert "beats_auc_noise" in {gate["name"] for gate in report["verdict"]["comparisons"]}
     build_report(run)
-    del value["pairs"]
+    del value["joints"]
     write_noise(run, value)
     with pytest.raises(TranscriptError, match="not the tables of the control auc_noise"):
         report_json(run)

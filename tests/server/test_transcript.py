@@ -60,7 +60,11 @@ def test_only_sums_are_stored(tmp_path: Path) -> None:
     header, arrays = unpack((tmp_path / "sums" / "0000.safetensors").read_bytes())
     assert set(arrays) == {"x"}
     assert header["cohort"] == ["a", "b"]
-    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["0000.safetensors", "chain.jsonl"]
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
+        "0000.safetensors",
+        "chain.jsonl",
+        "witness.jsonl",
+    ]
 
 
 def test_another_study_or_another_run_has_another_anchor(tmp_path: Path) -> None:
