@@ -22,6 +22,7 @@ from safetensors.torch import save
 
 import equipoise
 from equipoise.common.canonical import canonical_json, sha256
+from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
@@ -259,7 +260,8 @@ def _run(
 
 def _measured(hospitals: Hospitals, trained: Mapping[str, RunFolder], file: Path) -> Json:
     """The figures of all models of a seed, from `file` where it is of these very models."""
-    models, study = {}, None
+    models: dict[str, Classifier] = {}
+    study = None
     for name, run in trained.items():
         task = run.task()
         base = run.base(task.study)

@@ -207,4 +207,4 @@ def summary_lines(value: Json) -> list[str]:
         for name, row in value["table"].items()
     ]
     skipped = [f"not run: seed {row['seed']}, {row['name']}: {row['reason']}" for row in value["skipped"]]
-    return [line.rstrip() for line in (head, *rows)] + skipped + value["findings"]
+    return [*(line.rstrip() for line in (head, *rows)), *skipped, *value["findings"]]
