@@ -85,18 +85,19 @@ class Comparison:
             )
         if isinstance(self.study.inputs, ScoreInputs):
             raise StudyError("inputs.kind=scores: nothing is trained on scores; compare methods on a model")
-        for name, study in self.variants().items():
+        variants = self.variants()
+        for name, study in variants.items():
             resolve(study)
             try:
                 StudyPlan.of(study)
             except StudyError as error:
                 raise StudyError(f"--methods {name}: {error}") from None
-            folders = isinstance(self.study.simulation.hospitals, FolderHospitals)
-            if folders and needs_pool(study) and study.privacy.public_pool is None:
-                raise StudyError(
-                    f"--methods {name}: it needs privacy.public_pool, and hospitals in folders come without one; name "
-                    "unlabelled rows"
-                )
+        needing = [name for name, study in variants.items() if needs_pool(study) and not study.privacy.public_pool]
+        if needing and isinstance(self.study.simulation.hospitals, FolderHospitals):
+            raise StudyError(
+                f"--methods {needing[0]}: it needs privacy.public_pool, and hospitals in folders come without one; name "
+                "unlabelled rows"
+            )
 
 
 def methods_for(study: Study, names: Sequence[str], allow_group_thresholds: bool) -> tuple[list[str], dict[str, str]]:

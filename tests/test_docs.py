@@ -49,6 +49,8 @@ NOT_RUN = {
         f"equipoise ledger {name} sites/st-marys/ledger.sqlite": "needs a ledger; tests/e2e runs it"
         for name in ("show", "verify", "export")
     },
+    "equipoise compare configs/demo.yaml --methods swift,dfr,group_dro --seeds 3": "minutes; tests/e2e/test_compare.py",
+    "equipoise compare configs/heart.yaml --methods all": "minutes, on public data",
     "equipoise evaluate configs/icu-scores.yaml --out runs/icu-scores": "tests/e2e/test_evaluate.py runs this file",
     "equipoise evaluate configs/icu-scores.yaml --coordinator coordinator --wait": "needs a deployment",
     'make demo PIP_ARGS="--find-links ~/wheels"': "needs a folder of wheels",
