@@ -95,8 +95,8 @@ class Comparison:
         needing = [name for name, study in variants.items() if needs_pool(study) and not study.privacy.public_pool]
         if needing and isinstance(self.study.simulation.hospitals, FolderHospitals):
             raise StudyError(
-                f"--methods {needing[0]}: it needs privacy.public_pool, and hospitals in folders come without one; name "
-                "unlabelled rows"
+                f"--methods {needing[0]}: it needs privacy.public_pool, and hospitals in folders come without one; "
+                "name unlabelled rows"
             )
 
 

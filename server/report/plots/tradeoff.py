@@ -9,11 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from equipoise.server.report.plots.svg import WIDTH, Drawing, Scale, tick_text
+from equipoise.server.report.plots.svg import Drawing, Scale, tick_text
 
 Json = dict[str, Any]
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 8, 44
-HEIGHT = 330  # of the field, pixels
+WIDTH, HEIGHT = 540, 400  # of the panel and of its field, pixels: two stand side by side on a desk
 STEP = 0.05  # ends of the axes lie on multiples of it
 
 
@@ -43,7 +43,7 @@ def tradeoff(name: str, title: str, axes: tuple[str, str], points: Sequence[Poin
         points: drawn in this order, so that the last lies on top.
     """
     drawn = [point for point in points if point.across["mean"] is not None and point.up["mean"] is not None]
-    drawing = Drawing(name, title, _description(drawn), HEIGHT + TOP + BOTTOM)
+    drawing = Drawing(name, title, _description(drawn), HEIGHT + TOP + BOTTOM, WIDTH)
     across = _scale([point.across for point in drawn], LEFT, WIDTH - RIGHT, low=0.0)
     up = _scale([point.up for point in drawn], TOP + HEIGHT, TOP)
     for value in across.ticks:
