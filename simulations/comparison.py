@@ -251,11 +251,15 @@ def _prepared(study: Study, place: Path, say: Callable[[str], None]) -> tuple[St
 def _run(
     study: Study, run: RunFolder, hospitals: Path, watchers: Sequence[Watcher], say: Callable[[str], None]
 ) -> None:
-    """The run, unless it has ended already: its seal is written last."""
+    """The run, unless it has ended already: its seal is written last.
+
+    Under privacy the hospitals do not measure it: nobody reads their noisy figures here, and few patients may be too few
+    for any, where training went well.
+    """
     if (run.path / "seal.json").exists():
         return
-    resume = run.task_file.exists()
-    simulate(study, run.path, resume=resume, hospitals=hospitals, watchers=watchers, say=say)
+    resume, measured = run.task_file.exists(), not study.privacy.private
+    simulate(study, run.path, resume=resume, hospitals=hospitals, measured=measured, watchers=watchers, say=say)
     write_seal(run)
 
 

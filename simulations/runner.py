@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def simulate(
     engine: str = "in-process",
     resume: bool = False,
     hospitals: Path | None = None,
+    measured: bool = True,
     watchers: Sequence[Watcher] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -58,6 +60,8 @@ def simulate(
         engine: `in-process`, or `flower` for Flower's simulation with Ray.
         resume: go on with a run that lies in `folder`.
         hospitals: where the hospitals lie, or are written; `folder/hospitals` by default.
+        measured: whether the hospitals measure the result; without it there is a model and no report, and the path
+            returned is that of the run.
         watchers: lookers-on.
         say: told the steps that are no releases.
 
@@ -79,10 +83,14 @@ def simulate(
     say("preparing the vendor's model")
     study = _prepared(study, built, census, run)
     task = _main_task(study, built)
+    if not measured:
+        task = replace(task, evaluate=())
     begin_run(run, task, {site: [file] for site, file in built.sites.items()})
     with watching(watchers):
         _run_alone(study, run, built, engine)
         start_run(study, run, task, engine)
+    if not measured:
+        return run.path
     say("measuring")
     if "auc_noise" in study.method.controls:
         write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in built.sites.items()})
