@@ -253,8 +253,8 @@ def _run(
 ) -> None:
     """The run, unless it has ended already: its seal is written last.
 
-    Under privacy the hospitals do not measure it: nobody reads their noisy figures here, and few patients may be too few
-    for any, where training went well.
+    Under privacy the hospitals do not measure it: nobody reads their noisy figures here, and few patients may be too
+    few for any, where training went well.
     """
     if (run.path / "seal.json").exists():
         return

@@ -110,7 +110,7 @@ def _chosen(study: Study, base: Classifier, patients: Mapping[str, Patients], *,
     """The method's result: its one query, summed over the hospitals with what the plan's noise adds at each."""
     planned = StudyPlan.of(study).calibrated(study).arm(study.method.name)[0]
     steps = group_thresholds.run(study, base)
-    asked = next(steps).with_inputs()
+    asked = next(steps)
     try:
         steps.send(_summed(study, asked, planned, patients, noise))
     except StopIteration as end:
