@@ -159,7 +159,7 @@ def compare(
     say: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Run what is not there yet, and write the table; returns the path of the page.
+    """Run what is not there yet, and write the table, anew after each seed; returns the path of the page.
 
     Args:
         wanted: checked here.
@@ -196,12 +196,11 @@ def compare(
             trained[name] = run
         say(f"measuring seed {seed}")
         per_seed[str(seed)] = _measured(hospitals, trained, place / "figures.json")
-    value = _value(wanted, variants, per_seed, skipped, folder)
-    write_whole(folder / "comparison.json", json.dumps(value, indent=1).encode())
-    write_whole(folder / "comparison.csv", to_csv(value).encode())
-    page = folder / "comparison.html"
-    write_whole(page, render(value).encode())
-    return page
+        value = _value(wanted, variants, per_seed, skipped, folder)
+        write_whole(folder / "comparison.json", json.dumps(value, indent=1).encode())
+        write_whole(folder / "comparison.csv", to_csv(value).encode())
+        write_whole(folder / "comparison.html", render(value).encode())
+    return folder / "comparison.html"
 
 
 def _begin(wanted: Comparison, folder: Path, resume: bool) -> Comparison:
@@ -295,8 +294,8 @@ def _digest(run: RunFolder) -> str:
 def _value(
     wanted: Comparison, variants: Mapping[str, Study], per_seed: Json, skipped: list[Json], folder: Path
 ) -> Json:
-    """The content of comparison.json."""
-    study = wanted.study
+    """The content of comparison.json, of the seeds that are there."""
+    study, seeds = wanted.study, [int(seed) for seed in per_seed]
     rendered = study.model_dump(mode="json", by_alias=True)
     value: Json = {
         "schema": SCHEMA,
@@ -309,8 +308,8 @@ def _value(
             "own_base_model": study.model.weights is None,
             "simulation": rendered["simulation"],
         },
-        "seeds": list(wanted.seeds),
-        "methods": [dict(row) for row in _methods(wanted, variants, folder)],
+        "seeds": seeds,
+        "methods": list(_methods(seeds, variants, folder)),
         "skipped": skipped,
         "per_seed": per_seed,
         "table": summarise(per_seed, [BASE, *variants]),
@@ -319,12 +318,12 @@ def _value(
     return value
 
 
-def _methods(wanted: Comparison, variants: Mapping[str, Study], folder: Path) -> Iterator[Json]:
+def _methods(seeds: Sequence[int], variants: Mapping[str, Study], folder: Path) -> Iterator[Json]:
     """What each model is, and what it cost: releases of its training and what a hospital sent, means over seeds."""
     yield {"name": BASE, "method": None, "title": "the model as delivered", "parameters": {}}
     for name, study in variants.items():
         entry = METHODS[study.method.name]
-        runs = [read_rounds(folder / f"seed-{seed}" / name / "rounds.jsonl") for seed in wanted.seeds]
+        runs = [read_rounds(folder / f"seed-{seed}" / name / "rounds.jsonl") for seed in seeds]
         training = [[row for row in rows if row["run"] == study.method.name] for rows in runs]
         releases = [len(rows) for rows in training if rows]
         sent = [_bytes_a_hospital(rows) for rows in training if rows]
