@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,16 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
-from equipoise.common.methods import METHODS, control_of, resolve
-from equipoise.common.study import FolderHospitals, ScoreInputs, Study, Weights, pin_weights
-from equipoise.common.study_plan import StudyPlan, needs_pool
+from equipoise.common.methods import METHODS
+from equipoise.common.study import Study, Weights, pin_weights
 from equipoise.server.engine import Watcher
-from equipoise.server.report.side_by_side import PLAIN, findings, seed_figures, summarise, to_csv
+from equipoise.server.report.side_by_side import findings, seed_figures, summarise, to_csv
 from equipoise.server.report.side_by_side_page import render
 from equipoise.server.rounds import read_rounds
 from equipoise.server.rundir import RunFolder
 from equipoise.server.verify import write_seal
+from equipoise.simulations import tuning
+from equipoise.simulations.contenders import Comparison
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.exact import measure_exactly
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
@@ -43,111 +44,6 @@ from equipoise.simulations.runner import simulate
 
 Json = dict[str, Any]
 SCHEMA = 1
-FINE_TUNE = "fine_tune"
-THRESHOLDS = "group_thresholds"
-NO_METHOD = "audit"  # trains nothing
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared.
-
-    Attributes:
-        study: checked, with a `simulation` part; its own method keeps its parameters.
-        methods: names of the registry, each once.
-        seeds: one replicate each.
-        allow_group_thresholds: whether `group_thresholds` may decide by group.
-    """
-
-    study: Study
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    allow_group_thresholds: bool = False
-
-    def variants(self) -> dict[str, Study]:
-        """Name -> the study under it: plain fine-tuning first, then the methods."""
-        found = {PLAIN: _fine_tuned(self.study, PLAIN), **{name: variant(self.study, name) for name in self.methods}}
-        if self.allow_group_thresholds and THRESHOLDS in found:
-            parameters = {**found[THRESHOLDS].method.parameters, "allow_group_thresholds": True}
-            found[THRESHOLDS] = found[THRESHOLDS].with_method(THRESHOLDS, **parameters)
-        return found
-
-    def check(self) -> None:
-        """Whether every method can run on the study; reads no patient.
-
-        Raises:
-            StudyError: what cannot be compared, and why.
-        """
-        if self.study.simulation is None:
-            raise StudyError(
-                f"study {self.study.study}: `simulation` is missing; methods are compared in a simulation, which owns "
-                "all patients"
-            )
-        if isinstance(self.study.inputs, ScoreInputs):
-            raise StudyError("inputs.kind=scores: nothing is trained on scores; compare methods on a model")
-        variants = self.variants()
-        for name, study in variants.items():
-            resolve(study)
-            try:
-                StudyPlan.of(study)
-            except StudyError as error:
-                raise StudyError(f"--methods {name}: {error}") from None
-        needing = [name for name, study in variants.items() if needs_pool(study) and not study.privacy.public_pool]
-        if needing and isinstance(self.study.simulation.hospitals, FolderHospitals):
-            raise StudyError(
-                f"--methods {needing[0]}: it needs privacy.public_pool, and hospitals in folders come without one; "
-                "name unlabelled rows"
-            )
-
-
-def methods_for(study: Study, names: Sequence[str], allow_group_thresholds: bool) -> tuple[list[str], dict[str, str]]:
-    """The methods that `names` means, and of `all` those that cannot run on the study, with the reason.
-
-    Raises:
-        StudyError: an unknown name, or none.
-    """
-    known = [name for name in METHODS if name != NO_METHOD]
-    for name in names:
-        if name not in (*known, "all"):
-            raise StudyError(f"--methods: no method {name!r} to compare; there are: all, {', '.join(known)}")
-    wanted = list(dict.fromkeys(name for name in names if name != "all"))
-    left_out = {}
-    if "all" in names:
-        for name in known:
-            if name in wanted:
-                continue
-            try:
-                Comparison(study, (name,), (), allow_group_thresholds).check()
-            except StudyError as error:
-                left_out[name] = str(error)
-            else:
-                wanted.append(name)
-    if not wanted:
-        raise StudyError("--methods: name at least one method, as in --methods swift,dfr")
-    return wanted, left_out
-
-
-def variant(study: Study, name: str) -> Study:
-    """The study under a method, without controls.
-
-    The study's own method keeps its parameters. Another takes over the study's learning rate and local steps where they
-    mean the same in it (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of the
-    study's method, which trains as much.
-    """
-    own = study.method
-    if name == own.name:
-        return study.with_method(name, **own.parameters)
-    if name == FINE_TUNE:
-        return _fine_tuned(study, "balanced")
-    method = METHODS[name]
-    shared = {key: own.parameters[key] for key in sorted(method.shared & set(own.parameters))}
-    return study.with_method(name, **{k: v for k, v in shared.items() if k in method.parameters.model_fields})
-
-
-def _fine_tuned(study: Study, control: str) -> Study:
-    found = control_of(study, control)
-    loss = "plain" if control == PLAIN else "cells"
-    return study.with_method(FINE_TUNE, loss=loss) if found is None else found
 
 
 def compare(
@@ -174,7 +70,9 @@ def compare(
     """
     wanted.check()
     wanted = _begin(wanted, folder, resume)
-    variants = wanted.variants()
+    variants, tried = wanted.variants(), list[Json]()
+    if wanted.tune:
+        variants, tried = _tuned(wanted.study, variants, folder / "tuning", watchers, say, note)
     per_seed: Json = {}
     skipped: list[Json] = []
     done, runs = 0, len(wanted.seeds) * len(variants)
@@ -196,7 +94,7 @@ def compare(
             trained[name] = run
         say(f"measuring seed {seed}")
         per_seed[str(seed)] = _measured(hospitals, trained, place / "figures.json")
-        value = _value(wanted, variants, per_seed, skipped, folder)
+        value = _value(wanted, variants, per_seed, skipped, folder) | {"tuning": tried}
         write_whole(folder / "comparison.json", json.dumps(value, indent=1).encode())
         write_whole(folder / "comparison.csv", to_csv(value).encode())
         write_whole(folder / "comparison.html", render(value).encode())
@@ -216,6 +114,7 @@ def _begin(wanted: Comparison, folder: Path, resume: bool) -> Comparison:
             )
         before = json.loads(file.read_text())
         parts = sorted(key for key in study if study[key] != before["study"].get(key))
+        parts += ["--tune"] * (before.get("tune", False) != wanted.tune)
         if parts:
             raise StudyError(
                 f"{folder}: the comparison there is of another study ({' and '.join(parts)} differs); go on with the "
@@ -225,7 +124,7 @@ def _begin(wanted: Comparison, folder: Path, resume: bool) -> Comparison:
         seeds = tuple(sorted({*before["seeds"], *wanted.seeds}))
         wanted = replace(wanted, methods=methods, seeds=seeds)
         wanted.check()
-    value = {"study": study, "methods": list(wanted.methods), "seeds": list(wanted.seeds)}
+    value = {"study": study, "methods": list(wanted.methods), "seeds": list(wanted.seeds), "tune": wanted.tune}
     write_whole(file, json.dumps(value, indent=1).encode())
     return wanted
 
@@ -247,8 +146,56 @@ def _prepared(study: Study, place: Path, say: Callable[[str], None]) -> tuple[St
     return pin_weights(study.model_copy(update={"model": model}), place), hospitals
 
 
+def _tuned(
+    study: Study,
+    variants: Mapping[str, Study],
+    place: Path,
+    watchers: Sequence[Watcher],
+    say: Callable[[str], None],
+    note: Callable[[str], None],
+) -> tuple[dict[str, Study], list[Json]]:
+    """Every variant with the best of its settings, and what was tried."""
+    seed = (study.seed + tuning.SEED) % 2**31
+    started, hospitals = _prepared(study.model_copy(update={"seed": seed}), place, say)
+    patients = {site: open_hospital(started, [path]) for site, path in hospitals.sites.items()}
+    found, rows = {}, []
+    for name, variant_ in variants.items():
+        tried = tuning.settings(variant_)
+        judged = list[tuple[float | None, float]]()
+        for number, setting in enumerate(tried if len(tried) > 1 else []):
+            run = RunFolder(place / f"{name}-{number}")
+            if not (run.path / "seal.json").exists():
+                note(f"tuning {name}: setting {number + 1} of {len(tried)}")
+            alone = setting.model_copy(update={"seed": seed, "model": started.model})
+            try:
+                _run(alone, run, place / "hospitals", watchers, say, measured=False)
+            except DataError:  # as in a seed of the table: this setting has no result
+                judged.append((None, 0.0))
+                continue
+            task = run.task()
+            model = run.result(task.arms[0].name, run.base(task.study))
+            judged.append(tuning.validation_auc(task.study, patients, model))
+        chosen = tuning.best(judged) if judged else 0
+        found[name] = tried[chosen]
+        rows.append(
+            {
+                "name": name,
+                "tried": [tuning.tuned_values(setting) for setting in tried],
+                "validation": [{"worst_group_auc": worst, "auc": auc} for worst, auc in judged],
+                "chosen": chosen,
+            }
+        )
+    return found, rows
+
+
 def _run(
-    study: Study, run: RunFolder, hospitals: Path, watchers: Sequence[Watcher], say: Callable[[str], None]
+    study: Study,
+    run: RunFolder,
+    hospitals: Path,
+    watchers: Sequence[Watcher],
+    say: Callable[[str], None],
+    *,
+    measured: bool = True,
 ) -> None:
     """The run, unless it has ended already: its seal is written last.
 
@@ -257,7 +204,7 @@ def _run(
     """
     if (run.path / "seal.json").exists():
         return
-    resume, measured = run.task_file.exists(), not study.privacy.private
+    resume, measured = run.task_file.exists(), measured and not study.privacy.private
     simulate(study, run.path, resume=resume, hospitals=hospitals, measured=measured, watchers=watchers, say=say)
     write_seal(run)
 

@@ -325,6 +325,7 @@ METHOD = Method(
     parameters=FairTune,
     plan=plan,
     run=run,
+    tuned={},  # its rates are among what it searches
     shared=LOCAL_STEPS - {"lr"},  # which it searches
     controls={
         "no_mask": _with(masks="all"),

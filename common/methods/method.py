@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
 
 Steps = Generator[Query, Sum, "Outcome"]
+RATE_FACTORS = (1 / 3, 3.0)
 LOCAL_STEPS = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
 
 
@@ -44,6 +45,7 @@ class Method:
         run: the generator.
         trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
+        tuned: parameters that `equipoise compare --tune` multiplies, and the factors of each setting beside the first.
         shared: keys of a study's own method that mean the same in this one, which takes them over in a comparison.
     """
 
@@ -57,5 +59,6 @@ class Method:
     costs: str = ""
     private: str = ""
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
+    tuned: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"lr": RATE_FACTORS})
     shared: frozenset[str] = LOCAL_STEPS
     trains: bool = True

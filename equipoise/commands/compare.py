@@ -22,6 +22,9 @@ def compare(
     allow_group_thresholds: Annotated[
         bool, typer.Option("--allow-group-thresholds", help="Let group_thresholds decide by group.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Let each method take the best of a few settings, on a seed of its own.")
+    ] = False,
     sets: Sets = None,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -31,8 +34,8 @@ def compare(
     from equipoise.quiet import quiet_flower
 
     quiet_flower()
-    from equipoise.simulations.comparison import Comparison, methods_for
     from equipoise.simulations.comparison import compare as run
+    from equipoise.simulations.contenders import Comparison, methods_for
 
     study = load_study(study_file, list(sets or []))
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -40,7 +43,8 @@ def compare(
     for name, reason in left_out.items():
         typer.echo(f"left out: {reason.removeprefix(f'--methods {name}: ')}", err=True)
     folder = out if out is not None else Path("runs") / f"compare-{study.study}"
-    comparison = Comparison(study, tuple(wanted), tuple(range(study.seed, study.seed + seeds)), allow_group_thresholds)
+    replicates = tuple(range(study.seed, study.seed + seeds))
+    comparison = Comparison(study, tuple(wanted), replicates, allow_group_thresholds, tune)
     with ProgressBars() as progress:
         page = run(comparison, folder, resume=resume, watchers=[progress], say=progress.say, note=_note)
     value = json.loads(page.with_suffix(".json").read_text())

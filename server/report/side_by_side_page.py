@@ -174,11 +174,30 @@ def terms(value: Json) -> list[str]:
     )
     return [
         own,
-        "Tuning effort: none for any method. The study's own method has the parameters that the study gives; the "
-        "others take over its learning rate and local steps where these mean the same, and their defaults otherwise. "
-        "What a method tunes by itself on validation patients (fairtune candidates, dfr its penalty) is part of it.",
+        _effort(value),
+        "The study's own method has the parameters that the study gives; the others take over its learning rate and "
+        "local steps where these mean the same, and their defaults otherwise. What a method tunes by itself on "
+        "validation patients (fairtune its candidates, dfr its penalty) is part of it.",
         budget,
     ]
+
+
+def _effort(value: Json) -> str:
+    """How much was tuned, in words."""
+    if not value["tuning"]:
+        return "Tuning effort: none for any method."
+    rows = [row for row in value["tuning"] if len(row["tried"]) > 1]
+    taken = "; ".join(
+        f"{row['name']} " + ", ".join(f"{key}={_short(x)}" for key, x in row["tried"][row["chosen"]].items())
+        for row in rows
+    )
+    counts = sorted({len(row["tried"]) for row in rows})
+    idle = [row["name"] for row in value["tuning"] if len(row["tried"]) == 1]
+    return (
+        f"Tuning effort: {' or '.join(map(str, counts))} settings for each of {len(rows)} models on one seed that "
+        "is not in the table; the largest worst-group AUC on validation patients was taken. Taken: "
+        f"{taken}. Without settings: {', '.join(idle) or 'none'}."
+    )
 
 
 def _stamps(value: Json) -> list[str]:

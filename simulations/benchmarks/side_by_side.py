@@ -133,7 +133,8 @@ def _judged(gates: Json) -> str:
 def run(name: str, folder: Path) -> Path:
     """Run a case, or what is missing of it; the file of its figures."""
     quiet_flower()
-    from equipoise.simulations.comparison import Comparison, compare, methods_for
+    from equipoise.simulations.comparison import compare
+    from equipoise.simulations.contenders import Comparison, methods_for
 
     case = CASES[name]
     study = load_study(Path("configs") / f"{case.config}.yaml", case.assignments)

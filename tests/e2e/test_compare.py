@@ -81,6 +81,24 @@ def test_a_seed_with_too_few_patients_is_named_and_the_others_count(desk: Desk, 
     assert value["table"]["reweighing"]["figures"]["auc"]["value"]["seeds"] == 1
 
 
+def test_every_method_is_tuned_as_much(desk: Desk, equipoise: Run) -> None:
+    ended = compare(equipoise, desk, "--tune", methods="reweighing,fedprox", seeds=1)
+    assert ended.code == 0, ended.err
+    value = json.loads((desk.run / "comparison.json").read_text())
+    assert [(row["name"], len(row["tried"])) for row in value["tuning"]] == [
+        ("plain", 3),
+        ("reweighing", 3),
+        ("fedprox", 3),
+    ]
+    for row in value["tuning"]:
+        own = next(method for method in value["methods"] if method["name"] == row["name"])
+        taken = row["tried"][row["chosen"]]
+        assert {key: own["parameters"][key] for key in taken} == taken
+        assert row["validation"][row["chosen"]]["auc"] == max(x["auc"] for x in row["validation"])
+    refused = compare(equipoise, desk, "--resume", methods="reweighing", seeds=1)
+    assert "--tune differs" in refused.error
+
+
 def test_all_means_those_that_can_run(desk: Desk, equipoise: Run) -> None:
     # Nothing is run: the folder holds a comparison already.
     desk.run.mkdir()
@@ -102,13 +120,14 @@ def test_all_means_those_that_can_run(desk: Desk, equipoise: Run) -> None:
         ("private_head", (), "--methods private_head: it needs privacy.public_pool"),
         ("afl,q_ffl", ("privacy.mode=local", "privacy.epsilon=8"), "--methods afl: method.name=afl: it has no private"),
         ("swift", ("simulation=null", "model.weights.path=vendor.safetensors"), "`simulation` is missing"),
+        ("swift", ("privacy.mode=local", "privacy.epsilon=8", "--tune"), "--tune: every setting that is tried costs"),
         ("swift", ("method.nonsense=1",), "unknown key 'nonsense'"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
     desk: Desk, equipoise: Run, methods: str, sets: tuple[str, ...], words: str
 ) -> None:
-    more = [part for assignment in sets for part in ("--set", assignment)]
+    more = [part for a in sets for part in (("--set", a) if "=" in a else (a,))]
     ended = compare(equipoise, desk, *more, methods=methods)
     assert ended.code == STUDY
     assert words in ended.error

@@ -55,6 +55,7 @@ def comparison(seeds: list[Json]) -> Json:
         "seeds": list(range(len(seeds))),
         "methods": [{"name": name, "title": HOSTILE, "parameters": {"lr": 0.1, "w": {"k": [1]}}} for name in names],
         "skipped": [],
+        "tuning": [],
         "per_seed": per_seed,
         "table": summarise(per_seed, names),
     }
@@ -149,6 +150,15 @@ def test_the_page_is_escaped_whole_and_fetches_nothing(value: Json) -> None:
     assert page.count('class="mark after"') == 2 * 3 + 1  # and the key
     assert page == render(value)
     assert "Tuning effort: none" in page
+
+
+def test_what_was_tuned_is_stated(value: Json) -> None:
+    tried = [{"lr": 0.1}, {"lr": 0.3}]
+    row = {"name": "good", "tried": tried, "validation": [{"worst_group_auc": 0.7, "auc": 0.8}] * 2, "chosen": 1}
+    idle = {"name": "same", "tried": [{}], "validation": [], "chosen": 0}
+    page = render(value | {"tuning": [row, idle]})
+    assert "2 settings for each of 1 models" in page
+    assert "Taken: good lr=0.3. Without settings: same." in page
 
 
 def test_text_where_there_is_no_interval(value: Json) -> None:
