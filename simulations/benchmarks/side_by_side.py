@@ -38,13 +38,15 @@ class Case:
         config: name of the study in configs/.
         epsilon: None without privacy.
         seeds: how many.
-        left_out: methods that are not run, and why.
+        left_out: methods that are not run.
+        tune: whether every method takes the best of three learning rates.
     """
 
     config: str
     epsilon: float | None
     seeds: int
     left_out: tuple[str, ...] = ()
+    tune: bool = False
 
     @property
     def assignments(self) -> list[str]:
@@ -64,7 +66,7 @@ CASES = {
         ("ham10000", FEWER, IMAGES),
     )
     for epsilon in (None, 8, 3)
-}
+} | {"heart-tuned": Case("heart", None, SEEDS, ("fairtune",), tune=True)}
 TITLES = {
     "bench-a": "Synthetic dermoscopy, bench A",
     "heart": "UCI Heart Disease by sex",
@@ -76,7 +78,7 @@ INTRODUCTION = """# Methods side by side
 Written by `python -m equipoise.simulations.benchmarks.side_by_side` from the files `compare-*.json` in
 `simulations/benchmarks/results/`, which the same command makes with [equipoise
 compare](commands.md#equipoise-compare); a test checks that they agree. Within a seed every method starts from the
-same base model and is measured on the same test patients. No method was tuned: the study's own has the parameters
+same base model and is measured on the same test patients. No method was tuned, but where a heading says so: the study's own has the parameters
 of its file in `configs/`, the others their defaults and the study's learning rate. Brackets hold 95 % t-intervals
 over seeds; they are not widened for the number of methods. *Gap less plain's* is paired by seed, below 0 where the
 method's gap is smaller than after plain fine-tuning. Under privacy each method has the whole epsilon to itself, and
@@ -102,6 +104,7 @@ def page() -> str:
 def _section(case: Case, value: Json) -> str:
     gap = value["study"]["evaluation"]["primary"]
     how = "without privacy" if case.epsilon is None else f"epsilon {case.epsilon:g}"
+    how += ", every method tuned" if case.tune else ""
     rows = [f"| {' | '.join(('model', *HEADS))} |", f"|{'---|' * (len(HEADS) + 1)}"]
     for name, row in value["table"].items():
         figures = row["figures"]
@@ -139,7 +142,7 @@ def run(name: str, folder: Path) -> Path:
     case = CASES[name]
     study = load_study(Path("configs") / f"{case.config}.yaml", case.assignments)
     methods = [m for m in methods_for(study, ["all"], allow_group_thresholds=True)[0] if m not in case.left_out]
-    wanted = Comparison(study, tuple(methods), tuple(range(case.seeds)), allow_group_thresholds=True)
+    wanted = Comparison(study, tuple(methods), tuple(range(case.seeds)), allow_group_thresholds=True, tune=case.tune)
     place = folder / name
     found = compare(wanted, place, resume=(place / "compared.json").exists(), note=_note)
     value = json.loads(found.with_suffix(".json").read_text())
