@@ -78,11 +78,12 @@ INTRODUCTION = """# Methods side by side
 Written by `python -m equipoise.simulations.benchmarks.side_by_side` from the files `compare-*.json` in
 `simulations/benchmarks/results/`, which the same command makes with [equipoise
 compare](commands.md#equipoise-compare); a test checks that they agree. Within a seed every method starts from the
-same base model and is measured on the same test patients. No method was tuned, but where a heading says so: the study's own has the parameters
-of its file in `configs/`, the others their defaults and the study's learning rate. Brackets hold 95 % t-intervals
-over seeds; they are not widened for the number of methods. *Gap less plain's* is paired by seed, below 0 where the
-method's gap is smaller than after plain fine-tuning. Under privacy each method has the whole epsilon to itself, and
-the figures are exact ones, which only a simulation can show. No table of a paper is reproduced.
+same base model and is measured on the same test patients. No method was tuned, but where a heading says so: the
+study's own has the parameters of its file in `configs/`, the others their defaults and the study's learning rate.
+Brackets hold 95 % t-intervals over seeds; they are not widened for the number of methods. *Gap less plain's* is
+paired by seed, below 0 where the method's gap is smaller than after plain fine-tuning. Under privacy each method
+has the whole epsilon to itself, and the figures are exact ones, which only a simulation can show. No table of a
+paper is reproduced.
 
 What a number means here: these are small models, few hospitals and, but for bench A, no more patients than the
 public data have. An order of methods on one data set is no order on another.
