@@ -22,6 +22,7 @@ from equipoise.common.study import load_study
 from equipoise.quiet import quiet_flower
 from equipoise.server.report.side_by_side import MATCHED
 from equipoise.server.report.side_by_side_page import cell_text
+from equipoise.simulations.benchmarks import operating_points
 
 Json = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -99,6 +100,8 @@ def page() -> str:
         file = RESULTS / f"compare-{name}.json"
         if file.exists():
             parts.append(_section(case, json.loads(file.read_text())))
+    if operating_points.RESULT.exists():
+        parts.append(operating_points.section(json.loads(operating_points.RESULT.read_text())))
     return "\n".join(parts)
 
 

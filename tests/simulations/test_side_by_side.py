@@ -6,6 +6,7 @@ import pytest
 
 from equipoise.common.methods import METHODS
 from equipoise.server.report.side_by_side import FIGURES, findings, over_seeds, summarise
+from equipoise.simulations.benchmarks import operating_points
 from equipoise.simulations.benchmarks.side_by_side import CASES, PAGE, RESULTS, page
 from tests.e2e.terminal import ROOT
 
@@ -38,3 +39,15 @@ def test_every_method_that_can_run_is_in_the_table(name: str) -> None:
     if case.epsilon is not None:
         able = {m for m in able if not METHODS[m].private.startswith("none")}
     assert set(table) == {"base", "plain", *able}
+
+
+@pytest.mark.skipif(not operating_points.RESULT.exists(), reason="results/operating-points.json is not there yet")
+def test_the_operating_points_are_judged_by_the_declared_bounds() -> None:
+    value = json.loads(operating_points.RESULT.read_text())
+    assert value["bounds"] == {"average": 0.08, "every": 0.12, "loss": 0.03}
+    assert value["judged"] == json.loads(json.dumps(operating_points.judged(value["seeds"])))
+    assert value["judged"]["once"]["runs"] == value["judged"]["local"]["runs"] == 15
+    once = [own for row in value["seeds"] for name, own in row["models"].items() if name.startswith("once")]
+    assert value["judged"]["once"]["gap_largest"] == max(own["gap"]["value"] for own in once)
+    # A threshold by group moves no score within a group, but noise is drawn anew.
+    assert len({own["gap"]["value"] for own in once}) > len(value["seeds"])
