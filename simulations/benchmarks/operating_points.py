@@ -194,8 +194,8 @@ def section(value: Json) -> str:
     held = {name: "held" if found["once"][f"{name}_within"] else "not held" for name in ("average", "every", "loss")}
     text = (
         f"Of the declared bounds, with noise once: the average {held['average']}, every run {held['every']}, balanced "
-        f"accuracy {held['loss']}. The whole budget of the training patients is in one table, so the noise is less than "
-        "a patient a cell and hospital and draws differ little; what varies is the seed. The order of scores within a "
+        f"accuracy {held['loss']}. The whole budget of the training patients is in one table, so the noise is less "
+        "than a patient a cell and hospital and draws differ little; what varies is the seed. The order of scores within a "
         "group stays; the threshold needs the patient's age at use."
     )
     introduction = INTRODUCTION.format(draws=DRAWS, **bounds)
