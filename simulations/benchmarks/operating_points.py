@@ -195,8 +195,8 @@ def section(value: Json) -> str:
     text = (
         f"Of the declared bounds, with noise once: the average {held['average']}, every run {held['every']}, balanced "
         f"accuracy {held['loss']}. The whole budget of the training patients is in one table, so the noise is less "
-        "than a patient a cell and hospital and draws differ little; what varies is the seed. The order of scores within "
-        "a group stays; the threshold needs the patient's age at use."
+        "than a patient a cell and hospital and draws differ little; what varies is the seed. Within a group the order "
+        "of scores stays; the threshold needs the patient's age at use."
     )
     introduction = INTRODUCTION.format(draws=DRAWS, **bounds)
     return "\n".join([introduction, *rows, "", text, ""])
