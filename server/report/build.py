@@ -25,11 +25,14 @@ from equipoise.common.study import RateMatch, Study, Threshold
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
+from equipoise.server.report.decision_figures import decision_figures
+from equipoise.server.report.hospital_figures import hospital_figures
 from equipoise.server.report.limits import limits
 from equipoise.server.report.noise import add_auc_noise
 from equipoise.server.report.page import render
 from equipoise.server.report.privacy import privacy_of
 from equipoise.server.report.runtime import run_time
+from equipoise.server.report.score_figures import score_figures
 from equipoise.server.report.summary import summary, summary_lines
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
@@ -94,25 +97,34 @@ def compose(
         noise: size of the noise of `auc_noise` and its draws, or None.
     """
     study, method = task.study, task.arms[0].name
-    simulated = study.simulation is not None
+    simulated, alone = study.simulation is not None, study.audits_one_model
+    shown = (BASE,) if alone else (BASE, method)
+    every = tables.models(study, measured)
     report: Json = {
         "schema": SCHEMA,
+        "kind": "one_model" if alone else "two_models" if study.method.name == "audit" else "method",
         "software": {"equipoise": equipoise.__version__},
         "study": _study(study),
+        "card": study.card.model_dump(),
         "data": {**{key: task.facts.get(key, default) for key, default in _FACTS.items()}, "simulated": simulated},
         "sites": _sites(task, rows),
         "operating_points": _operating_points(study),
         "attributes": tables.coverage(study, measured),
-        "roles": {model: _role(model, method) for model in tables.models_in(measured)},
+        "roles": {model: _role(model, method) for model in every if not alone or model == BASE},
         "thresholds": tables.thresholds(measured),
-        "models": tables.models(study, measured),
-        "changes": tables.changes(study, measured),
-        "roc": tables.roc_curves(study, measured, (BASE, method)),
+        "models": {model: figures for model, figures in every.items() if not alone or model == BASE},
+        "changes": [] if alone else tables.changes(study, measured),
+        "roc": tables.roc_curves(study, measured, shown),
+        "scores": score_figures(study, measured, shown),
+        "decisions": decision_figures(study, measured, shown),
+        "hospitals": hospital_figures(study, measured),
     }
     report["averages"] = tables.averages(study, report["models"])
-    report["verdict"] = verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
-    report["level_down"] = _level_down(report, method)
-    report["more_false_alarms"] = _more_false_alarms(report, method)
+    report["verdict"] = (
+        None if alone else verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
+    )
+    report["level_down"] = [] if alone else _level_down(report, method)
+    report["more_false_alarms"] = [] if alone else _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
     report["method_warnings"] = notes.get("warnings", [])
     if "alignment" in notes:
@@ -255,7 +267,11 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
     """The mask by tensor and the bias loss by round, where the method has them."""
     training: Json = {}
     if "mask" in notes:
-        training["mask"] = {"tensors": notes["mask"], "mean": notes["mask_mean"]}
+        training["mask"] = {
+            "tensors": notes["mask"],
+            "mean": notes["mask_mean"],
+            "source": _mask_source(notes.get("sensitivities")),
+        }
     if "rounds" in notes:
         training["rounds"] = notes["rounds"]
     if "facts" in notes:
@@ -268,3 +284,10 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
             for number, (phase, value) in enumerate(zip(["before", *phases], losses, strict=True))
         ]
     return training
+
+
+def _mask_source(found: Json | None) -> Json:
+    """Who said where the bias sits, `patients` or `pool`, and the largest relative error that noise leaves in it."""
+    if found is None:
+        return {"source": "patients", "noise": 0.0}
+    return {"source": found["source"], "noise": found["largest_relative_error"]}
