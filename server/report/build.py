@@ -1,4 +1,4 @@
-"""The report of a finished run: report.json and report.html, from the stored sums alone.
+"""The report of a finished run: report.json, and a page, a table and a model card from it; from stored sums alone.
 
 The evaluation is replayed from the run's transcript, so no hospital is asked for anything. The same run folder gives
 the same bytes; all of report.json but its `run_time` is a function of the released sums.
@@ -25,7 +25,9 @@ from equipoise.common.study import RateMatch, Study, Threshold
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
+from equipoise.server.report.card import model_card
 from equipoise.server.report.decision_figures import decision_figures
+from equipoise.server.report.export import report_csv
 from equipoise.server.report.hospital_figures import hospital_figures
 from equipoise.server.report.limits import limits
 from equipoise.server.report.noise import add_auc_noise
@@ -39,16 +41,17 @@ from equipoise.server.run import measure
 from equipoise.server.rundir import RunFolder, Task
 from equipoise.server.transcript import Row
 
-__all__ = ["SCHEMA", "build_report", "compose", "report_json", "summary_lines"]
+__all__ = ["FILES", "SCHEMA", "build_report", "compose", "derived_files", "report_json", "summary_lines"]
 
-SCHEMA = "equipoise-report/1"
+SCHEMA = "equipoise-report/2"  # schema.json
+FILES = ("report.json", "report.html", "report.csv", "model_card.md")
 TRAINING = ("local_training", "gradient_sum")  # queries that are rounds
 
 Json = dict[str, Any]
 
 
 def build_report(run: RunFolder) -> Path:
-    """Write report.json and report.html; returns the path of the page.
+    """Write the files of a report; returns the path of the page.
 
     Raises:
         StudyError: the run has no method or no evaluation.
@@ -56,11 +59,15 @@ def build_report(run: RunFolder) -> Path:
         StorageError: a file could not be written.
     """
     report = report_json(run)
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(run.path / "report.json", text.encode() + b"\n")
-    page = run.path / "report.html"
-    write_whole(page, render(report).encode())
-    return page
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, content in {"report.json": text, **derived_files(report)}.items():
+        write_whole(run.path / name, content.encode())
+    return run.path / "report.html"
+
+
+def derived_files(report: Json) -> dict[str, str]:
+    """What is written beside report.json and made from it alone: file name -> content."""
+    return {"report.html": render(report), "report.csv": report_csv(report), "model_card.md": model_card(report)}
 
 
 def report_json(run: RunFolder) -> Json:
@@ -111,7 +118,9 @@ def compose(
         "operating_points": _operating_points(study),
         "attributes": tables.coverage(study, measured),
         "roles": {model: _role(model, method) for model in every if not alone or model == BASE},
-        "thresholds": tables.thresholds(measured),
+        "thresholds": {
+            model: points for model, points in tables.thresholds(measured).items() if not alone or model == BASE
+        },
         "models": {model: figures for model, figures in every.items() if not alone or model == BASE},
         "changes": [] if alone else tables.changes(study, measured),
         "roc": tables.roc_curves(study, measured, shown),

@@ -29,8 +29,9 @@ def further_section(report: Json) -> Section:
     text = [
         "At the declared rule. Predictive values, net benefit and selection rates depend on the prevalence; beside "
         "each predictive value stands the one that the group would have at the prevalence of all patients. The "
-        "reference is the largest group and not the group as it should be. Net benefit counts true positives per patient less false "
-        "ones, weighed as somebody weighs them who acts at the threshold; it needs calibrated scores.",
+        "reference is the largest group and not the group as it should be. Net benefit counts true positives per "
+        "patient less false ones, weighed as somebody weighs them who acts at the threshold; it needs calibrated "
+        "scores.",
         *_unknown(report),
     ]
     return Section("further", "Further figures by group", text, blocks)

@@ -152,7 +152,7 @@ def _thresholds(report: Json) -> Section:
     rows = [
         [model, *(f"{number(points[p]['probability'])} ({number(points[p]['logit'], 2)})" for p in POINTS)]
         for model, points in report["thresholds"].items()
-        if not model.startswith(LOCAL) and model in report["models"]
+        if not model.startswith(LOCAL)
     ]
     columns = ("model", *(POINT_LABELS[point] for point in POINTS))
     table = Table("Thresholds as probabilities (as logits)", columns, rows)

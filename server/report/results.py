@@ -66,7 +66,7 @@ def _patients(report: Json) -> Section:
         f"{label['column']} = {' or '.join(label['positive'])}. Selection rates depend on the prevalence."
     )
     columns = ("attribute", "group", "patients", "with the disease", "prevalence")
-    blocks = [Table("Test patients", columns, rows, frozenset({0, 1})), *coverage_figures(report)]
+    blocks: list[Figure | Table] = [Table("Test patients", columns, rows, frozenset({0, 1})), *coverage_figures(report)]
     return Section("patients", "Who was measured", (text,), blocks)
 
 
