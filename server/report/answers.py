@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from equipoise.common.evaluation import BASE
-from equipoise.server.report.summary import method_name
-from equipoise.server.report.words import number
+from equipoise.server.report.blocks import Table
+from equipoise.server.report.summary import method_name, sides
+from equipoise.server.report.words import LEVEL_TEXT, NOT_ESTIMABLE, number, of_hundred
 
 Json = dict[str, Any]
 
 
-def answers(report: Json) -> list[tuple[str, list[str]]]:
-    """(question, sentences), in the order in which they are asked."""
+@dataclass(frozen=True)
+class Answer:
+    """A question and its answer: sentences, or on the page the table that says the same shorter."""
+
+    question: str
+    lines: Sequence[str]
+    table: Table | None = None
+
+
+def answers(report: Json) -> list[Answer]:
+    """In the order in which they are asked."""
     summary = report["summary"]
-    asked = [
-        ("What does the model do for each group?", summary["plain"]),
-        ("Is the gap small enough?", [_margin(report)]),
-    ]
-    if report["verdict"] is not None:
-        asked.append(("Who got worse?", summary["worse"]))
     cannot = summary["cannot"] or ["Every declared group has enough patients for its true and false positive rate."]
+    worse = [] if report["verdict"] is None else [Answer("Who got worse?", summary["worse"])]
     return [
-        *asked,
-        ("For whom can this report not speak?", cannot),
-        ("What did it cost in privacy?", [_privacy(report)]),
+        Answer("What does the model do for each group?", summary["plain"], _of_hundred(report)),
+        Answer("Is the gap small enough?", [_margin(report)]),
+        *worse,
+        Answer("For whom can this report not speak?", cannot),
+        Answer("What did it cost in privacy?", [_privacy(report)]),
     ]
+
+
+def _of_hundred(report: Json) -> Table:
+    """The primary attribute's rates as patients of a hundred, before and after."""
+    attribute, label = report["study"]["primary"], report["study"]["label"]["column"]
+    points = [report["models"][model]["attributes"][attribute]["points"]["rule"] for _, model in sides(report)]
+    row = next(row for row in report["attributes"] if row["attribute"] == attribute)
+    declared = [(place, group["group"]) for place, group in enumerate(row["groups"]) if group["declared"]]
+    rows = [
+        [name, *(_share(point["by_group"][rate][place]) for rate in ("tpr", "fpr") for point in points)]
+        for place, name in declared
+    ]
+    when = [""] if report["kind"] == "one_model" else [", before", ", after"]
+    columns = [f"found, of 100 with it{word}" for word in when]
+    columns += [f"wrongly flagged, of 100 without{word}" for word in when]
+    caption = f"Patients by {attribute} (the disease: {label}; with {LEVEL_TEXT} intervals)"
+    return Table(caption, (attribute, *columns), rows)
+
+
+def _share(estimate: Json) -> str:
+    return NOT_ESTIMABLE if estimate["value"] is None else of_hundred(estimate)
 
 
 def _margin(report: Json) -> str:

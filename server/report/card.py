@@ -69,8 +69,8 @@ def _lines(report: Json) -> Iterator[str]:
     yield from ("", "## Use", "")
     yield from (f"- {label}: {report['card'][key] or NOT_PROVIDED}" for key, label in QUESTIONS.items())
     yield from ("", "## In short", "")
-    for question, sentences in answers(report):
-        yield from (f"**{question}** " + " ".join(sentences), "")
+    for answer in answers(report):
+        yield from (f"**{answer.question}** " + " ".join(answer.lines), "")
     yield from ("## Figures", "")
     yield from _table(key_figures(report))
     for section in (*result_sections(report), further_section(report)):
