@@ -31,6 +31,7 @@ from equipoise.server.report.export import report_csv
 from equipoise.server.report.hospital_figures import hospital_figures
 from equipoise.server.report.limits import limits
 from equipoise.server.report.noise import add_auc_noise
+from equipoise.server.report.notices import notices
 from equipoise.server.report.page import render
 from equipoise.server.report.privacy import privacy_of
 from equipoise.server.report.runtime import run_time
@@ -142,6 +143,7 @@ def compose(
     if noise is not None:
         report["auc_noise"] = noise
     report["privacy"] = privacy_of(study, plan)
+    report["notices"] = notices(report)
     report["limits"] = limits(report)
     report["summary"] = summary(report)
     return report

@@ -17,6 +17,7 @@ from equipoise.server.report.card import card_section
 from equipoise.server.report.comparison import comparison_sections, key_figures
 from equipoise.server.report.curves import score_sections
 from equipoise.server.report.further import further_section
+from equipoise.server.report.notices import notices_section
 from equipoise.server.report.process import process_sections
 from equipoise.server.report.results import result_sections
 from equipoise.server.report.within import within_section
@@ -54,6 +55,7 @@ def render(report: Json) -> str:
             within_section(report),
             *score_sections(report),
             further_section(report),
+            notices_section(report),
             *process_sections(report),
             card_section(report),
         ],

@@ -331,6 +331,7 @@ def summary_lines(report: Json) -> list[str]:
     lines += [
         *(f"Cannot speak for {line}" for line in report["summary"]["cannot"]),
         *(line for key in ("others", "worse", "warnings") for line in report["summary"][key]),
+        *(f"{notice['code']} {notice['text']}" for notice in report["notices"]),
         report["privacy"]["text"],
     ]
     if report["data"]["synthetic"]:
