@@ -9,7 +9,7 @@ from typing import Any
 from equipoise.common.evaluation import BASE
 from equipoise.server.report.blocks import Table
 from equipoise.server.report.summary import method_name, sides
-from equipoise.server.report.words import LEVEL_TEXT, NOT_ESTIMABLE, number, of_hundred
+from equipoise.server.report.words import LEVEL_TEXT, number, of_hundred
 
 Json = dict[str, Any]
 
@@ -44,7 +44,7 @@ def _of_hundred(report: Json) -> Table:
     row = next(row for row in report["attributes"] if row["attribute"] == attribute)
     declared = [(place, group["group"]) for place, group in enumerate(row["groups"]) if group["declared"]]
     rows = [
-        [name, *(_share(point["by_group"][rate][place]) for rate in ("tpr", "fpr") for point in points)]
+        [name, *(of_hundred(point["by_group"][rate][place]) for rate in ("tpr", "fpr") for point in points)]
         for place, name in declared
     ]
     when = [""] if report["kind"] == "one_model" else [", before", ", after"]
@@ -52,10 +52,6 @@ def _of_hundred(report: Json) -> Table:
     columns += [f"wrongly flagged, of 100 without{word}" for word in when]
     caption = f"Patients by {attribute} (the disease: {label}; with {LEVEL_TEXT} intervals)"
     return Table(caption, (attribute, *columns), rows)
-
-
-def _share(estimate: Json) -> str:
-    return NOT_ESTIMABLE if estimate["value"] is None else of_hundred(estimate)
 
 
 def _margin(report: Json) -> str:

@@ -84,8 +84,8 @@ def _of_prevalence(report: Json) -> Iterator[tuple[str, str]]:
         yield (
             "W301",
             f"{row['attribute']}: the disease is rarer in {lowest} ({number(shares[lowest])}) than in {highest} "
-            f"({number(shares[highest])}). Predictive values, average precision, Brier score, net benefit and selection "
-            "rates depend on the prevalence; compare predictive values at the common one.",
+            f"({number(shares[highest])}). Predictive values, average precision, Brier score, net benefit and "
+            "selection rates depend on the prevalence; compare predictive values at the common one.",
         )
 
 
@@ -110,8 +110,9 @@ def _of_hospitals(report: Json) -> Iterator[tuple[str, str]]:
             if composition is not None and abs(composition) >= SHIFT:
                 yield (
                     "W302",
-                    f"{name}: of the pooled difference in {entry['rate']} of {entry['group']} less {entry['reference']}, "
-                    f"{number(composition)} is composition: where the groups are treated, which is no cause yet.",
+                    f"{name}: of the pooled difference in {entry['rate']} of {entry['group']} less "
+                    f"{entry['reference']}, {number(composition)} is composition: where the groups are treated, "
+                    "which is no cause yet.",
                 )
         share, group, site = _most_influence(coverage)
         if share > 0:
