@@ -179,13 +179,13 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")], output: FormatOption = Format.TEXT
 ) -> None:
     """Write the report of a finished run again, from its stored sums alone."""
-    from equipoise.server.report.build import build_report
+    from equipoise.server.report.build import FILES, build_report
     from equipoise.server.rundir import RunFolder
     from equipoise.server.verify import renew_seal
 
     run = RunFolder(folder)
     path = build_report(run)
-    renew_seal(run, [path.name, path.with_suffix(".json").name])
+    renew_seal(run, FILES)
     print_report(path, output)
 
 

@@ -153,7 +153,7 @@ def test_refusals_name_stage_sites_and_codes() -> None:
     text = str(caught.value)
     assert text.startswith("release 0 (cell_statistics), secure sum, stage INPUT: 2 of 3 sites answered, 3 are needed ")
     assert "(b: timeout); 4 sites: 1 of them may drop out" in text
-    assert text.endswith("see the sites' own logs, then resume the run")
+    assert text.endswith("see the sites' own logs, then resume the run (E150)")
     assert "\n" not in text
     with pytest.raises(QuorumError):
         release.total()
