@@ -146,6 +146,6 @@ def mover(share: Floats, low: Floats, high: Floats, contrasts: Floats, correlati
 
 
 def _length(parts: Floats, correlation: Floats) -> Floats:
-    squared = np.einsum("cp,pq,cq->c", parts, correlation, parts, optimize=True)
+    squared = ((parts @ correlation) * parts).sum(axis=1)
     length: Floats = np.sqrt(np.maximum(squared, 0.0))
     return length
