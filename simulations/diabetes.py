@@ -24,8 +24,6 @@ from equipoise.simulations.sitefolder import write_site
 TABLE = "uci_diabetes130/diabetic_data.csv.gz"
 SOURCE = "Diabetes 130-US hospitals, doi:10.24432/C5230J: diabetic_data.csv, gzipped"
 NOTE = "Diabetes 130 names no hospitals: its six sites are made up, and the unit is the patient, by the first encounter"
-    "Diabetes 130 does not say which hospital a patient was in: its six sites are made up, and the unit is the patient"
-)
 SPLITS = FractionSplits(train=0.4, validation=0.2, test=0.4)
 VENDOR_SHARE = 0.1
 GONE = ("11", "13", "14", "19", "20", "21")  # discharge_disposition_id: died, or went to a hospice
