@@ -3,7 +3,7 @@
     python -m equipoise.simulations.benchmarks.coverage --replications 2000
 
 Each world (`coverage_worlds`) is drawn again and again; each draw is tabled as hospitals do, once exactly and once
-for every epsilon and place of the noise, and the figures are made by the functions that make them in a report. Written
+for every epsilon and place of the noise, and the figures are those of a report (`coverage_batch`). Written
 down: how often the interval holds the truth, its mean width beside that of an oracle, and in which share of the draws
 there was a figure at all (coverage is that of the figures that a report would print).
 
@@ -15,35 +15,43 @@ Rates and differences of exact tables are not drawn but enumerated.
 Resumable: results/coverage.json is written after each world, and worlds that are there with as many replications are
 not drawn again. Noise: `once`, one noise in the sum; `local`, a whole noise from each hospital (shares, of which those
 of some hospitals suffice, lie between). Epsilon is that of each table. The changes of gaps, which take longest, are
-made for exact tables and for `local` noise at epsilon 1.
+made for a tenth of the draws, of exact tables and of `local` noise at epsilon 1.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from scipy.stats import binom
 
-from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
-from equipoise.common.fairness.auc_change import auc_change_by_group, auc_gap_change, worst_group_auc_change
-from equipoise.common.fairness.change import gap_change, rate_change_by_group
+from equipoise.common.fairness.auc_change import auc_gap_change, worst_group_auc_change
+from equipoise.common.fairness.change import gap_change
 from equipoise.common.fairness.contrasts import gap_contrasts
 from equipoise.common.fairness.estimate import LEVEL, Estimate
-from equipoise.common.fairness.intervals import newcombe, normal_quantile, wilson
+from equipoise.common.fairness.intervals import newcombe, wilson
 from equipoise.common.fairness.joint import pairs_of_joint
 from equipoise.common.fairness.noise import HistogramNoise, anchored
-from equipoise.common.fairness.rates import gap, rate_by_group
-from equipoise.common.fairness.reference import difference
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_after
 from equipoise.common.files import write_whole
 from equipoise.common.streams import stream_seed
+from equipoise.simulations.benchmarks.coverage_batch import (
+    Aucs,
+    Figure,
+    Rates,
+    Z,
+    auc_change,
+    coarse_sums,
+    difference,
+    largest_gap,
+    paired_change,
+)
 from equipoise.simulations.benchmarks.coverage_worlds import (
     AFTER,
     BEFORE,
@@ -57,9 +65,9 @@ from equipoise.simulations.benchmarks.coverage_worlds import (
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 EPSILONS = (0.5, 1.0, 3.0)
-FEWEST = 100  # figures, below which a coverage is not written down
-Z = normal_quantile(LEVEL)
+FEWEST = 50  # figures, below which a coverage is not written down
 _EODDS, _WORST = "equalized_odds_difference", "worst_group_auc"
+CHANGES = (f"{_EODDS}_change", "auc_gap_change", f"{_WORST}_change")
 
 
 @dataclass(frozen=True)
@@ -78,54 +86,78 @@ def settings(world: World) -> list[Setting]:
     return [Setting("exact"), *noisy]
 
 
-def figures(
-    sample: Sample, setting: Setting, rng: np.random.Generator
-) -> Iterator[tuple[str, Estimate | tuple[Estimate, ...]]]:
-    """Every figure of one draw, made from its tables as a report makes it; the minority is the last group."""
-    joint, sums, blur = sample.joint, sample.sums, 0.0
+@dataclass(frozen=True)
+class Tables:
+    """What reaches the server in one setting: tables (R, G + 1, ...) of R draws, and the variances of their noise."""
+
     before: Table
     after: Table
-    before, after = sample.fine
-    scores: float | HistogramNoise = 0.0
+    scores: HistogramNoise
+    joint: Counts
+    pair: Counts
+    variances: Floats
+    sums: Floats | None
+
+
+def released(sample: Sample, setting: Setting, rng: np.random.Generator) -> Tables:
+    """The tables of a sample with the setting's noise."""
     exact = setting.shares == 0
-    if not exact:
-        joint = joint + noise(joint.shape, setting.epsilon, setting.shares, rng)
-        blur = noise_variance(setting.epsilon, setting.shares)
-    pairs, summed = pairs_of_joint(joint, BEFORE, AFTER)
-    pair: Counts = pairs[0]
-    variances: Floats = blur * summed[0].astype(np.float64)
-    if not exact:
-        noisy = [hist + noise(hist.shape, setting.epsilon, setting.shares, rng) for hist in sample.coarse]
-        (before, scores), (after, _) = (anchored(hist, blur, pair, variances) for hist in noisy)
-    counts, of_counts = counts_after(pair), counts_after(np.broadcast_to(variances, pair.shape))
-    last = len(pair) - 2
-    tprs, fprs = (rate_by_group(rate, counts, noise=of_counts)[:-1] for rate in ("tpr", "fpr"))
-    yield "tpr by group", tprs
-    yield "fpr by group", fprs
-    yield "tpr", tprs[last]
-    yield "fpr", fprs[last]
-    yield "tpr_difference", difference("tpr", counts, last, 0, noise=of_counts)
-    yield _EODDS, gap(_EODDS, counts, noise=of_counts)
-    yield "tpr_change", rate_change_by_group("tpr", pair, noise=variances)[last]
-    aucs = auc_by_group(after, noise=scores)[:-1]
-    yield "auc by group", aucs
-    yield "auc", aucs[last]
-    yield "auc of all", overall_auc(after, noise=scores)
-    yield "auc_gap", auc_gap(after, noise=scores)
-    yield _WORST, worst_group_auc(after, noise=scores)
+    joint = sample.joint if exact else sample.joint + noise(sample.joint.shape, setting.epsilon, setting.shares, rng)
+    blur = 0.0 if exact else noise_variance(setting.epsilon, setting.shares)
+    pairs, summed = pairs_of_joint(joint.reshape(-1, *joint.shape[2:]), BEFORE, AFTER)
+    pair = pairs[0].reshape(*joint.shape[:3], 2, 2)
+    variances = np.broadcast_to(blur * summed[0].astype(np.float64), pair.shape[1:])
     if exact:
-        yield "auc_change", auc_change_by_group(before, after, sums=sums)[last]
+        return Tables(*sample.fine, HistogramNoise(0.0, 0.0), joint, pair, variances, sample.sums)
+    noisy = [hist + noise(hist.shape, setting.epsilon, setting.shares, rng) for hist in sample.coarse]
+    (before, scores), (after, _) = (anchored(hist, blur, pair, variances) for hist in noisy)
+    return Tables(before, after, scores, joint, pair, variances, None)
+
+
+def figures(tables: Tables) -> dict[str, Figure]:
+    """Every figure of every draw but the changes of gaps; the minority is the last group."""
+    counts, of_counts = counts_after(tables.pair)[:, :-1], counts_after(tables.variances)[:-1]
+    tpr, fpr = (Rates(rate, counts, of_counts) for rate in ("tpr", "fpr"))
+    last = counts.shape[1] - 1
+    after, before = (Aucs(hist[:, :-1], tables.scores) for hist in (tables.after, tables.before))
+    rows = tables.after.shape[1]
+    of_all = HistogramNoise(tables.scores.cell * rows, tables.scores.total * rows)
+    if tables.sums is None:
+        sums, total = coarse_sums(tables.joint[:, last])
     else:
-        yield "auc_change", auc_change_by_group(before, after, joint=joint, noise=scores)[last]
-    if last > 3 or not (exact or (setting.shares > 1 and setting.epsilon == 1)):
-        return
-    yield f"{_EODDS}_change", gap_change(_EODDS, pair, noise=variances)
-    if exact:
-        yield "auc_gap_change", auc_gap_change(before, after, sums=sums)
-        yield f"{_WORST}_change", worst_group_auc_change(before, after, sums=sums)
-    else:
-        yield "auc_gap_change", auc_gap_change(before, after, joint=joint, noise=scores)
-        yield f"{_WORST}_change", worst_group_auc_change(before, after, joint=joint, noise=scores)
+        sums, total = tables.sums[:, last], tables.before[:, last].sum(axis=-1).astype(np.float64)
+    return {
+        "tpr": tpr.of_group(last),
+        "fpr": fpr.of_group(last),
+        "tpr_difference": difference(tpr, last, 0),
+        _EODDS: largest_gap([tpr, fpr]),
+        "tpr_change": paired_change(tables.pair[:, last, 1], tables.variances[last, 1]),
+        "auc": after.of_group(last),
+        "auc of all": Aucs(tables.after.sum(axis=1, keepdims=True), of_all).of_group(0),
+        "auc_gap": after.gap(),
+        _WORST: after.worst(),
+        "auc_change": auc_change(before, after, last, sums, total),
+        "oracle: rates": (np.concatenate([tpr.shares, fpr.shares], axis=1),) * 3,
+        "oracle: aucs": (after.value,) * 3,
+    }
+
+
+def changes_of_gaps(tables: Tables, draws: int) -> dict[str, Figure]:
+    """The changes of gaps in the first draws, one after the other: they take a bootstrap each."""
+    found: dict[str, list[Estimate]] = {name: [] for name in CHANGES}
+    for k in range(min(draws, len(tables.pair))):
+        blur: float | HistogramNoise = tables.scores if tables.sums is None else 0.0
+        found[CHANGES[0]].append(gap_change(_EODDS, tables.pair[k], noise=tables.variances))
+        exact = tables.sums is not None
+        pairing = {"sums": tables.sums[k]} if tables.sums is not None else {}
+        joint = None if exact else tables.joint[k]
+        for name, change in ((CHANGES[1], auc_gap_change), (CHANGES[2], worst_group_auc_change)):
+            found[name].append(change(tables.before[k], tables.after[k], joint=joint, noise=blur, **pairing))
+    rows = {
+        name: np.array([[one.value, one.low, one.high] for one in estimates], dtype=np.float64).reshape(-1, 3)
+        for name, estimates in found.items()
+    }
+    return {name: (row[:, 0], row[:, 1], row[:, 2]) for name, row in rows.items()}
 
 
 def truths(world: World) -> dict[str, float]:
@@ -155,50 +187,49 @@ def simulate(world: World, replications: int) -> dict[str, Any]:
     """Coverage, width and the oracle's width of every figure in every setting of a world."""
     sampler = Sampler(world)
     rng = np.random.default_rng(stream_seed(0, "coverage", world.name))
+    chunk = max(1, min(500, 2_000_000 // len(sampler.label)))
     found: dict[str, dict[str, list[Floats]]] = {setting.name: {} for setting in settings(world)}
-    for _ in range(replications):
-        sample = sampler.draw(rng)
+    for start in range(0, replications, chunk):
+        sample = sampler.draw(min(chunk, replications - start), rng)
         for setting in settings(world):
-            for name, estimates in figures(sample, setting, rng):
-                rows = estimates if isinstance(estimates, tuple) else (estimates,)
-                numbers = np.array([[one.value, one.low, one.high] for one in rows], dtype=np.float64)
-                if any(one.reason.startswith("without") for one in rows):
-                    numbers[:] = np.nan  # a gap that speaks of fewer groups estimates something else
-                found[setting.name].setdefault(name, []).append(numbers)
+            tables = released(sample, setting, rng)
+            made = figures(tables)
+            if len(world.groups) <= 4 and (setting.shares == 0 or (setting.shares > 1 and setting.epsilon == 1)):
+                made |= changes_of_gaps(tables, max(replications // 10 - start, 0))
+            for name, figure in made.items():
+                found[setting.name].setdefault(name, []).append(np.stack(figure))
     truth = truths(world)
     return {
         "replications": replications,
         "truth": truth,
         "settings": {
-            name: summarise({figure: np.stack(rows) for figure, rows in of_setting.items()}, truth, world)
-            for name, of_setting in found.items()
+            name: summarise({figure: np.concatenate(rows, axis=1) for figure, rows in made.items()}, truth, world)
+            for name, made in found.items()
         },
     }
 
 
 def summarise(drawn: dict[str, Floats], truth: dict[str, float], world: World) -> dict[str, Any]:
-    """By figure: coverage, mean width, the oracle's, their ratio, share of draws with a figure, bias.
+    """By figure: coverage, mean width, the oracle's, their ratio, draws, share of draws with a figure, bias.
 
     Args:
-        drawn: figure -> (replications, rows, 3) value, low, high; nan where there was no figure. A row a group for the
-            figures `... by group`.
+        drawn: figure -> (3, R) value, low, high, nan where there was no figure; `oracle: ...` -> (3, R, parts).
         truth: figure -> number.
         world: for the true rates and AUCs of the groups.
     """
     summary = {}
     for name, value in truth.items():
-        if name not in drawn:
+        if name not in drawn or drawn[name].shape[1] == 0:
             continue
-        values, low, high = drawn[name][:, 0].T
+        values, low, high = drawn[name]
         there = np.isfinite(values)
+        summary[name] = {"draws": len(values), "estimable": float(there.mean())}
         if there.sum() < FEWEST:
-            summary[name] = {"estimable": float(there.mean())}
             continue
         width = float((high - low)[there].mean())
         inside = (low[there] <= value + 1e-12) & (value - 1e-12 <= high[there])
         oracle = oracle_width(name, drawn, there, world)
-        summary[name] = {
-            "estimable": float(there.mean()),
+        summary[name] |= {
             "coverage": float(inside.mean()),
             "width": width,
             "oracle_width": oracle,
@@ -208,22 +239,22 @@ def summarise(drawn: dict[str, Floats], truth: dict[str, float], world: World) -
     return summary
 
 
-def oracle_width(name: str, drawn: dict[str, Floats], there: Any, world: World) -> float:
+def oracle_width(name: str, drawn: dict[str, Floats], there: NDArray[np.bool_], world: World) -> float:
     """Mean width of the oracle's interval over the draws `there`."""
     sides = {
-        _EODDS: (("tpr by group", "fpr by group"), np.concatenate(world.rates("after"))),
-        "auc_gap": (("auc by group",), world.aucs("after")),
-        _WORST: (("auc by group",), world.aucs("after")),
+        _EODDS: ("oracle: rates", np.concatenate(world.rates("after")), 2),
+        "auc_gap": ("oracle: aucs", world.aucs("after"), 1),
+        _WORST: ("oracle: aucs", world.aucs("after"), 1),
     }
     if name not in sides:
-        return 2 * Z * float(drawn[name][there, 0, 0].std())
-    parts, truth = sides[name]
-    shares = np.concatenate([drawn[part][there, :, 0] for part in parts], axis=1)
+        return 2 * Z * float(drawn[name][0, there].std())
+    parts, truth, blocks = sides[name]
     groups = len(world.groups)
-    contrasts = -np.eye(groups) if name == _WORST else gap_contrasts([groups] * len(parts), "max")
-    values = shares @ contrasts.T
-    spread = (values - contrasts @ truth).std(axis=0)
-    quantile = np.quantile((np.abs(values - contrasts @ truth) / spread).max(axis=1), LEVEL)
+    contrasts = -np.eye(groups) if name == _WORST else gap_contrasts([groups] * blocks, "max")
+    values = drawn[parts][0, there] @ contrasts.T
+    errors = values - contrasts @ truth
+    spread = errors.std(axis=0)
+    quantile = np.quantile((np.abs(errors) / spread).max(axis=1), LEVEL)
     low, high = ((values + sign * quantile * spread).max(axis=1) for sign in (-1, 1))
     if name != _WORST:
         low = np.maximum(low, 0.0)
@@ -277,7 +308,7 @@ def _row(what: dict[str, Any], chance: Floats, inside: Any, limits: Floats, spre
 
 
 def main(
-    replications: Annotated[int, typer.Option(min=FEWEST, help="Draws of each world.")] = 2000,
+    replications: Annotated[int, typer.Option(min=10, help="Draws of each world.")] = 2000,
     only: Annotated[str, typer.Option(help="Worlds whose name contains this.")] = "",
     out: Annotated[Path, typer.Option(help="The results file, continued where it is there.")] = RESULTS,
 ) -> None:

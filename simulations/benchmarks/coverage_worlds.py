@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from equipoise.common.fairness.joint import interval_cells, joint_table
-from equipoise.common.fairness.placements import placement_sums, placements_of_bins
-from equipoise.common.fairness.tables import Counts, Floats, bin_scores, histogram, hybrid_edges, quantile_edges
+from equipoise.common.fairness.joint import interval_cells
+from equipoise.common.fairness.placements import placements_of_bins
+from equipoise.common.fairness.tables import Counts, Floats, bin_scores, hybrid_edges, quantile_edges
 
 CORRELATION = 0.9
 FINE = hybrid_edges(None, 1024)
@@ -74,7 +74,13 @@ class World:
 
 @dataclass(frozen=True)
 class Sample:
-    """The exact tables of one draw of the patients; index G of the groups is `unknown` and empty."""
+    """The exact tables of R draws of the patients; index G of the groups is `unknown` and empty.
+
+    Attributes:
+        fine, coarse: histograms (R, G + 1, 2, B) before and after, of 1024 and of 16 bins.
+        joint: (R, G + 1, 2, 4, 4).
+        sums: (R, G + 1, 2, 5) placement sums.
+    """
 
     fine: tuple[Counts, Counts]
     coarse: tuple[Counts, Counts]
@@ -101,18 +107,39 @@ class Sampler:
         self.scale = np.where(self.label == 1, world.spread, 1.0)
         self.edges = world.coarse_edges()
 
-    def draw(self, rng: np.random.Generator) -> Sample:
-        """One draw."""
-        first, other = rng.standard_normal((2, len(self.label)))
+    def draw(self, draws: int, rng: np.random.Generator) -> Sample:
+        """So many draws."""
+        first, other = rng.standard_normal((2, draws, len(self.label)))
         second = CORRELATION * first + (1 - CORRELATION**2) ** 0.5 * other
-        before, after = self.means + self.scale * np.stack([first, second])
-        who = self.label, self.group, self.groups
-        bins = [bin_scores(scores, FINE) for scores in (before, after)]
-        fine = [histogram(part, *who, len(FINE) + 1) for part in bins]
-        placed = [placements_of_bins(hist)[self.group, self.label, b] for hist, b in zip(fine, bins, strict=True)]
-        coarse = [histogram(bin_scores(scores, self.edges), *who, NOISY_BINS) for scores in (before, after)]
-        joint = joint_table(*interval_cells(before, after, BEFORE, AFTER), *who, len(BEFORE))
-        return Sample((fine[0], fine[1]), (coarse[0], coarse[1]), joint, placement_sums(placed[0], placed[1], *who))
+        scores = [mean + self.scale * part for mean, part in zip(self.means, (first, second), strict=True)]
+        bins = [bin_scores(part, FINE) for part in scores]
+        fine = [self._count(part, len(FINE) + 1) for part in bins]
+        coarse = [self._count(bin_scores(part, self.edges), NOISY_BINS) for part in scores]
+        cells = interval_cells(scores[0], scores[1], BEFORE, AFTER)
+        intervals = len(BEFORE) + 1
+        joint = self._count(cells[0] * intervals + cells[1], intervals * intervals)
+        row = np.arange(draws)[:, None]
+        v_b, v_a = (
+            placements_of_bins(hist.reshape(-1, *hist.shape[-2:])).reshape(hist.shape)[row, self.group, self.label, b]
+            for hist, b in zip(fine, bins, strict=True)
+        )
+        terms = (v_b, v_a, v_b**2, v_a**2, v_b * v_a)
+        where = ((row * self.groups + self.group) * 2 + self.label).ravel()
+        size = draws * self.groups * 2
+        sums = np.stack([np.bincount(where, part.ravel(), size) for part in terms], axis=-1)
+        return Sample(
+            (fine[0], fine[1]),
+            (coarse[0], coarse[1]),
+            joint.reshape(draws, self.groups, 2, intervals, intervals),
+            sums.reshape(draws, self.groups, 2, 5),
+        )
+
+    def _count(self, cell: Counts, cells: int) -> Counts:
+        """(R, G + 1, 2, cells) patients by group, label and cell (R, n)."""
+        draws = len(cell)
+        row = (np.arange(draws)[:, None] * self.groups + self.group) * 2 + self.label
+        found = np.bincount((row * cells + cell).ravel(), minlength=draws * self.groups * 2 * cells)
+        return found.reshape(draws, self.groups, 2, cells).astype(np.int64)
 
 
 def noise(shape: tuple[int, ...], epsilon: float, shares: float, rng: np.random.Generator) -> NDArray[np.int64]:
