@@ -46,7 +46,7 @@ NOT_RUN = {
     "equipoise simulate configs/heart.yaml": "make bench runs it where the data are",
     "equipoise pretrain configs/demo.yaml --out vendor.safetensors": "half a minute; the pretraining has its own tests",
     **{
-        f"equipoise ledger {name} sites/st-marys/ledger.sqlite": "needs a ledger; tests/e2e runs it"
+        f"equipoise ledger {name} sites/st-marys/ledger.sqlite": "tests/e2e/test_ledger_command.py runs this line"
         for name in ("show", "verify", "export")
     },
     "equipoise compare configs/demo.yaml --methods swift,dfr,group_dro --seeds 3": "minutes; tests/e2e/test_compare.py",

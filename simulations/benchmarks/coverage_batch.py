@@ -60,7 +60,8 @@ def difference(rates: Rates, group: int, reference: int) -> Figure:
     low, high = (part[:, rows] for part in rates.limits(Z))
     shares, contrast = rates.shares[:, rows], np.array([[1.0, -1.0]])
     ends = mover(shares, low, high, contrast, np.eye(2))
-    return _masked(rates.there[:, rows].all(axis=1), shares @ contrast[0], ends[0][:, 0], ends[1][:, 0])
+    there = np.all(rates.there[:, rows], axis=1)
+    return _masked(np.asarray(there, dtype=np.bool_), shares @ contrast[0], ends[0][:, 0], ends[1][:, 0])
 
 
 def largest_gap(parts: list[Rates]) -> Figure:
@@ -185,7 +186,8 @@ class Aucs:
     def guarded(self) -> Floats:
         """`auc.BinnedAUC.guarded_variance`."""
         replaced = (Z / (np.minimum(self.positives, self.negatives) + Z * Z)) ** 2
-        return np.where(self.variance > 0, self.variance, replaced)
+        guarded: Floats = np.where(self.variance > 0, self.variance, replaced)
+        return guarded
 
 
 def auc_change(before: Aucs, after: Aucs, group: int, sums: Floats, total: Floats) -> Figure:

@@ -1,4 +1,4 @@
-"""The coverage simulations: their batched figures are those of a report, their truth is the truth, their page agrees."""
+"""The coverage simulations: their batched figures are those of a report, their truth is true, their page agrees."""
 
 from __future__ import annotations
 
