@@ -8,7 +8,7 @@ Each function gives the template of one query; the site-side computation of the 
                cell_losses, group_fisher
     training   private_training                                 a site's own DP-SGD steps
     exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, head_moments, head_curve,
-               local_training, placement_sums, site_gradient, fair_training, cell_decisions, site_deviation
+               local_training, placement_sums, site_gradient, fair_training, cell_decisions, site_deviation, site_table
                have no private form and are refused where noise has to protect the patients
 """
 
@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from equipoise.common.errors import StudyError
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.private_step import joint_bound
-from equipoise.common.query import TEMPLATE_STEPS, Block, Query, SplitName
+from equipoise.common.query import MOVED, TEMPLATE_STEPS, Block, Query, SplitName
 from equipoise.common.space import Kind
-from equipoise.common.study import Study
+from equipoise.common.study import Study, SyntheticHospitals
 
 # Largest L2 norm of one patient's weighted gradient, and largest change of a weight in one local training. Without
 # privacy they bound the lattice and catch a site whose numbers run away; nothing is clipped.
@@ -35,7 +36,7 @@ UPDATE_BOUND = 2.0**8
 
 # Queries whose sum shows a figure of each hospital: a secure sum conceals nothing of it, and no noise protects it. A
 # hospital answers them only where its own file says `caps.site_results: true`.
-SITE_LEVEL = ("site_gradient", "site_deviation")
+SITE_LEVEL = ("site_gradient", "site_deviation", "site_table")
 
 # Phases that a study's budget is shared among, by split.
 COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
@@ -52,6 +53,24 @@ def groups_of(study: Study, attribute: str | None = None) -> int:
 def declared_total(study: Study) -> int:
     """Patients over all sites, as declared in public."""
     return max(sum(study.sites.declared_patients.values()), 1)
+
+
+def expected_patients(study: Study) -> list[int]:
+    """Declared training patients of each site; before a simulation has declared them, those it is going to draw.
+
+    Raises:
+        StudyError: nothing says how many they are.
+    """
+    declared = list(study.sites.declared_patients.values())
+    simulated = None if study.simulation is None else study.simulation.hospitals
+    if not declared and isinstance(simulated, SyntheticHospitals):
+        declared = [simulated.patients] * simulated.count
+    if sum(declared) == 0:
+        raise StudyError(
+            "sites.declared_patients is missing: the sampling rate of DP-SGD follows from it; name every hospital with "
+            "its number of training patients"
+        )
+    return declared
 
 
 def _table(
@@ -294,6 +313,48 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
     )
 
 
+def private_training(
+    study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any], batch: int, epochs: int
+) -> Query:
+    """A site's weighted change of the trained tensors after steps of DP-SGD, and its noised sums of scores by cell.
+
+    Inputs: the model, `weights` (`task` and `bias` by cell), `clip` (C, public), `mask`. `parameters`: beta, lr,
+    momentum, weight_decay, flips, round. A step takes each patient with the same probability at every site, by which
+    an average site's step has `batch` patients and a round takes each patient `epochs` times; both are in the plan, in
+    units of C, so that it depends on shapes alone. The site multiplies its change by its declared share. `scores` are
+    summed over the steps (`equipoise.client.private_training`).
+
+    Raises:
+        StudyError: noise in shares, which do not compose through a site's own steps, or no declared patients.
+    """
+    if study.privacy.mode == "distributed":
+        raise StudyError(
+            "privacy.mode=distributed: federated averaging has noise in every step of a hospital, and shares of noise "
+            "do not add up through them; write mode: local, or step: whitened"
+        )
+    shape = (groups_of(study), 2)
+    declared = expected_patients(study)
+    rate = min(1.0, batch * len(declared) / sum(declared))
+    plan = ReleasePlan.dp_sgd(
+        joint_bound(1.0), layout.size + math.prod(shape), noise=1.0, rate=rate, steps=max(1, round(epochs / rate))
+    )
+    names = list(layout.shapes)
+    return Query(
+        name="private_training",
+        kind="site_update",
+        split="train",
+        phase=phase,
+        parameters={
+            "attribute": study.primary.name,
+            "tensors": names,
+            "sizes": [math.prod(layout.shapes[name]) for name in names],
+            **parameters,
+        },
+        blocks={MOVED: Block.real((layout.size,), UPDATE_BOUND, 1), "scores": Block.noisy(shape, plan)},
+        budget=ROUNDS,
+    ).under(plan)
+
+
 def sites_of(study: Study) -> list[str]:
     """The hospitals in the order of vectors that have a place for each."""
     return list(study.sites.declared_patients)
@@ -397,6 +458,20 @@ def decision_table(study: Study, before: str, after: str, points: int) -> Query:
         {a.name: (len(a.groups) + 1, 2, points + 1, points + 1) for a in study.attributes},
         cells=len(study.attributes),
     )
+
+
+def site_table(study: Study, before: str, after: str) -> Query:
+    """Each hospital's own pair table at the declared operating point, in a place of its own.
+
+    Shows every hospital's own counts, as `site_gradient` does, and has no private form: noise of every hospital would
+    fall on the places of all others. Inputs: two models, `thresholds` (1, 2).
+    """
+    names = {"before": before, "after": after, "attributes": [a.name for a in study.attributes]}
+    blocks = {
+        a.name: Block.counts((len(sites_of(study)), len(a.groups) + 1, 2, 2, 2), per_patient=len(study.attributes))
+        for a in study.attributes
+    }
+    return Query("site_table", "patient_sum", "test", "evaluation", names, blocks, budget=TABLES)
 
 
 def placement_sums(study: Study, before: str, after: str) -> Query:
