@@ -290,7 +290,7 @@ def page(result: dict[str, Any]) -> str:
     )
     real = "\n".join(
         f"| {row['sites']} | {row['seconds_a_release']:.1f} | {row['cpu_s_a_release']:.1f} | {row['peak_mib']:.0f} | "
-        f"{row['peak_mib'] / row['sites']:.0f} | {row['server_peak_mib']:.0f} |"
+        f"{row['peak_mib'] / row['sites']:.0f} | {row['server_peak_mib']:.0f} | {row['load']:.0f} |"
         for row in result["load"]
     )
     here = "\n".join(
@@ -325,8 +325,8 @@ difference is how often the two sides look for messages, and what a message's pr
 A short study through the secure sum; every site has {SMALL["patients"]} patients for training, whatever their number.
 With processes of its own for every site (a SuperNode, its executor, a site agent, and a process for each message):
 
-| sites | seconds a release | CPU seconds a release | memory of all, MiB | memory by site, MiB | ServerApp, MiB |
-|---|---|---|---|---|---|
+| sites | seconds a release | CPU seconds a release | memory of all, MiB | memory by site, MiB | ServerApp, MiB | machine's load |
+|---|---|---|---|---|---|---|
 {real}
 
 Memory is proportional set size, at its peak; CPU is of all processes together. The same study in one process:
