@@ -325,7 +325,7 @@ difference is how often the two sides look for messages, and what a message's pr
 A short study through the secure sum; every site has {SMALL["patients"]} patients for training, whatever their number.
 With processes of its own for every site (a SuperNode, its executor, a site agent, and a process for each message):
 
-| sites | seconds a release | CPU seconds a release | memory of all, MiB | memory by site, MiB | ServerApp, MiB | machine's load |
+| sites | seconds a release | CPU seconds a release | MiB of all | MiB by site | MiB of the ServerApp | machine's load |
 |---|---|---|---|---|---|---|
 {real}
 
