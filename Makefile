@@ -7,7 +7,7 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 DEMO := runs/demo
-FAILURES := failures-processes failures-network failures-answers failures-disk failures-users
+FAILURES := failures-coordinator failures-site failures-network failures-answers failures-disk failures-users
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint e2e e2e-deploy e2e-failures $(FAILURES) bench clean
@@ -38,9 +38,9 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 e2e-deploy: $(DEV) ## The commands of docs/deploy.md on real processes: a SuperLink, four SuperNodes, four site agents.
 	$(BIN)/pytest -m deploy -s
 
-e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): five parts of up to ten minutes.
+e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): six parts of up to ten minutes.
 
-failures-processes failures-network failures-answers failures-disk: failures-%: $(DEV)
+failures-coordinator failures-site failures-network failures-answers failures-disk: failures-%: $(DEV)
 	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_failures_$*.py
 
 failures-users: $(DEV)

@@ -154,9 +154,9 @@ class Hospitals(Deployment):
 @contextmanager
 def hospitals(
     name: str,
-    *,
     sites: Mapping[str, Any] = {},
     privacy: Mapping[str, Any] = {},
+    *,
     host: str = "127.0.0.1",
     prepare: Callable[[Hospitals], None] = lambda _: None,
 ) -> Iterator[Hospitals]:
