@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class CohortStore:
         self._most_bytes = most_bytes
         self._kept: OrderedDict[str, Patients] = OrderedDict()
         self._bytes: dict[str, int] = {}  # of each one kept, as it was when it was last asked for
+        self._stamps: dict[str, list[tuple[int, int] | None]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, study: Study, site: Site) -> Patients:
@@ -60,7 +62,12 @@ class CohortStore:
         """
         reading = study.model_dump(mode="json", include={"inputs", "label", "attributes"})
         key = digest_json([site.model_dump(mode="json"), reading])
+        stamp = _stamp(site)
         with self._lock:
+            if self._stamps.get(key) != stamp:
+                # The files were edited since: what was decoded of them is no longer the site's data.
+                self._kept.pop(key, None)
+                self._stamps[key] = stamp
             cohort = self._kept.get(key)
         if cohort is None:
             # Opened outside the lock: two sites may be read at the same time.
@@ -73,3 +80,15 @@ class CohortStore:
                 oldest, _ = self._kept.popitem(last=False)
                 del self._bytes[oldest]
         return cohort
+
+
+def _stamp(site: Site) -> list[tuple[int, int] | None]:
+    """Size and time of the site's files, by which an edit is noticed; None for what is not there."""
+    found: list[tuple[int, int] | None] = []
+    for name in (site.data.manifest, site.data.images):
+        try:
+            status = os.stat(name or "")
+            found.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from equipoise.client.cohort_store import CohortStore
+from equipoise.common.sitefile import ColumnSplits, SiteData
 from tests.tiny import make_study
 
 
@@ -21,6 +23,7 @@ class Named:
     """A site file, as far as the store looks at it."""
 
     site: str
+    data: SiteData = SiteData(manifest="nowhere.csv", splits=ColumnSplits(column="split"))
 
     def model_dump(self, mode: str) -> dict[str, str]:
         return {"site": self.site, "mode": mode}
@@ -68,3 +71,17 @@ def test_one_that_is_too_large_by_itself_stays() -> None:
     opened, open_cohort = counting({"a": 1000})
     ask(CohortStore(open_cohort, most_bytes=100), "aaa")
     assert opened == ["a"]
+
+
+def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("a")
+    site = Named("a", SiteData(manifest=str(manifest), splits=ColumnSplits(column="split")))
+    opened, open_cohort = counting({"a": 1})
+    store = CohortStore(open_cohort)
+    first = store(make_study(), site)
+    assert store(make_study(), site) is first
+    manifest.write_text("bb")
+    assert store(make_study(), site) is not first
+    assert store(make_study(), site) is store(make_study(), site)
+    assert opened == ["a", "a"]
