@@ -11,6 +11,9 @@ from equipoise.common.sitefile import ColumnSplits, SiteData
 from tests.tiny import make_study
 
 
+NOWHERE = SiteData(manifest="nowhere.csv", splits=ColumnSplits(column="split"))
+
+
 @dataclass
 class Held:
     """A cohort of a size that may grow."""
@@ -23,7 +26,7 @@ class Named:
     """A site file, as far as the store looks at it."""
 
     site: str
-    data: SiteData = SiteData(manifest="nowhere.csv", splits=ColumnSplits(column="split"))
+    data: SiteData = NOWHERE
 
     def model_dump(self, mode: str) -> dict[str, str]:
         return {"site": self.site, "mode": mode}
