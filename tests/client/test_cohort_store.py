@@ -10,7 +10,6 @@ from equipoise.client.cohort_store import CohortStore
 from equipoise.common.sitefile import ColumnSplits, SiteData
 from tests.tiny import make_study
 
-
 NOWHERE = SiteData(manifest="nowhere.csv", splits=ColumnSplits(column="split"))
 
 

@@ -111,11 +111,13 @@ def test_data_that_are_edited_in_a_run_are_refused_until_they_are_back(there: Ho
     manifest = there.desk.site("ash") / "planted-manifest.csv"
     kept = manifest.read_bytes()
     there.begin("data")
-    manifest.write_bytes(kept.replace(b"planted-1", b"planted-0", 1))
-    assert "(ash: refused)" in there.fails("data")
-    reason = (there.site("ash") / "agent" / "agent.log.jsonl").read_text().splitlines()[-1]
-    assert "run data: the data changed since the run began; put them back" in reason
-    manifest.write_bytes(kept)
+    try:
+        manifest.write_bytes(kept.replace(b"planted-1", b"planted-0", 1))
+        assert "(ash: refused)" in there.fails("data")
+        reason = (there.site("ash") / "agent" / "agent.log.jsonl").read_text().splitlines()[-1]
+        assert "run data: the data changed since the run began; put them back" in reason
+    finally:
+        manifest.write_bytes(kept)
     there.resume("data")
     there.check_whole("data")
 
