@@ -16,9 +16,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from pydantic import Field
 
 from equipoise import __version__
@@ -158,8 +160,16 @@ class Coordinator:
             said = str(value.get("error-message") or (ended.stderr or text).strip())
             last = " ".join(said.replace("│", " ").split())[:300] or "no answer"
             address = f"{self.settings.host}:{self.settings.port}"
-            raise UnreachableError(f"SuperLink at {address}, flwr {arguments[0]}: {last}; is it started?")
+            raise UnreachableError(f"SuperLink at {address}, flwr {arguments[0]}: {last}; {self._remedy()}")
         return value
+
+    def _remedy(self) -> str:
+        """What to do about a SuperLink that does not answer; Flower does not say that a certificate has ended."""
+        file = self.folder / "tls" / "server.pem"
+        ends = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+        if ends < datetime.now(UTC):
+            return f"its certificate has expired on {ends:%Y-%m-%d}: renew {file}, then start it again"
+        return "is it started?"
 
     def log(self, number: str) -> str:
         """Flower's log of an attempt."""
