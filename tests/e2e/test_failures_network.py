@@ -95,6 +95,10 @@ def test_a_certificate_that_has_ended_is_named_at_both_ends(there: Hospitals) ->
     kept = {name: (tls / name).read_bytes() for name in ("server.pem", "server.key")}
     ca = Pair((tls / "ca.pem").read_bytes(), (tls / "ca.key").read_bytes())
     ended = sign_server(ca, [there.host], days=-1)
+
+    def end_superlink() -> None:
+        there.processes["superlink"].kill()  # the one that runs by then
+
     with ExitStack() as stack:
         (tls / "server.pem").write_bytes(ended.certificate)
         (tls / "server.key").write_bytes(ended.key)
@@ -103,7 +107,7 @@ def test_a_certificate_that_has_ended_is_named_at_both_ends(there: Hospitals) ->
         stack.callback(there.start_superlink)  # the last one: with the files put back
         for name, content in kept.items():
             stack.callback((tls / name).write_bytes, content)
-        stack.callback(lambda: there.processes["superlink"].kill())
+        stack.callback(end_superlink)
         there.start_superlink()
         error = equipoise("resume", "expired", *there.here, check=False)
         assert "its certificate has expired on" in error
