@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise.client import group_sums, site_figures
-from equipoise.client.contribution import Contribution, Fills, Rows, Totals
+from equipoise.client.contribution import Contribution, Fills, Noised, Rows, Totals
 from equipoise.client.training import train_locally
 from equipoise.client.workbench import (
     FILLED_BATCH,
@@ -38,6 +38,7 @@ from equipoise.common.fairness.joint import interval_cells
 from equipoise.common.fairness.tables import bin_scores, decide
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
+from equipoise.common.query import MOVED
 from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
 from equipoise.common.space import Space
 from equipoise.common.study import ScoreInputs
@@ -225,6 +226,35 @@ def local_training(place: Workplace) -> Contribution:
     return Totals({"change": share * change, "patients": patients, "scores": scores})
 
 
+def private_training(place: Workplace) -> Contribution:
+    """This site's change after steps of DP-SGD, times its declared share, and the noised scores by cell."""
+    study, query, layout = place.study, place.query, place.layout
+    clip, weights, mask = query.inputs["clip"]["clip"], query.inputs["weights"], query.inputs.get("mask")
+    of_cells = query.blocks["scores"].shape
+    shapes = (weights["task"].shape, weights["bias"].shape, clip.shape, layout.size)
+    if shapes != (of_cells, of_cells, (1,), query.blocks[MOVED].size) or query.plan.kind != "dp_sgd":
+        raise RefusedError(f"{query.name}: weights, clip bound and tensors of shapes {shapes} for {of_cells} cells")
+    if not (0 < clip[0] < np.inf and all(np.isfinite(weights[key]).all() for key in ("task", "bias"))):
+        raise RefusedError(f"{query.name}: clip bound {clip[0]} or weights that are no numbers")
+    # Opacus takes seconds to load, which a site without DP-SGD is spared.
+    from equipoise.client.private_training import train_privately
+
+    declared = study.sites.declared_patients
+    change, scores = train_privately(
+        study,
+        network(study, state_from_inputs(query.inputs)),
+        place.split,
+        layout,
+        query.parameters,
+        query.plan,
+        float(clip[0]),
+        weights,
+        mask,
+        max(query.plan.rate * declared[place.site], 1.0),
+    )
+    return Noised({MOVED: declared[place.site] / max(sum(declared.values()), 1) * change, "scores": scores})
+
+
 def score_histogram(place: Workplace) -> Contribution:
     """The cell (group, label, score bin) of each patient, for every attribute of the query.
 
@@ -317,6 +347,7 @@ COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
     "block_sensitivities": block_sensitivities,
     "whitened_gradient": whitened_gradient,
     "local_training": local_training,
+    "private_training": private_training,
     "site_gradient": site_figures.site_gradient,
     "fair_training": site_figures.fair_training,
     "cell_decisions": site_figures.cell_decisions,

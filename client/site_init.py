@@ -27,7 +27,7 @@ from equipoise.common.identity import (
     read_enrolment,
 )
 from equipoise.common.sitefile import Site
-from equipoise.supervision import RETRY_S, python_script, start_script, supervisor, unit
+from equipoise.common.supervision import RETRY_S, python_script, start_script, supervisor, unit
 
 _SITE_FILE = """# What {site} decides for itself. This file is never sent. docs/site-file.md explains every key.
 # After a change: `equipoise site check`, then start the agent again.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equipoise.client.cohort import Split
+from equipoise.client.descent import MaskedDescent, left, like
 from equipoise.client.frozen import head_inputs
 from equipoise.client.moving_bias import MovingBias
 from equipoise.client.workbench import cells_of, row_logits, rows_of
@@ -55,16 +56,16 @@ def train_locally(
     names = list(layout.shapes)
     trained = [model.get_parameter(name) for name in names]
     bases = [
-        None if right is None or name not in right else _like(right[name], p)
+        None if right is None or name not in right else like(right[name], p)
         for name, p in zip(names, trained, strict=True)
     ]
     start = _flat(layout, names, trained, bases)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in layout)
-    factors = None if mask is None else [_like(mask[name], p) for name, p in zip(names, trained, strict=True)]
+    factors = None if mask is None else [like(mask[name], p) for name, p in zip(names, trained, strict=True)]
     task = torch.from_numpy(weights["task"].reshape(-1))
     bias = torch.zeros_like(task)
-    descent = _MaskedDescent(
+    descent = MaskedDescent(
         trained,
         factors,
         bases,
@@ -144,63 +145,11 @@ def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(coins[1].view(-1, 1, 1, 1), x.flip(-2), x)
 
 
-class _MaskedDescent:
-    """Stochastic gradient descent with momentum, as `torch.optim.SGD`, with a mask on the whole step.
-
-    `proximal` is FedProx's mu: a pull towards the weights at the start, (mu / 2) |w - w_0|^2 in the loss.
-
-    Written out, since the first optimiser of `torch.optim` loads torch's compiler: a second and 80 MB at every site.
-    """
-
-    def __init__(
-        self,
-        trained: list[nn.Parameter],
-        factors: list[Tensor] | None,
-        bases: list[Tensor | None],
-        *,
-        lr: float,
-        momentum: float,
-        decay: float,
-        proximal: float,
-    ) -> None:
-        self._trained, self._factors, self._bases = trained, factors, bases
-        self._lr, self._momentum, self._decay, self._proximal = lr, momentum, decay, proximal
-        self._anchor = [parameter.detach().clone() for parameter in trained] if proximal else None
-        self._velocity = [torch.zeros_like(_left(p, basis)) for p, basis in zip(trained, bases, strict=True)]
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Move every parameter that the loss depends on."""
-        for index, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            parameter, force = self._trained[index], gradient
-            if self._decay:
-                force = force.add(parameter, alpha=self._decay)
-            if self._anchor is not None:
-                force = force.add(parameter - self._anchor[index], alpha=self._proximal)
-            if self._factors is not None:
-                force = force * self._factors[index]
-            basis = self._bases[index]
-            step = self._velocity[index].mul_(self._momentum).add_(_left(force, basis))
-            # dL/dA = dL/dW B^T, and a step of A moves W = A B by (step) B.
-            parameter.sub_(step if basis is None else (step @ basis).reshape(parameter.shape), alpha=self._lr)
-
-
-def _left(value: Tensor, basis: Tensor | None) -> Tensor:
-    """A tensor (m, ...) as it is, or times the transpose of its right factor, (m, r)."""
-    return value if basis is None else value.flatten(1) @ basis.T
-
-
 def _flat(
     layout: Layout, names: list[str], trained: list[nn.Parameter], bases: list[Tensor | None]
 ) -> NDArray[np.float64]:
     """The trained tensors as one vector; B has orthonormal rows, so that A = W B^T."""
-    return layout.flatten({n: _left(p.detach(), basis) for n, p, basis in zip(names, trained, bases, strict=True)})
-
-
-def _like(value: NDArray[np.floating], parameter: nn.Parameter) -> Tensor:
-    return torch.from_numpy(np.array(value)).to(parameter.device, parameter.dtype)
+    return layout.flatten({n: left(p.detach(), basis) for n, p, basis in zip(names, trained, bases, strict=True)})
 
 
 def _rows_by_patient(split: Split) -> list[Tensor] | None:

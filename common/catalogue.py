@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from equipoise.common.errors import StudyError
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.private_step import joint_bound
-from equipoise.common.query import TEMPLATE_STEPS, Block, Query, SplitName
+from equipoise.common.query import MOVED, TEMPLATE_STEPS, Block, Query, SplitName
 from equipoise.common.space import Kind
-from equipoise.common.study import Study
+from equipoise.common.study import Study, SyntheticHospitals
 
 # Largest L2 norm of one patient's weighted gradient, and largest change of a weight in one local training. Without
 # privacy they bound the lattice and catch a site whose numbers run away; nothing is clipped.
@@ -52,6 +53,24 @@ def groups_of(study: Study, attribute: str | None = None) -> int:
 def declared_total(study: Study) -> int:
     """Patients over all sites, as declared in public."""
     return max(sum(study.sites.declared_patients.values()), 1)
+
+
+def expected_patients(study: Study) -> list[int]:
+    """Declared training patients of each site; before a simulation has declared them, those it is going to draw.
+
+    Raises:
+        StudyError: nothing says how many they are.
+    """
+    declared = list(study.sites.declared_patients.values())
+    simulated = None if study.simulation is None else study.simulation.hospitals
+    if not declared and isinstance(simulated, SyntheticHospitals):
+        declared = [simulated.patients] * simulated.count
+    if sum(declared) == 0:
+        raise StudyError(
+            "sites.declared_patients is missing: the sampling rate of DP-SGD follows from it; name every hospital with "
+            "its number of training patients"
+        )
+    return declared
 
 
 def _table(
@@ -292,6 +311,48 @@ def local_training(study: Study, layout: Layout, phase: str, parameters: Mapping
             "scores": Block.real((groups_of(study), 2), 1.0, declared_total(study)),
         },
     )
+
+
+def private_training(
+    study: Study, layout: Layout, phase: str, parameters: Mapping[str, Any], batch: int, epochs: int
+) -> Query:
+    """A site's weighted change of the trained tensors after steps of DP-SGD, and its noised sums of scores by cell.
+
+    Inputs: the model, `weights` (`task` and `bias` by cell), `clip` (C, public), `mask`. `parameters`: beta, lr,
+    momentum, weight_decay, flips, round. A step takes each patient with the same probability at every site, by which
+    an average site's step has `batch` patients and a round takes each patient `epochs` times; both are in the plan, in
+    units of C, so that it depends on shapes alone. The site multiplies its change by its declared share. `scores` are
+    summed over the steps (`equipoise.client.private_training`).
+
+    Raises:
+        StudyError: noise in shares, which do not compose through a site's own steps, or no declared patients.
+    """
+    if study.privacy.mode == "distributed":
+        raise StudyError(
+            "privacy.mode=distributed: federated averaging has noise in every step of a hospital, and shares of noise "
+            "do not add up through them; write mode: local, or step: whitened"
+        )
+    shape = (groups_of(study), 2)
+    declared = expected_patients(study)
+    rate = min(1.0, batch * len(declared) / sum(declared))
+    plan = ReleasePlan.dp_sgd(
+        joint_bound(1.0), layout.size + math.prod(shape), noise=1.0, rate=rate, steps=max(1, round(epochs / rate))
+    )
+    names = list(layout.shapes)
+    return Query(
+        name="private_training",
+        kind="site_update",
+        split="train",
+        phase=phase,
+        parameters={
+            "attribute": study.primary.name,
+            "tensors": names,
+            "sizes": [math.prod(layout.shapes[name]) for name in names],
+            **parameters,
+        },
+        blocks={MOVED: Block.real((layout.size,), UPDATE_BOUND, 1), "scores": Block.noisy(shape, plan)},
+        budget=ROUNDS,
+    ).under(plan)
 
 
 def sites_of(study: Study) -> list[str]:

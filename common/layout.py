@@ -27,6 +27,10 @@ class Layout:
         """Number of coordinates."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
+    def only(self, names: Iterable[str]) -> Layout:
+        """The layout of some of the tensors, in the order given."""
+        return Layout({name: self.shapes[name] for name in names})
+
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
 

@@ -242,10 +242,11 @@ class Sum:
 
     @property
     def noise_variance(self) -> float:
-        """Variance of the noise on every entry, in the unit of the values; 0 without privacy.
+        """Variance of the noise on every entry of a sum of all its plan's releases, in the unit of the values.
 
-        Every site that answered added what its plan says: all of the noise, or its share.
+        0 without privacy. Every site that answered added what its plan says: all of the noise, or its share, once a
+        release. Of DP-SGD it is the noise on what was summed over the steps (the scores), not on the weights' change.
         """
         plan = self.query.plan
         deviation = float(plan.sampler.describe()["standard_deviation_steps"]) * plan.step
-        return len(self.cohort) * deviation**2
+        return len(self.cohort) * plan.releases * deviation**2

@@ -317,7 +317,7 @@ class SyntheticHospitals(Strict):
 class PublicHospitals(Strict):
     """Public data read from the folder that EQUIPOISE_DATA names (simulations/public.py)."""
 
-    kind: Literal["heart", "ham10000", "adult"]
+    kind: Literal["heart", "ham10000", "adult", "diabetes"]
 
 
 class FolderHospitals(Strict):

@@ -102,7 +102,7 @@ def averaged_round(
     present = attendance(study, total.cohort) if shares is None else sum(shares[site] for site in total.cohort)
     if present == 0:  # whoever answered weighs nothing: the model stays
         return model, total.value("patients"), total.value("scores")
-    moved = Layout({name: layout.shapes[name] for name in total.query.parameters["tensors"]})
+    moved = layout.only(total.query.parameters["tensors"])
     return model.moved(moved, total.value("change") / present), total.value("patients"), total.value("scores")
 
 

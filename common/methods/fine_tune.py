@@ -2,7 +2,8 @@
 
 `loss: plain` weighs every patient alike (more data, no fairness term); `classes` balances the labels; `cells` balances
 group x label. `part: head` trains the last layer only. Rounds are federated averages (McMahan et al. 2017, FedAvg),
-full-gradient steps, or whitened rounds, which are the default where noise protects the patients.
+full-gradient steps, or whitened rounds, which are the default where noise protects the patients; averages are then of
+DP-SGD (`equipoise.common.methods.private_averaging`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from equipoise.common.methods.averaging import (
     training_query,
 )
 from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Query
 from equipoise.common.study import Study
@@ -43,6 +45,7 @@ class FineTune(LocalSteps):
     step: Step | None = None
     rounds: int = Field(default=5, ge=1)  # of fedavg and full_gradient
     whitened: Whitened = Whitened()
+    dp_sgd: DpSgd = DpSgd()  # of fedavg where noise protects the patients
 
 
 def parameters_of(study: Study) -> FineTune:
@@ -56,6 +59,8 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     counts, layout = catalogue.cell_counts(study), model.layout(p.part)
     if step_of(study, p.step) == "whitened":
         return [counts, *plan_rounds(study, model, _task_only(p), _course(p))]
+    if _averages_noise(study, p):
+        return [counts, *(_private(p).query(study, model, r) for r in range(p.rounds))]
     return [counts, *(_round_query(study, layout, p, r) for r in range(p.rounds))]
 
 
@@ -68,6 +73,10 @@ def run(study: Study, model: Classifier) -> Steps:
     if step_of(study, p.step) == "whitened":
         model, notes = yield from run_rounds(study, model, _task_only(p), _course(p), counts)
         return Outcome(model, notes)
+    if _averages_noise(study, p):
+        averages = Averages(study, model, counts)
+        yield from averages.advance(_private(p))
+        return Outcome(averages.model, {"dp_sgd": averages.notes})
     weighting = Weighting(task_weights(counts, _balance(p), p.weight_cap), np.zeros_like(counts))
     layout = model.layout(p.part)
     momentum = Momentum(p.lr, p.momentum, np.zeros(layout.size))
@@ -79,6 +88,14 @@ def run(study: Study, model: Classifier) -> Steps:
             gradient, _, _ = yield from gradient_round(model, query, weighting)
             model = model.moved(layout, momentum.step(gradient, np.ones(layout.size)))
     return Outcome(model)
+
+
+def _averages_noise(study: Study, p: FineTune) -> bool:
+    return study.privacy.private and p.step == "fedavg"
+
+
+def _private(p: FineTune) -> Rounds:
+    return Rounds(p.part, p.rounds, 1.0, p, p.dp_sgd, balance=_balance(p))
 
 
 def _balance(p: FineTune) -> Balance:
@@ -105,7 +122,7 @@ METHOD = Method(
     paper="FedAvg: McMahan et al., AISTATS 2017",
     travels="cell counts, one change of the trained tensors a round",
     costs="5 rounds of the whole model or its head",
-    private="whitened rounds",
+    private="whitened rounds, or averages of local DP-SGD",
     parameters=FineTune,
     plan=plan,
     run=run,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,8 +58,11 @@ class MaskedRounds:
 
 def plan_masked(study: Study, model: Classifier, p: MaskedRounds) -> list[Query]:
     """Every query of a run, in order."""
-    mask = [] if p.mask == "ones" else [catalogue.block_sensitivities(study, model.layout("whole"))]
-    return [catalogue.cell_counts(study), *mask, *plan_rounds(study, model, p.steps, p.course)]
+    return [
+        catalogue.cell_counts(study),
+        *mask_queries(study, model, p.mask),
+        *plan_rounds(study, model, p.steps, p.course),
+    ]
 
 
 def run_masked(study: Study, model: Classifier, p: MaskedRounds) -> Generator[Query, Sum, Outcome]:
@@ -67,12 +70,25 @@ def run_masked(study: Study, model: Classifier, p: MaskedRounds) -> Generator[Qu
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
     check_labels(study, counts)
+    mask, seen = yield from private_mask(study, model, counts, p)
+    model, notes = yield from run_rounds(study, model, p.steps, p.course, counts, mask)
+    return Outcome(model, {**notes, **seen})
+
+
+def mask_queries(study: Study, model: Classifier, mask: str) -> list[Query]:
+    """What a mask of this kind asks: one sum, or nothing."""
+    return [] if mask == "ones" else [catalogue.block_sensitivities(study, model.layout("whole"))]
+
+
+def private_mask(
+    study: Study, model: Classifier, counts: Cells, p: MaskedRounds
+) -> Generator[Query, Sum, tuple[SoftMask | None, dict[str, Any]]]:
+    """The mask by tensor (None for 1 throughout), and what the report shows of it."""
     if p.mask == "ones":
-        return Outcome(*(yield from run_rounds(study, model, p.steps, p.course, counts)))
+        return None, {}
     found = yield from tensor_sensitivities(study, model, counts, p.balance, p.loss)
     mask = _soft_mask(p, found, model.layout("whole"), study.seed)
-    model, notes = yield from run_rounds(study, model, p.steps, p.course, counts, mask)
-    return Outcome(model, {**notes, "mask": mask.summary(), "mask_mean": mask.mean, "sensitivities": found.summary()})
+    return mask, {"mask": mask.summary(), "mask_mean": mask.mean, "sensitivities": found.summary()}
 
 
 def tensor_sensitivities(

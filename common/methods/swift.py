@@ -22,6 +22,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Balance, BiasLoss, Cells, Form, bias_value, bias_weights, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
+from equipoise.common.errors import StudyError
 from equipoise.common.fairness.auc import auc_by_group
 from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.common.layout import Layout
@@ -37,8 +38,10 @@ from equipoise.common.methods.averaging import (
     step_of,
     training_query,
 )
-from equipoise.common.methods.masked import MaskedRounds, plan_masked, run_masked
+from equipoise.common.methods.masked import MaskedRounds, mask_queries, plan_masked, private_mask, run_masked
 from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.private_averaging import Averages, DpSgd
+from equipoise.common.methods.private_averaging import Rounds as PrivateRounds
 from equipoise.common.methods.whitened import Whitened
 from equipoise.common.query import Query, Sum
 from equipoise.common.streams import numpy_stream
@@ -72,6 +75,7 @@ class Swift(LocalSteps):
     step: Step | None = None  # left out: whitened where noise protects the patients, else fedavg
     rounds: Rounds = Rounds()  # of fedavg and full_gradient
     whitened: Whitened = Whitened()
+    dp_sgd: DpSgd = DpSgd()  # of fedavg where noise protects the patients
 
     @model_validator(mode="after")
     def _agree(self) -> Swift:
@@ -92,6 +96,9 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     p = parameters_of(study)
     if step_of(study, p.step) == "whitened":
         return plan_masked(study, model, _masked(p))
+    if _averages_noise(study, p):
+        private = [part.query(study, model, r) for part in _private(p) for r in range(part.rounds)]
+        return [catalogue.cell_counts(study), *mask_queries(study, model, p.mask), *private]
     queries = [catalogue.cell_statistics(study)]
     if p.levels == "extremes":
         queries.append(catalogue.score_histogram(study, "train", "base"))
@@ -108,6 +115,8 @@ def run(study: Study, model: Classifier) -> Steps:
     step = step_of(study, p.step)
     if step == "whitened":
         return (yield from run_masked(study, model, _masked(p)))
+    if _averages_noise(study, p):
+        return (yield from _run_private(study, model, p))
     cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
     counts, scores = cells.value("patients"), cells.value("scores")
     check_labels(study, counts)
@@ -146,6 +155,53 @@ def run(study: Study, model: Classifier) -> Steps:
 
 def _masked(p: Swift) -> MaskedRounds:
     return MaskedRounds(p.mask, p.bias_loss, p.balance, p.floor, p.whitened)
+
+
+def _averages_noise(study: Study, p: Swift) -> bool:
+    """Whether the averages are of DP-SGD, for which some parameters have no private form.
+
+    Raises:
+        StudyError: one of them is chosen.
+    """
+    if not study.privacy.private or p.step != "fedavg":
+        return False
+    for key, only in (
+        ("losses", "global"),
+        ("levels", "all"),
+        ("importance", "per_patient"),
+        ("granularity", "tensor"),
+        ("scaling", "mean"),
+        ("form", "absolute"),
+    ):
+        if getattr(p, key) != only:
+            raise StudyError(
+                f"method.{key}={getattr(p, key)}: has no private form; under privacy.mode={study.privacy.mode} write "
+                f"{key}: {only}, or leave it out"
+            )
+    return True
+
+
+def _private(p: Swift) -> list[PrivateRounds]:
+    kind = (p, p.dp_sgd, p.bias_loss, p.balance)
+    return [
+        PrivateRounds("extractor", p.rounds.extractor, p.beta, *kind),
+        PrivateRounds("head", p.rounds.head, 1 - p.beta, *kind),
+    ]
+
+
+def _run_private(study: Study, model: Classifier, p: Swift) -> Steps:
+    """The same two phases with a private mask and averages of DP-SGD."""
+    cells = yield catalogue.cell_counts(study)
+    counts = cells.value("patients")
+    check_labels(study, counts)
+    mask, notes = yield from private_mask(study, model, counts, _masked(p))
+    averages = Averages(study, model, counts)
+    extractor, head = _private(p)
+    yield from averages.advance(extractor, mask)
+    if mask is not None and p.head_reset == "above_mean" and head.rounds and not averages.collapsed:
+        averages.model = reset_head(averages.model, mask)
+    yield from averages.advance(head)
+    return Outcome(averages.model, {**notes, "dp_sgd": averages.notes})
 
 
 def reset_head(model: Classifier, mask: SoftMask) -> Classifier:
@@ -226,6 +282,7 @@ def _fine_tuning(loss: str, part: str) -> Any:
             rounds=rounds,
             step=p.step,
             whitened=p.whitened.model_dump(),
+            dp_sgd=p.dp_sgd.model_dump(),
             weight_cap=p.weight_cap,
             **steps,
         )
@@ -240,7 +297,7 @@ METHOD = Method(
     travels="cell counts, sensitivities by tensor, then a round's change of the trained tensors, or (step whitened) a "
     "round's sum of clipped vectors",
     costs="one pass for the mask, 5 rounds of the extractor and 5 of the head",
-    private="mask by tensor and whitened rounds",
+    private="mask by tensor, then whitened rounds or averages of local DP-SGD",
     parameters=Swift,
     plan=plan,
     run=run,

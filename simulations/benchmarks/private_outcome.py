@@ -66,6 +66,9 @@ def _both(mode: Mode, epsilon: float | None, suffix: str = "", **changes: Any) -
     return [Design(f"{m} {text}{suffix}", m, mode, epsilon, **changes) for m in ("private_head", "swift")]
 
 
+# Chosen on seed 100.
+DP_SGD: Mapping[str, Any] = {"step": "fedavg", "lr": 0.005, "momentum": 0.5, "batch": 100, "local_epochs": 1}
+
 SWEEPS: dict[str, list[Design]] = {
     # The two methods at every budget, mode, size, bench and pool.
     "utility": [
@@ -86,6 +89,15 @@ SWEEPS: dict[str, list[Design]] = {
         for mode in ("local", "once")
         for mask in ("soft", "permuted", "constant", "ones")
     ],
+    # Federated averaging of local DP-SGD, beside the whitened rounds of the other sweeps.
+    "dp-sgd": [
+        Design(f"{method} fedavg local {epsilon:g}", method, "local", epsilon, parameters={**DP_SGD, **rounds})
+        for epsilon in (8, 3)
+        for method, rounds in (
+            ("fine_tune", {"rounds": 5}),
+            ("swift", {"rounds": {"extractor": 3, "head": 2}, "head_reset": "none"}),
+        )
+    ],
     # A base model that has lost the disease signal in a group.
     "bench-b": _both("local", 3, bench="B"),
 }
@@ -95,7 +107,7 @@ def study_of(design: Design, seed: int) -> Study:
     """The study of a design; in mode none the whitened rounds run without noise."""
     method = {"name": design.method, **design.parameters}
     if design.method == "swift":
-        method["step"] = "whitened"
+        method.setdefault("step", "whitened")
     privacy = {"mode": "none"} if design.mode == "none" else {"mode": "local", "epsilon": design.epsilon}
     return Study.model_validate(
         {
@@ -201,13 +213,15 @@ def _row(design: Design, seed: int, cache: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="private-outcome-") as folder:
         run = trained(design, seed, cache, Path(folder) / "run")
         base, after = (score(run.path / f"{name}.safetensors", seed) for name in ("base", "model"))
-        notes = json.loads((run.path / "notes.json").read_text())["rounds"]
+        notes = json.loads((run.path / "notes.json").read_text())
+        # Whitened rounds are one part; averages of DP-SGD have their notes by part.
+        parts = list(notes["dp_sgd"].values()) if "dp_sgd" in notes else [notes["rounds"]]
     return {
         "base": base,
         "after": after,
         **relative(base, after),
-        "collapsed": notes["collapsed"],
-        "guard_blind": notes["guard_blind"],
+        "collapsed": any(part["collapsed"] for part in parts),
+        "guard_blind": any(part["guard_blind"] for part in parts),
         "cpu_s": round(time.process_time() - begun, 1),
     }
 

@@ -9,11 +9,11 @@ import pytest
 from cryptography import x509
 
 from equipoise.common.errors import EquipoiseError, StudyError
+from equipoise.common.supervision import QUIET, supervisor
 from equipoise.server.certificates import make_ca, sign_server
 from equipoise.server.coordinator import _APP_FILES, Coordinator
 from equipoise.server.coordinator_init import init_coordinator
 from equipoise.server.submission import prepare_run
-from equipoise.supervision import QUIET, supervisor
 from tests.e2e.studies import SITES, TABLE, Desk
 
 

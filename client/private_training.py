@@ -1,0 +1,293 @@
+"""Local training under noise: DP-SGD at a site, with Opacus' gradients by row and its optimiser.
+
+A step takes patients by Poisson sampling, clips the gradient of each of their rows (images), averages a patient's rows,
+rounds, adds the patients up as integers, adds noise of the query's own plan, and divides by the expected number of
+patients (Abadi et al. 2016, arXiv:1607.00133; Opacus: Yousefpour et al. 2021, arXiv:2109.12298). The patients' scores
+ride along in their cell, as in the whitened rounds (`equipoise.common.private_step`).
+
+From Opacus come the hooks that leave each row's gradient and the course of a step. What a guarantee rests on is our
+own: coins and noise from the site's cryptographic generator (Opacus draws them from torch's), a bound for each patient
+and not for each row, and integers in the place of floating-point sums.
+
+Importing this module loads Opacus, which takes seconds: a site does so when it is first asked.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from equipoise.client.cohort import Split
+from equipoise.client.descent import MaskedDescent, like
+from equipoise.client.workbench import FILLED_BATCH, cells_of, filled_rows
+from equipoise.common.errors import RefusedError
+from equipoise.common.layout import Layout
+from equipoise.common.losses import row_losses
+from equipoise.common.privacy.plan import ReleasePlan
+from equipoise.common.privacy.randomness import bernoulli, poisson_sample, secret_generator
+from equipoise.common.privacy.rounding import clip_and_round
+from equipoise.common.private_step import ROUNDING, SCORE_BOUND
+from equipoise.common.sensitivities import patient_slices
+from equipoise.common.study import ImageInputs, Study
+
+Points = NDArray[np.int64]
+Vector = NDArray[np.float64]
+# What frozen layers before the trained ones, and inputs, are for; torch says it at every step.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
+PROBE_ROWS = 3
+PROBE_TOLERANCE = 1e3  # machine epsilons of a row's gradient, by which two ways to sum it up may differ
+
+
+class LatticeOptimizer(DPOptimizer):
+    """Opacus' DP-SGD with a patient as the unit, integer sums, and the noise of a release plan.
+
+    Args:
+        descent: what moves the weights by a noised mean gradient.
+        plan: of kind `dp_sgd`, in units of `clip`; its dimensions are those of the trained weights and of the cells.
+        clip: C, the L2 bound of a row's gradient.
+        cells: number of cells, in which scores are summed.
+        expected: expected patients of a step, public: what the noised sum is divided by.
+
+    Attributes:
+        score_points: noised sums of 0.4 (p - 1/2) by cell over all steps so far, in lattice steps, int64 (cells,).
+    """
+
+    def __init__(self, descent: MaskedDescent, plan: ReleasePlan, clip: float, cells: int, expected: float) -> None:
+        super().__init__(
+            descent,
+            noise_multiplier=plan.noise / plan.clip,
+            max_grad_norm=clip,
+            expected_batch_size=expected,
+            loss_reduction="mean",
+        )
+        self.score_points: Points = np.zeros(cells, dtype=np.int64)
+        self._plan, self._cells = plan, cells
+        self._size = sum(parameter.numel() for parameter in self.params)
+        self._points = self._nothing()
+
+    @property
+    def points(self) -> Points:
+        """The un-noised sum of the step that is under way: weights, then cells, in lattice steps."""
+        return self._points
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """All pieces of a step's patients are one batch."""
+        return 1
+
+    def clip_and_accumulate(self, owner: Tensor, cell: Tensor, scores: Tensor) -> None:
+        """Add the patients of the rows whose gradients the hooks have just left.
+
+        Args:
+            owner: (m,) int64, non-decreasing: the patient of each row; all rows of each patient are there.
+            cell: (m,) int64, of the row's patient.
+            scores: (m,) p of each row.
+
+        Formal guarantee:
+            Unit: patient; relation: add or remove one. A patient's integers depend on that patient's rows and cell and
+            on public values alone, and have a norm of at most the plan's sensitivity in lattice steps: each row's
+            gradient is clipped to C and its score to 0.2 C, their mean is no longer, and `clip_and_round` bounds
+            whatever arrives.
+
+        Edge cases:
+            A row whose score or gradient is NaN or infinite adds 0 and still counts as one of the patient's rows.
+
+        Raises:
+            RefusedError: the hooks left gradients of other rows than these; for all patients alike.
+        """
+        samples = self.grad_samples
+        if any(len(sample) < len(owner) for sample in samples):
+            raise RefusedError("Opacus left gradients of fewer rows than there are; this network cannot be trained")
+        vectors = np.zeros((1, self._size + self._cells))
+        for rows in torch.split(
+            torch.arange(len(owner)), torch.unique_consecutive(owner, return_counts=True)[1].tolist()
+        ):
+            vectors[:] = 0.0
+            for row in rows.tolist():
+                gradient = torch.cat([sample[row].reshape(-1) for sample in samples]).to(torch.float64)
+                length, score = float(gradient.norm()), float(scores[row])
+                if np.isfinite(length) and np.isfinite(score):
+                    shrunk = ROUNDING / max(length, self.max_grad_norm) / len(rows)
+                    vectors[0, : self._size] += gradient.cpu().numpy() * shrunk
+                    vectors[0, self._size + int(cell[row])] += ROUNDING * 2 * SCORE_BOUND * (score - 0.5) / len(rows)
+            self._points += clip_and_round(vectors, self._plan.clip, self._plan.step)[0]
+
+    def add_noise(self) -> None:
+        """The sum with noise of the plan's own mechanism as `grad`, also where no patient was taken."""
+        noised = self._points + self._plan.sampler.noise(self._points.shape)
+        self._points = self._nothing()
+        self.score_points += noised[self._size :]
+        mean = torch.from_numpy(noised[: self._size] * (self._plan.step * self.max_grad_norm))
+        for parameter, part in zip(self.params, torch.split(mean, [p.numel() for p in self.params]), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.device, parameter.dtype)
+
+    def step(self, closure: None = None) -> None:
+        """Noise, division by the expected patients, descent; the patients were added before."""
+        self.add_noise()
+        self.scale_grad()
+        self.original_optimizer.step([parameter.grad for parameter in self.params])
+
+    def _nothing(self) -> Points:
+        return np.zeros(self._size + self._cells, dtype=np.int64)
+
+
+def train_privately(
+    study: Study,
+    model: nn.Module,
+    split: Split,
+    layout: Layout,
+    parameters: Mapping[str, Any],
+    plan: ReleasePlan,
+    clip: float,
+    weights: Mapping[str, Vector],
+    mask: Mapping[str, NDArray[np.floating]] | None,
+    expected: float,
+) -> tuple[Vector, Vector]:
+    """The change of the trained tensors after the plan's steps of DP-SGD, and the noised sums of scores by cell.
+
+    The mask multiplies each step after the noise, as without privacy it multiplies each gradient.
+
+    Args:
+        layout: tensors that are trained; all others stay as they are.
+        parameters: beta, lr, momentum, weight_decay, flips.
+        plan: sampling rate, steps, bound and noise, in units of `clip`.
+        clip: C, public.
+        weights: `task` and `bias`, (G + 1, 2) float64 by cell, public.
+        mask: factor of each trained tensor's update, released before; None for 1.
+        expected: patients that a step takes by the declared number, public.
+
+    Returns:
+        (change, scores): float64 (layout.size,); float64 (G + 1, 2), the sum over all steps of the noised sums over the
+        patients taken of 0.4 (p - 1/2).
+
+    Formal guarantee:
+        Unit: patient, with all rows; relation: add or remove one. Each step is the Poisson-sampled Gaussian mechanism
+        of the plan (`LatticeOptimizer.clip_and_accumulate` bounds the sum, `RoundedGaussian` noises it), adaptively
+        composed; all else is a function of noised sums and public values. The event is the plan's event. Mirroring
+        (`flips`) draws from the site's secret generator, each row's coins independent of who else is there.
+
+    Edge cases:
+        A step that takes nobody, or a site without patients, moves by noise alone.
+
+    Raises:
+        RefusedError: Opacus' gradients of this network are not those of autograd. Depends on public values alone.
+    """
+    names = list(layout.shapes)
+    trained = [model.get_parameter(name) for name in names]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in layout)
+    descent = MaskedDescent(
+        trained,
+        None if mask is None else [like(mask[name], p) for name, p in zip(names, trained, strict=True)],
+        [None] * len(trained),
+        lr=parameters["lr"],
+        momentum=parameters["momentum"],
+        decay=parameters["weight_decay"],
+        proximal=0.0,
+    )
+    start = layout.flatten({name: p.detach().clone() for name, p in zip(names, trained, strict=True)})
+    task, bias = (torch.from_numpy(weights[key].reshape(-1)) for key in ("task", "bias"))
+    cell, flips = cells_of(study, split), parameters["flips"] and isinstance(study.inputs, ImageInputs)
+    optimizer = LatticeOptimizer(descent, plan, clip, len(task), expected)
+    with hooked(model) as rowwise:
+        check_rows(rowwise, trained, filled_rows(study, model, split, slice(0, 0)))
+        for _ in range(plan.releases):
+            taken = torch.zeros(split.patients, dtype=torch.bool)
+            taken[torch.from_numpy(poisson_sample(plan.rate, split.patients))] = True
+            rows = torch.nonzero(taken[split.patient]).flatten()
+            for piece in patient_slices(split.patient[rows], FILLED_BATCH):
+                mine = rows[piece]
+                owner, count = split.patient[mine], len(mine)
+                x = filled_rows(study, model, split, mine)
+                # Over the rows that fill up too: the last entries of an odd number are computed by other instructions,
+                # and a row's last bits must not hang on how many others there are.
+                logits = rowwise(flipped_secretly(x) if flips else x)
+                padded = nn.functional.pad(owner, (0, len(x) - count), value=-1)
+                label, of_cell = split.label[padded], cell[padded]
+                torch.autograd.backward(row_losses(logits, label, of_cell, task, bias, parameters["beta"]).sum())
+                scores = torch.sigmoid(logits.detach().double())
+                optimizer.clip_and_accumulate(owner, of_cell[:count], scores[:count])
+                forget(trained)
+            optimizer.step()
+    change = layout.flatten({name: p.detach() for name, p in zip(names, trained, strict=True)}) - start
+    model.requires_grad_(True)
+    return change, optimizer.score_points.astype(np.float64).reshape(weights["task"].shape) * plan.step
+
+
+@contextmanager
+def hooked(model: nn.Module) -> Iterator[Any]:
+    """The network as it leaves the gradient of each row in `grad_sample` of what is trained; then as it was.
+
+    Hooks work in train mode alone.
+    """
+    try:
+        rowwise = GradSampleModule(model, loss_reduction="sum")
+    except NotImplementedError as error:
+        raise RefusedError(f"Opacus cannot train this network: {error}") from None
+    for module in model.modules():
+        # Not the others: dropout stays off.
+        module.training = any(True for _ in module.parameters(recurse=False))
+    try:
+        yield rowwise
+    finally:
+        rowwise.to_standard_module().eval()
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.__dict__.pop("summed_grad", None)
+
+
+def check_rows(rowwise: Any, trained: list[nn.Parameter], like_these: Tensor) -> None:
+    """Compare the hooks' gradients of made-up rows with autograd's, of each row alone.
+
+    Hooks have been seen to be wrong by far and in silence for a layer that they do not know, and a network that mixes
+    rows has no gradients by row at all. What is compared is public, so whether a site refuses tells of no patient.
+
+    Raises:
+        RefusedError: they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(PROBE_ROWS, *like_these.shape[1:], generator=generator).to(like_these)
+    torch.autograd.backward(rowwise(x).sum())
+    samples = [getattr(parameter, "grad_sample", None) for parameter in trained]
+    forget(trained)
+    rowwise.disable_hooks()
+    tolerance = PROBE_TOLERANCE * torch.finfo(x.dtype).eps
+    for row in range(len(x)):
+        own = torch.autograd.grad(rowwise(x[row : row + 1]).sum(), trained, materialize_grads=True, allow_unused=True)
+        size = sum(float(g.double().square().sum()) for g in own) ** 0.5
+        for sample, gradient in zip(samples, own, strict=True):
+            error = size
+            if isinstance(sample, Tensor) and sample.shape == (len(x), *gradient.shape):
+                error = float((sample[row] - gradient).double().norm())
+            if not math.isfinite(size):
+                raise RefusedError("the weights received have gradients that are no numbers, on made-up rows")
+            if not error <= tolerance * size:
+                raise RefusedError(
+                    "Opacus' gradients of single rows are not those of autograd for this network: it cannot be trained "
+                    "by DP-SGD; use step: whitened"
+                )
+    rowwise.enable_hooks()
+
+
+def flipped_secretly(x: Tensor) -> Tensor:
+    """Each image mirrored left-right and top-bottom with probability 1/2; coins from the site's own generator."""
+    coins = torch.from_numpy(bernoulli(0.5, 2 * len(x), secret_generator())).view(2, -1, 1, 1, 1)
+    x = torch.where(coins[0].to(x.device), x.flip(-1), x)
+    return torch.where(coins[1].to(x.device), x.flip(-2), x)
+
+
+def forget(trained: list[nn.Parameter]) -> None:
+    """Let go of the gradients of a piece."""
+    for parameter in trained:
+        parameter.grad = None
+        parameter.grad_sample = None  # type: ignore[attr-defined]

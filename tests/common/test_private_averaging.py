@@ -1,0 +1,178 @@
+"""Averages of local DP-SGD by the engine and real agents: what they learn, when they stop, what they ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from equipoise.common.block_energies import BlockEnergies
+from equipoise.common.canonical import sha256
+from equipoise.common.errors import DataError, StudyError
+from equipoise.common.methods import resolve
+from equipoise.common.methods.averaging import LocalSteps
+from equipoise.common.methods.method import Outcome
+from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds, clip_bound, scores_of
+from equipoise.common.pool import network_of
+from equipoise.common.privacy.accounting import epsilon_of
+from equipoise.common.privacy.events import Event
+from equipoise.common.query import Query, Sum
+from equipoise.common.study import PublicPool, Study
+from equipoise.common.study_plan import StudyPlan
+from equipoise.server.engine import Engine
+from equipoise.server.transcript import Transcript
+from tests.tiny import WIDTH, Memory, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file
+
+FILE = weights_file()
+PEOPLE = draw_people(240, seed=3, unknown=0.0)
+SITES = {"a": range(120), "b": range(120, 240)}
+SITES_40 = {"a": 40, "b": 40}
+EASY = {"batch": 40, "rounds": 3, "lr": 0.3, "momentum": 0.0}
+
+
+def study_of(folder: Path, method: dict[str, Any], epsilon: float, rows: np.ndarray | None = None) -> Study:
+    """The tiny study at two sites, with a public pool of 60 rows nobody in particular has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    privacy = {"mode": "local", "epsilon": epsilon}
+    evaluation = {"threshold": {"rule": "fixed:0.5"}, "bins": 8}
+    study = declare(make_study(method, file=FILE, privacy=privacy, evaluation=evaluation), {s: 120 for s in SITES})
+    drawn = np.random.default_rng(5).uniform(-1, 1, (60, WIDTH)) if rows is None else rows
+    content = save({"rows": torch.from_numpy(drawn.astype(np.float32))})
+    (folder / "pool.safetensors").write_bytes(content)
+    pool = PublicPool(path=str(folder / "pool.safetensors"), sha256=sha256(content))
+    return study.model_copy(update={"privacy": study.privacy.model_copy(update={"public_pool": pool})})
+
+
+def run_at(folder: Path, method: dict[str, Any], epsilon: float = 20.0) -> tuple[Outcome, Post, Study]:
+    study = study_of(folder, method, epsilon)
+    agents = {
+        name: make_agent(name, Memory.everywhere(PEOPLE.split(part)), folder, [study]) for name, part in SITES.items()
+    }
+    post, model, plan = Post(agents), classifier_of(study, FILE), StudyPlan.of(study).calibrated(study)
+    transcript = Transcript(folder / "transcript", study.hash, f"run/{study.method.name}")
+    outcome = Engine(study, plan, post).drive(resolve(study).run(study, model), study.method.name, transcript)
+    return outcome, post, study
+
+
+def task_loss(study: Study, outcome: Outcome | None) -> float:
+    """Mean cross-entropy over everybody."""
+    model = classifier_of(study, FILE) if outcome is None else outcome.classifier
+    split = PEOPLE.split(range(240))
+    with torch.no_grad():
+        z = network_of(study, model)(split.inputs)
+    return float(torch.nn.functional.binary_cross_entropy_with_logits(z, split.label[split.patient].float()))
+
+
+def test_with_little_noise_they_learn_what_the_patients_teach(tmp_path: Path) -> None:
+    method = {"name": "fine_tune", "step": "fedavg", "loss": "plain", **EASY}
+    outcome, post, study = run_at(tmp_path, method)
+    assert post.asked() == ["cell_counts"] * 2 + ["private_training"] * 6
+    assert task_loss(study, outcome) < 0.8 * task_loss(study, None)
+    assert not outcome.notes["dp_sgd"]["whole"]["collapsed"]
+
+
+def test_swift_asks_for_its_mask_and_averages_both_parts(tmp_path: Path) -> None:
+    method = {"name": "swift", "step": "fedavg", **EASY, "rounds": {"extractor": 2, "head": 1}}
+    outcome, post, _ = run_at(tmp_path, method)
+    asked = ["cell_counts", "block_sensitivities", *["private_training"] * 3]
+    assert post.asked() == [name for name in asked for _ in SITES]
+    assert set(outcome.notes["dp_sgd"]) == {"extractor", "head"}
+    moved = {n for n, v in outcome.classifier.state.items() if not np.array_equal(v, outcome.classifier.base[n])}
+    assert moved == set(outcome.classifier.parameters)
+
+
+def answer(query: Query, separation: float, counts: np.ndarray) -> Sum:
+    """Everybody's change is an eighth, and positives score so much higher than negatives."""
+    offsets = 0.4 * separation * np.array([-0.5, 0.5]) * counts * query.plan.releases * query.plan.rate
+    points = {
+        "scores": np.rint(offsets / query.blocks["scores"].step).astype(np.int64),
+        "change": query.blocks["change"].lattice.encode(np.full(query.blocks["change"].shape, 0.125), 1.0),
+    }
+    return Sum(query, ("a", "b"), points)
+
+
+def test_rounds_that_forget_the_disease_end_at_the_last_model_that_was_well(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "fine_tune", "step": "fedavg"}, 3.0)
+    model, counts = classifier_of(study, FILE), np.array([[4000.0, 4000], [4000, 4000], [0, 0]])
+    averages = Averages(study, model, counts)
+    rounds = Rounds("head", 6, 1.0, LocalSteps(batch=40), DpSgd(memory=1.0))
+    steps = averages.advance(rounds)
+    query = next(steps)
+    for separation in (0.4, 0.36, 0.25):
+        query = steps.send(answer(query, separation, counts))
+    with pytest.raises(StopIteration):
+        steps.send(answer(query, 0.1, counts))
+    # The fourth answer told of a collapse under the model of the third change; the one before it was well.
+    assert averages.collapsed
+    assert averages.model.state["head.bias"] == pytest.approx(model.base["head.bias"] + 2 * 0.125)
+    assert averages.notes["head"]["separation_by_round"] == pytest.approx([0.4, 0.36, 0.25, 0.1], abs=1e-3)
+    # What comes after a collapse is not asked.
+    assert not list(averages.advance(rounds))
+
+
+def test_the_plans_price_is_that_of_all_steps_of_all_rounds(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "fine_tune", "step": "fedavg", **EASY}, 3.0)
+    plan = StudyPlan.of(study).calibrated(study)
+    counts, *rounds = [entry.query.plan for entry in plan.entries if entry.query.split == "train"]
+    assert {(p.rate, p.releases) for p in rounds} == {(40 / 120, 3)}
+    [noise] = {p.noise / p.sensitivity for p in rounds}
+    steps = Event("gaussian", noise, count=9, rate=40 / 120)
+    assert plan.cost("train", 1e-5).epsilon == pytest.approx(epsilon_of([counts.event, steps], 1e-5), rel=1e-3)
+    assert 2.97 < plan.cost("train", 1e-5).epsilon <= 3
+    # A plan that counts one round for all, or no sampling, would say something else by far.
+    assert epsilon_of([counts.event, Event("gaussian", noise, count=3, rate=40 / 120)], 1e-5) < 2.2
+    assert epsilon_of([counts.event, Event("gaussian", noise, count=9)], 1e-5) > 6
+
+
+def test_the_clip_bound_is_a_percentile_of_the_pools_gradient_norms(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "fine_tune", "step": "fedavg"}, 3.0)
+    model = classifier_of(study, FILE)
+    net = network_of(study, model)
+    x = torch.from_numpy(np.random.default_rng(5).uniform(-1, 1, (60, WIDTH)).astype(np.float32))
+    lengths = []
+    for row in x:
+        logit = net(row[None])
+        gradient = torch.autograd.grad(logit.sum(), [net.get_parameter(name) for name in ("head.weight", "head.bias")])
+        p = float(torch.sigmoid(logit))
+        lengths.append(max(p, 1 - p) * float(torch.cat([g.flatten() for g in gradient]).norm()))
+    found = clip_bound(study, model, ["head.weight", "head.bias"], 60.0)
+    assert found == pytest.approx(np.percentile(lengths, 60), rel=1e-5)
+    assert clip_bound(study, model, list(model.parameters), 60.0) > found
+    assert BlockEnergies(net, ["head.bias"]).rows(x)[1].shape == (60, 1)
+
+
+def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "fine_tune", "step": "fedavg"}, 3.0)
+    model = classifier_of(study, FILE)
+    dead = model.with_values({name: np.zeros_like(value) for name, value in model.state.items()})
+    with pytest.raises(DataError, match="bounds nothing"):
+        clip_bound(study, dead, ["extractor.0.weight"], 60.0)
+
+
+def test_scores_are_read_per_patient_and_for_those_who_answered() -> None:
+    study = declare(
+        make_study({"name": "fine_tune", "step": "fedavg"}, privacy={"mode": "local", "epsilon": 3}), SITES_40
+    )
+    model = classifier_of(study, FILE)
+    plan = resolve(study).plan(study, model)
+    query = plan[-1]
+    steps, rate = query.plan.releases, query.plan.rate
+    counts = np.array([[100.0, 50], [30, 20], [0, 0]])
+    # Everybody scores 0.8; half of the patients are at sites that answered.
+    sums = 0.4 * 0.3 * counts * steps * rate * 0.5
+    points = {"scores": np.rint(sums / query.blocks["scores"].step).astype(np.int64)}
+    scores = scores_of(Sum(query, ("a",), points), 0.5, counts)
+    assert scores.sums[:2] == pytest.approx(0.8 * counts[:2], rel=1e-3)
+    noise = query.plan.noise * np.sqrt(steps) / (0.4 * steps * rate * 0.5)
+    assert scores.noise_sd == pytest.approx(noise, rel=1e-3)
+
+
+@pytest.mark.parametrize(("key", "value"), [("levels", "extremes"), ("form", "signed"), ("scaling", "minmax")])
+def test_parameters_without_a_private_form_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    study = study_of(tmp_path, {"name": "swift", "step": "fedavg", key: value}, 3.0)
+    with pytest.raises(StudyError, match=f"method.{key}={value}: has no private form"):
+        StudyPlan.of(study)
