@@ -21,9 +21,9 @@ WORDS = {
     "local": "Privacy mode local: every release of every hospital was made private by that hospital itself, with "
     "noise from its own generator, before it left. Whatever is computed from the releases, this report included, "
     "costs no patient more.",
-    "distributed": "Privacy mode distributed: every hospital added a share of one noise, and only the sum over hospitals "
-    "was seen. The guarantee holds while no more hospitals act as one with the coordinator than the study declares; what "
-    "it is if all others do stands beside it.",
+    "distributed": "Privacy mode distributed: every hospital added a share of one noise, and only the sum over "
+    "hospitals was seen. The guarantee holds while no more hospitals act as one with the coordinator than the study "
+    "declares; what it is if all others do stands beside it.",
 }
 
 
