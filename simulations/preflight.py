@@ -42,7 +42,7 @@ def check_census(study: Study, census: Census) -> None:
     if len(census) < study.sites.minimum:
         raise StudyError(
             f"sites.minimum={study.sites.minimum}, and the hospitals are {len(census)} ({', '.join(census)}); add "
-            "hospitals or lower sites.minimum"
+            "hospitals or lower sites.minimum (E150)"
         )
     needed = {*splits_needed(study), *(["train"] if resolve(study).trains else [])}
     for split in (name for name in SPLITS if name in needed):

@@ -7,7 +7,9 @@ from typing import Any
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.server.plan import plan_costs, plan_rows
-from equipoise.server.report.blocks import Section, Table
+from equipoise.server.report.blocks import Figure, Panel, Section, Table
+from equipoise.server.report.plots.bars import Bar, bars
+from equipoise.server.report.plots.svg import rounded_up
 from equipoise.server.report.words import number
 
 Json = dict[str, Any]
@@ -19,6 +21,9 @@ WORDS = {
     "local": "Privacy mode local: every release of every hospital was made private by that hospital itself, with "
     "noise from its own generator, before it left. Whatever is computed from the releases, this report included, "
     "costs no patient more.",
+    "distributed": "Privacy mode distributed: every hospital added a share of one noise, and only the sum over "
+    "hospitals was seen. The guarantee holds while no more hospitals act as one with the coordinator than the study "
+    "declares; what it is if all others do stands beside it.",
 }
 
 
@@ -82,4 +87,25 @@ def privacy_section(report: Json) -> Section:
         ],
         frozenset({0, 1, 2, 4}),
     )
-    return Section("privacy", "Privacy", text, (costs, releases))
+    return Section("privacy", "Privacy", text, (_bars(privacy, costs), releases))
+
+
+def _bars(privacy: Json, table: Table) -> Figure:
+    """What each split of the patients paid, in the honest view and if all others collude."""
+    rows = [
+        Bar(
+            f"{cost['account']}: {cost['split']}",
+            f"epsilon {number(cost['epsilon'])}",
+            (cost["epsilon"], cost["epsilon_if_others_collude"]),
+        )
+        for cost in privacy["costs"]
+    ]
+    high = rounded_up(max(max(row.values) for row in rows))
+    axis = f"epsilon at delta {privacy['delta']:g}, each hospital"
+    drawing = bars("epsilon", "Epsilon by split of the patients", axis, rows, high=high)
+    caption = (
+        "What one hospital's patients paid in this study; every hospital paid the same. How much its patients have "
+        "left stands in its own ledger (`equipoise ledger show`) and is not known here."
+    )
+    legend = (("bar", "against hospitals that do not collude"), ("hatched", "if all others collude"))
+    return Figure(caption, [Panel("epsilon by split", drawing)], table, legend)

@@ -41,8 +41,8 @@ def trade_off(report: Json) -> Section:
         return Section("trade-off", "What a smaller gap costs", text, (table,))
     dots = [
         Dot(SHAPES[report["roles"][m]], a["value"], g["value"], (a["low"], a["high"]), (g["low"], g["high"]), m)
-        for m, (a, g) in known.items()
-    ]
+        for m, (a, g) in sorted(known.items(), key=lambda row: SHAPES[report["roles"][row[0]]] != "control")
+    ]  # controls first, so that they hide nothing
     low = stepped_down(min(a["low"] for a, _ in known.values()))
     high = stepped_up(max(a["high"] for a, _ in known.values()))
     axes = (

@@ -88,12 +88,20 @@ def plane(
         if dot.up is not None:
             drawing.line(x, up(dot.up[0]), x, up(dot.up[1]), f"interval {dot.shape}")
         drawing.marker(x, y, dot.shape)
-    for dot in dots:
-        if dot.label:
-            x, y = across(dot.x), up(dot.y)
-            near_end = x > right - 7 * len(dot.label)
-            drawing.text(x + (-9 if near_end else 9), y - 7, dot.label, "note halo", "end" if near_end else "start")
+    _labels(drawing, [(across(dot.x), up(dot.y), dot.label) for dot in dots if dot.label], right)
     return drawing.markup()
+
+
+def _labels(drawing: Drawing, dots: Sequence[tuple[float, float, str]], right: float) -> None:
+    """Words beside points: above, or below where another's words stand already."""
+    taken: list[tuple[float, float]] = []
+    for x, y, text in dots:
+        place = y - 7
+        while any(abs(x - other) < 60 and abs(place - height) < 12 for other, height in taken):
+            place += 12
+        taken.append((x, place))
+        near_end = x > right - 7 * len(text)
+        drawing.text(x + (-9 if near_end else 9), place, text, "note halo", "end" if near_end else "start")
 
 
 def _description(axes: tuple[Axis, Axis], dots: Sequence[Dot]) -> str:
