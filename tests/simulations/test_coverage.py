@@ -1,4 +1,4 @@
-"""The coverage simulations: their batched figures are those of a report, their truth is the truth, their page agrees."""
+"""Coverage simulations: their batched figures are those of a report, their truth is the truth, their page agrees."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_one_world_from_end_to_end() -> None:
 
 
 def test_enumerated_coverage_by_hand() -> None:
-    # Ten patients, p = .9: Wilson's interval misses it for 6 or fewer (probability .0128) and not for 7 to 10, and
-    # above for none; with 10 of 10 its lower limit is .722.
+    # Ten patients, p = .9: Wilson's interval of 7 of 10 ends at .892, of 8 at .943; that of 10 begins at .722. So it
+    # misses for 7 or fewer, which has probability .0702.
     row = next(row for row in enumerated()["rates"] if (row["n"], row["p"]) == (10, 0.9))
     assert row["coverage"] == pytest.approx(0.9298, abs=1e-4)
