@@ -74,8 +74,7 @@ def audit(name: str) -> dict[str, Any]:
         figures = pooled(counts, hist, attribute.groups)
         figures["within"] = within([part[0] for part in of_sites], attribute.groups)
         figures["sites"] = {
-            site: gap("equal_opportunity_difference", part[0], attribute.groups).to_json()
-            for site, part in zip(sites, of_sites, strict=True)
+            site: gap(GAPS[0], part[0], attribute.groups).to_json() for site, part in zip(sites, of_sites, strict=True)
         }
         attributes.append({"attribute": attribute.name, "groups": list(attribute.groups), **figures})
     return {**facts, "rule": study.evaluation.threshold.rule, "threshold": threshold, "attributes": attributes}
@@ -190,7 +189,7 @@ def section(name: str, result: dict[str, Any]) -> str:
             rest = "" if share is None else f"; composition {share:+.3f}"
             what = f"| TPR, {part['groups']} | {text(part['pooled'])}; within hospitals {text(part['within'])}{rest} |"
             lines.append(what)
-        lines += ["", "| site | `equal_opportunity_difference` there |", "|---|---|"]
+        lines += ["", f"| site | `{GAPS[0]}` there |", "|---|---|"]
         lines += [f"| {site} | {text(estimate)} |" for site, estimate in one["sites"].items()]
     return "\n".join(lines) + "\n"
 
