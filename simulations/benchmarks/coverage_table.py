@@ -12,6 +12,7 @@ from typing import Any
 
 from equipoise.common.files import write_whole
 from equipoise.simulations.benchmarks.coverage import RESULTS
+from equipoise.simulations.benchmarks.coverage_worlds import worlds
 from equipoise.simulations.benchmarks.speed import ROOT
 
 PAGE = ROOT / "docs" / "fairness-metrics.md"
@@ -69,7 +70,8 @@ def block(results: dict[str, Any]) -> str:
         lines += ["", f"Enumerated {what}: {len(rows)} settings, coverage under .93 in {len(low)} ({said}); "]
         lines[-1] += f"largest ratio of widths {widest:.2f}."
     draws = sorted({result["replications"] for result in results["worlds"].values()})
-    lines += ["", f"{len(results['worlds'])} worlds, {' or '.join(map(str, draws))} draws each."]
+    done = f"{len(results['worlds'])} of {len(worlds())} worlds are drawn"
+    lines += ["", f"{done}, {' or '.join(map(str, draws))} times each; the others wait for the same command."]
     return "\n".join(lines) + "\n"
 
 
