@@ -126,8 +126,7 @@ class Sampler:
         terms = (v_b, v_a, v_b**2, v_a**2, v_b * v_a)
         where = ((row * self.groups + self.group) * 2 + self.label).ravel()
         size = draws * self.groups * 2
-        added = [np.bincount(where, part.ravel(), size).astype(np.float64) for part in terms]
-        sums: Floats = np.stack(added, axis=-1)
+        sums: Floats = np.stack([np.bincount(where, part.ravel(), size).astype(np.float64) for part in terms], axis=-1)
         return Sample(
             (fine[0], fine[1]),
             (coarse[0], coarse[1]),

@@ -17,7 +17,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 from torchmetrics.classification import BinaryGroupStatRates
 
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc, xauc
@@ -185,6 +194,98 @@ def check_oracles(seed: int, n: int, sites: int) -> None:
         scores = label[mine], after[mine]
         assert auc_by_group(hist, minimum=1)[g].value == pytest.approx(roc_auc_score(*scores), abs=1e-12)  # type: ignore[arg-type]
         assert auprc_by_group(hist, minimum=1)[g].value == pytest.approx(average_precision_score(*scores), abs=1e-12)  # type: ignore[arg-type]
+
+
+@ORACLE
+@settings(max_examples=10, deadline=None)
+def test_every_other_exact_metric_is_that_of_its_oracle(seed: int, n: int, sites: int) -> None:
+    check_the_rest(seed, n, sites)
+
+
+@pytest.mark.slow
+@ORACLE
+@settings(max_examples=500, deadline=None)
+def test_and_so_is_every_other_in_five_hundred_splits(seed: int, n: int, sites: int) -> None:
+    check_the_rest(seed, n, sites)
+
+
+def check_the_rest(seed: int, n: int, sites: int) -> None:
+    """What `check_oracles` leaves out: each metric of docs/fairness-metrics.md on all rows, ours on the sites' sums.
+
+    Probabilities are multiples of 1/256, so that the fixed point of their sums (2^-16, squares included) loses nothing.
+    """
+    rng = np.random.default_rng(seed)
+    label = np.concatenate([[0, 1, 0, 1], rng.integers(0, 2, n)])
+    group = np.concatenate([[0, 0, 1, 1], rng.integers(0, 3, n)])  # 2 is unknown
+    before, after = (EDGES[rng.integers(200, 800, len(label)) + 60 * label] for _ in range(2))
+    probability = rng.integers(1, 256, len(label)) / 256
+    site = split(seed, len(label), sites)
+    patients = Patients(before, after, label, group, 3)
+    parts = [patients.at(site == s).tables() for s in range(sites + 1)]
+    pair = sum(part["pair"] for part in parts)
+    counts, hist = counts_after(pair), sum(part["after"] for part in parts)  # type: ignore[arg-type]
+    who = [(probability[at], label[at], group[at], 3) for at in (site == s for s in range(sites + 1))]
+    squares, calibration = (sum(make(*one) for one in who) for make in (brier_sums, calibration_table))
+
+    decisions = {"before": decide(before, 0.0).astype(int), "after": decide(after, -0.2).astype(int)}
+    oracles = {
+        "tpr": recall_score,
+        "fnr": lambda y, d: 1 - recall_score(y, d),
+        "tnr": lambda y, d: recall_score(y, d, pos_label=0),
+        "fpr": lambda y, d: 1 - recall_score(y, d, pos_label=0),
+        "ppv": lambda y, d: precision_score(y, d, zero_division=np.nan),
+        "npv": lambda y, d: precision_score(y, d, pos_label=0, zero_division=np.nan),
+        "selection_rate": fl.selection_rate,
+        "accuracy": accuracy_score,
+        "prevalence": lambda y, d: float(np.mean(y)),
+    }
+    assert set(oracles) == set(RATES)
+    for g in range(2):
+        mine = group == g
+        y = label[mine]
+        of_model = {model: decision[mine] for model, decision in decisions.items()}
+        for rate, oracle in oracles.items():
+            close(rate_by_group(rate, counts, minimum=1)[g].value, oracle(y, of_model["after"]))
+            if rate != "prevalence":
+                expected = oracle(y, of_model["after"]) - oracle(y, of_model["before"])
+                close(rate_change_by_group(rate, pair, minimum=1)[g].value, expected)  # type: ignore[arg-type]
+        (tn, fp), (fn, tp) = confusion_matrix(y, of_model["after"], labels=[0, 1])
+        assert counts[g].tolist() == [[tn, fp], [fn, tp]]
+        benefit = tp / len(y) - fp / len(y) * 0.3 / 0.7
+        close(net_benefit(counts, 0.3, minimum=1)[g].value, benefit)
+        close(net_benefit(counts, 0.3, standardised=True, minimum=1)[g].value, benefit / y.mean())
+        if len(y) > 1:
+            close(brier_by_group(squares, minimum=2)[g].value, brier_score_loss(y, probability[mine]))  # type: ignore[arg-type]
+        found = calibration_by_group(calibration, minimum=1)[g]  # type: ignore[arg-type]
+        bins = np.searchsorted(np.arange(1, 10) / 10, probability[mine], side="right")
+        members = [(bins == b) for b in np.unique(bins)]
+        close(found.ece.value, sum(m.mean() * abs(y[m].mean() - probability[mine][m].mean()) for m in members))
+        close(found.citl.value, y.sum() / probability[mine].sum())
+    known = group < 2
+    rows = {"y_true": label[known], "y_pred": decisions["after"][known], "sensitive_features": group[known]}
+    close(demographic_parity_ratio(counts, minimum=1).value, fl.demographic_parity_ratio(**rows))
+    frame = fl.MetricFrame(metrics=fl.false_positive_rate, **rows)
+    close(gap("fpr_difference", counts, minimum=1).value, frame.difference())
+    for agg, metric in (("worst_case", "equalized_odds_difference"), ("mean", "equalized_odds_mean")):
+        ends = [
+            fl.equalized_odds_difference(**{**rows, "y_pred": decision[known]}, agg=agg)
+            for decision in decisions.values()
+        ]
+        close(gap_change(metric, pair, minimum=1).value, ends[1] - ends[0])  # type: ignore[arg-type]
+    aucs = [roc_auc_score(label[group == g], after[group == g]) for g in range(2)]
+    close(auc_gap(hist, minimum=1).value, max(aucs) - min(aucs))  # type: ignore[arg-type]
+    close(worst_group_auc(hist, minimum=1).value, min(aucs))  # type: ignore[arg-type]
+    close(overall_auc(hist, minimum=1).value, roc_auc_score(label, after))  # type: ignore[arg-type]
+    across = ((group == 0) & (label == 1)) | ((group == 1) & (label == 0))
+    close(xauc(hist, ["a", "b"], minimum=1)["a", "b"].value, roc_auc_score(label[across], after[across]))  # type: ignore[arg-type]
+
+
+def close(ours: float | None, oracle: float) -> None:
+    """Equal to 1e-12; None where the oracle has no number."""
+    if math.isnan(oracle):
+        assert ours is None
+    else:
+        assert ours == pytest.approx(oracle, abs=1e-12)
 
 
 def test_sites_that_lack_a_group_relabel_others_in_torchmetrics_and_not_here() -> None:

@@ -1,7 +1,8 @@
-"""The coverage simulations: their batched figures are those of a report, their truth is true, their page agrees."""
+"""Coverage simulations: their batched figures are those of a report, their truth is the truth, their page agrees."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from equipoise.common.fairness.rates import gap, rate_by_group
 from equipoise.common.fairness.reference import difference
 from equipoise.common.fairness.tables import counts_after
 from equipoise.simulations.benchmarks.coverage import (
+    RESULTS,
     Setting,
     Tables,
     enumerated,
@@ -24,6 +26,7 @@ from equipoise.simulations.benchmarks.coverage import (
     simulate,
     truths,
 )
+from equipoise.simulations.benchmarks.coverage_table import PAGE, beyond_chance, page
 from equipoise.simulations.benchmarks.coverage_worlds import Group, Sampler, World, noise, noise_variance, worlds
 
 TINY = World("tiny", (Group(40, 160, 1.7, 1.6), Group(14, 60, 1.3, 1.6), Group(11, 40, 2.5, 2.5)), 1.0, (4,))
@@ -112,7 +115,16 @@ def test_one_world_from_end_to_end() -> None:
 
 
 def test_enumerated_coverage_by_hand() -> None:
-    # Ten patients, p = .9: Wilson's interval misses it for 6 or fewer (probability .0128) and not for 7 to 10, and
-    # above for none; with 10 of 10 its lower limit is .722.
+    # Ten patients, p = .9: Wilson's interval of 7 of 10 ends at .892, of 8 at .943; that of 10 begins at .722. So it
+    # misses for 7 or fewer, which has probability .0702.
     row = next(row for row in enumerated()["rates"] if (row["n"], row["p"]) == (10, 0.9))
     assert row["coverage"] == pytest.approx(0.9298, abs=1e-4)
+
+
+def test_the_page_is_what_the_results_give() -> None:
+    assert PAGE.read_text() == page(PAGE.read_text(), json.loads(RESULTS.read_text()))
+
+
+def test_what_lies_under_the_aim_beyond_chance() -> None:
+    assert beyond_chance({"coverage": 0.90, "draws": 1000, "estimable": 1.0})
+    assert not beyond_chance({"coverage": 0.92, "draws": 1000, "estimable": 0.5})
