@@ -7,12 +7,13 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 DEMO := runs/demo
+FAILURES := failures-processes failures-network failures-answers failures-disk failures-users
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint e2e e2e-deploy e2e-failures bench clean
+.PHONY: help demo test lint e2e e2e-deploy e2e-failures $(FAILURES) bench clean
 
 help: ## List the commands.
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(RUN) ## Install into .venv, debias a classifier over six simulated hospitals, write runs/demo/report.html.
 	rm -rf $(DEMO)
@@ -37,8 +38,13 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 e2e-deploy: $(DEV) ## The commands of docs/deploy.md on real processes: a SuperLink, four SuperNodes, four site agents.
 	$(BIN)/pytest -m deploy -s
 
-e2e-failures: $(DEV) ## What fails in a deployment, on real processes (most of an hour).
-	$(BIN)/pytest -m failures
+e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): five parts of up to ten minutes.
+
+failures-processes failures-network failures-answers failures-disk: failures-%: $(DEV)
+	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_failures_$*.py
+
+failures-users: $(DEV)
+	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_users.py
 
 bench: $(RUN) ## Speed and memory beside a frozen plain script; writes docs/benchmarks.md (about five minutes).
 	$(BIN)/python -m equipoise.simulations.benchmarks.speed --date $$(date +%F)

@@ -59,7 +59,8 @@ def check_site(folder: Path, study_file: Path | None = None, superlink: str | No
     rows += _certificate(folder / "ca.pem")
     rows += _data(site, study_file)
     rows += _ledger(folder / "agent" / "ledger.sqlite")
-    free = shutil.disk_usage(folder).free
+    state = folder / "agent"  # a disk of its own, perhaps
+    free = shutil.disk_usage(state if state.is_dir() else folder).free
     enough = free >= LEAST_FREE_BYTES
     rows.append(Row("disk", enough, f"{free / 2**30:.1f} GiB free", "" if enough else "free at least 1 GiB"))
     door = Path(site.socket.path)

@@ -36,7 +36,7 @@ class Coding:
             if key not in site.data.columns and key not in manifest.columns:
                 raise DataError(
                     f"site {site.site}: coding.{key}: no such column in {manifest.path} nor under data.columns; "
-                    "correct the key of the site file"
+                    "correct the key of the site file (E120)"
                 )
 
     def where(self, row: int, column: str) -> str:
@@ -78,7 +78,7 @@ class Coding:
         raise DataError(
             f"{self.where(row, self.name(attribute.column))}: {value!r} is no level of attribute {attribute.name} "
             f"(declared: {', '.join(attribute.groups)}); map it under coding.{attribute.column} of the site file, "
-            f"or to {UNKNOWN}"
+            f"or to {UNKNOWN} (E120)"
         )
 
     def _cut(self, attribute: Attribute, value: str, row: int) -> int:
@@ -86,7 +86,7 @@ class Coding:
         if found is None:
             raise DataError(
                 f"{self.where(row, self.name(attribute.column))}: {value!r} is not a number, and attribute "
-                f"{attribute.name} is cut at {attribute.cuts}; correct it, or leave it empty if unknown"
+                f"{attribute.name} is cut at {attribute.cuts}; correct it, or leave it empty if unknown (E120)"
             )
         return bisect_right(attribute.cuts or [], found)
 
@@ -116,7 +116,7 @@ class Coding:
             expected = "a probability from 0 to 1" if scale == "probability" else "a finite logit"
             raise DataError(
                 f"{self.where(broken[0], name)}: {len(broken)} of {len(values)} scores are not {expected}; correct "
-                "them, or declare the other scale"
+                "them, or declare the other scale (E130)"
             )
         found = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
         return torch.logit(found, eps=SMALLEST_SCORE) if scale == "probability" else found

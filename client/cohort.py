@@ -174,7 +174,7 @@ class Cohort:
                 if values[row] != values[first]:
                     raise DataError(
                         f"{coding.where(row, column)}: disagrees with data row {first + 1} of the same patient; a "
-                        "patient has one group and one split, so make its rows agree"
+                        "patient has one group and one split, so make its rows agree (E140)"
                     )
         return [values[rows[0]] for rows in self._rows]
 

@@ -35,7 +35,7 @@ from equipoise.common.errors import RefusedError
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
 from equipoise.common.fairness.joint import interval_cells
-from equipoise.common.fairness.tables import bin_scores
+from equipoise.common.fairness.tables import bin_scores, decide
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
 from equipoise.common.query import MOVED
@@ -291,6 +291,22 @@ def decision_table(place: Workplace) -> Contribution:
     )
 
 
+def site_table(place: Workplace) -> Contribution:
+    """The cell (this hospital, group, label, decision before, and after) of each patient, for every attribute."""
+    own = np.full(len(place.label), sites_of(place.study).index(place.site))
+    limits = place.query.inputs["thresholds"]["thresholds"][0]
+    before, after = (
+        decide(_scores(place, role), limit).astype(np.int64)
+        for role, limit in zip(("before", "after"), limits, strict=True)
+    )
+    return Fills(
+        {
+            name: np.ravel_multi_index((own, place.group(name), place.label, before, after), block.shape)[:, None]
+            for name, block in place.query.blocks.items()
+        }
+    )
+
+
 def placement_sums(place: Workplace) -> Contribution:
     """Sums of placements within each group, for the paired variance of an AUC change."""
     query = place.query
@@ -338,5 +354,6 @@ COMPUTATIONS: dict[str, Callable[[Workplace], Contribution]] = {
     "site_deviation": site_figures.site_deviation,
     "score_histogram": score_histogram,
     "decision_table": decision_table,
+    "site_table": site_table,
     "placement_sums": placement_sums,
 }

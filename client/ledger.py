@@ -152,7 +152,8 @@ class Ledger:
                 raise RefusedError(
                     f"the study's releases on {split} do not fit under caps.epsilon={caps.epsilon:g} (and "
                     f"{caps.epsilon_if_others_collude:g} if all others collude) beside what account {account!r} has "
-                    "spent and reserved (`equipoise ledger show`); decline the study, or raise the caps knowingly"
+                    "spent and reserved (`equipoise ledger show`); decline the study, or raise the caps knowingly "
+                    "(E170)"
                 )
 
     def check_caps(self, account: str, caps: PrivacyCost) -> None:

@@ -6,6 +6,7 @@ node.key, node.pub       the SuperNode's key
 peers/                   enrolments of the other hospitals, as pinned
 agent/                   the site agent's own: identity key, ledger, logs, decisions (mode 0700)
 door/agent.sock          where the SuperNode reaches the agent
+bin/                     the SuperNode's programs as they are run here (docs/decisions/0053, 0054)
 start-agent.sh, start-supernode.sh, supervise.sh and service files
 """
 
@@ -27,7 +28,7 @@ from equipoise.common.identity import (
     read_enrolment,
 )
 from equipoise.common.sitefile import Site
-from equipoise.supervision import RETRY_S, python_script, start_script, supervisor, unit
+from equipoise.common.supervision import RETRY_S, python_script, start_script, supervisor, unit
 
 _SITE_FILE = """# What {site} decides for itself. This file is never sent. docs/site-file.md explains every key.
 # After a change: `equipoise site check`, then start the agent again.
@@ -110,6 +111,7 @@ def init_site(folder: Path, site: str, superlink: str, ca: Path, port: int, mani
             f"the SuperNode of {site}", supernode, folder / "supernode", home, folder / "bin"
         ),
         "bin/flwr-clientapp": python_script("equipoise.client.launcher"),
+        "bin/flower-supernode": python_script("equipoise.client.supernode"),
         "supervise.sh": supervisor(),
     }
     for name, text in scripts.items():

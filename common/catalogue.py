@@ -8,7 +8,7 @@ Each function gives the template of one query; the site-side computation of the 
                cell_losses, group_fisher
     training   private_training                                 a site's own DP-SGD steps
     exact      cell_statistics, sensitivities, batch_sensitivities, gradient_sum, head_moments, head_curve,
-               local_training, placement_sums, site_gradient, fair_training, cell_decisions, site_deviation
+               local_training, placement_sums, site_gradient, fair_training, cell_decisions, site_deviation, site_table
                have no private form and are refused where noise has to protect the patients
 """
 
@@ -36,7 +36,7 @@ UPDATE_BOUND = 2.0**8
 
 # Queries whose sum shows a figure of each hospital: a secure sum conceals nothing of it, and no noise protects it. A
 # hospital answers them only where its own file says `caps.site_results: true`.
-SITE_LEVEL = ("site_gradient", "site_deviation")
+SITE_LEVEL = ("site_gradient", "site_deviation", "site_table")
 
 # Phases that a study's budget is shared among, by split.
 COUNTS, MASK, ROUNDS, HISTOGRAM, TABLES = "counts", "mask", "rounds", "histogram", "tables"
@@ -458,6 +458,20 @@ def decision_table(study: Study, before: str, after: str, points: int) -> Query:
         {a.name: (len(a.groups) + 1, 2, points + 1, points + 1) for a in study.attributes},
         cells=len(study.attributes),
     )
+
+
+def site_table(study: Study, before: str, after: str) -> Query:
+    """Each hospital's own pair table at the declared operating point, in a place of its own.
+
+    Shows every hospital's own counts, as `site_gradient` does, and has no private form: noise of every hospital would
+    fall on the places of all others. Inputs: two models, `thresholds` (1, 2).
+    """
+    names = {"before": before, "after": after, "attributes": [a.name for a in study.attributes]}
+    blocks = {
+        a.name: Block.counts((len(sites_of(study)), len(a.groups) + 1, 2, 2, 2), per_patient=len(study.attributes))
+        for a in study.attributes
+    }
+    return Query("site_table", "patient_sum", "test", "evaluation", names, blocks, budget=TABLES)
 
 
 def placement_sums(study: Study, before: str, after: str) -> Query:

@@ -46,6 +46,8 @@ class Measured:
         pairs: (before, after) -> attribute -> counts[point, g, y, decision before, decision after]; margins of joints.
         pair_noise: (before, after) -> variance of the noise in each cell of a pair table, (points, 1, 1, 2, 2).
         placements: model -> attribute -> sums of placements against the base, (G + 1, 2, 5).
+        site_pairs: attribute -> counts[site, g, y, decision before, decision after] of base and method at the declared
+            rule, in the order of `catalogue.sites_of`; empty unless the study asks for it (`evaluation.by_site`).
     """
 
     edges: Floats
@@ -56,6 +58,7 @@ class Measured:
     pairs: dict[tuple[str, str], ByAttribute] = field(default_factory=dict)
     pair_noise: dict[tuple[str, str], Floats] = field(default_factory=dict)
     placements: dict[str, dict[str, Floats]] = field(default_factory=dict)
+    site_pairs: ByAttribute = field(default_factory=dict)
 
     def add_joint(self, before: str, after: str, joint: ByAttribute, noise: float) -> None:
         """Take in a decision table, whose cells carry noise of this variance, with its pair tables."""
@@ -138,6 +141,25 @@ def check_rule(study: Study) -> None:
         )
 
 
+def check_by_site(study: Study) -> None:
+    """Whether hospitals' own tables can be asked for.
+
+    Raises:
+        StudyError: under noise, or without the hospitals' names in the study.
+    """
+    if not study.evaluation.by_site:
+        return
+    if study.privacy.private:
+        raise StudyError(
+            "evaluation.by_site=true: a hospital's own table has no private form yet; leave it out, or write "
+            "privacy.mode: none where the hospitals' site files allow it"
+        )
+    if not study.sites.declared_patients and study.simulation is None:
+        raise StudyError(
+            "evaluation.by_site=true: sites.declared_patients is missing; it names the hospitals that get a place"
+        )
+
+
 def splits_needed(study: Study) -> list[SplitName]:
     """Splits whose histograms an evaluation needs."""
     evaluation = study.evaluation
@@ -165,7 +187,11 @@ def plan(study: Study, models: list[str], method: str | None) -> list[Query]:
     if study.privacy.private:
         return histograms + tables
     placements = [catalogue.placement_sums(study, BASE, model) for model in models if model != BASE]
-    return histograms + tables + placements
+    return histograms + tables + placements + _site_tables(study, method)
+
+
+def _site_tables(study: Study, method: str | None) -> list[Query]:
+    return [catalogue.site_table(study, BASE, method)] if study.evaluation.by_site and method is not None else []
 
 
 def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None) -> Generator[Query, Sum, Measured]:
@@ -207,6 +233,13 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
             **models[BASE].inputs("before"), **models[name].inputs("after"), edges=edges, histograms=pooled
         )
         measured.placements[name] = {a.name: total.value(a.name) for a in study.attributes}
+    for query in _site_tables(study, method):
+        after = query.parameters["after"]
+        thresholds = np.array([[measured.thresholds[BASE][0], measured.thresholds[after][0]]])
+        total = yield query.with_inputs(
+            **models[BASE].inputs("before"), **models[after].inputs("after"), thresholds={"thresholds": thresholds}
+        )
+        measured.site_pairs = {a.name: total.count(a.name) for a in study.attributes}
     return measured
 
 

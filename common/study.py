@@ -288,6 +288,7 @@ class Evaluation(Strict):
     margin: float = Field(default=0.05, gt=0, lt=1)
     bins: int | None = Field(default=None, ge=8, le=4096)  # of the score; by default 1024, under noise 16
     gates: Gates = Gates()
+    by_site: bool = False  # also each hospital's own table: gaps within hospitals, and a figure that names them
 
 
 class Sites(Strict):
@@ -316,7 +317,7 @@ class SyntheticHospitals(Strict):
 class PublicHospitals(Strict):
     """Public data read from the folder that EQUIPOISE_DATA names (simulations/public.py)."""
 
-    kind: Literal["heart", "ham10000", "adult"]
+    kind: Literal["heart", "ham10000", "adult", "diabetes"]
 
 
 class FolderHospitals(Strict):
@@ -333,6 +334,23 @@ class Recipe(Strict):
     lr: float = Field(default=3e-3, gt=0)
     batch: int = Field(default=64, ge=1)
     weight_decay: float = Field(default=1e-4, ge=0)
+
+
+class Card(Strict):
+    """What a board asks of a model and no sum can say, in the coordinator's words; what is left out is named in red."""
+
+    intended_use: str = ""
+    intended_users: str = ""
+    population: str = ""
+    out_of_scope: str = ""
+    period: str = ""  # and inclusion of the patients
+    label_source: str = ""  # reference standard
+    group_source: str = ""  # who recorded the attributes, and why these
+    equipment: str = ""  # devices, scanners, laboratories
+    overlap: str = ""  # of test patients with those that the vendor trained on
+    residual_risk: str = ""
+    monitoring: str = ""  # when it is measured again, and what triggers it
+    owner: str = ""  # the person who decides
 
 
 class Simulation(Strict):
@@ -356,6 +374,7 @@ class Study(Strict):
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
     sites: Sites = Sites()
+    card: Card = Card()
     simulation: Simulation | None = None
 
     @model_validator(mode="before")

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from equipoise import __version__
-from equipoise.commands import agent, coordinator, evaluate, ledger, runs, site
+from equipoise.commands import agent, compare, coordinator, evaluate, ledger, runs, site
 from equipoise.commands.results import (
     EngineName,
     Format,
@@ -39,7 +39,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            goes_on = ctx.invoked_subcommand in ("simulate", "evaluate")
+            goes_on = ctx.invoked_subcommand in ("simulate", "evaluate", "compare")
             typer.echo("stopped; go on with --resume" if goes_on else "stopped", err=True)
             if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
                 # Flower's threads would keep the process until the last deadline; what is written needs no end.
@@ -62,7 +62,16 @@ app = typer.Typer(
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(site.app, name="site")
 app.add_typer(coordinator.app, name="coordinator")
-for command in (agent.agent, evaluate.evaluate, runs.submit, runs.status, runs.logs, runs.stop, runs.resume):
+for command in (
+    agent.agent,
+    compare.compare,
+    evaluate.evaluate,
+    runs.submit,
+    runs.status,
+    runs.logs,
+    runs.stop,
+    runs.resume,
+):
     app.command()(command)
 
 
@@ -170,13 +179,13 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")], output: FormatOption = Format.TEXT
 ) -> None:
     """Write the report of a finished run again, from its stored sums alone."""
-    from equipoise.server.report.build import build_report
+    from equipoise.server.report.build import FILES, build_report
     from equipoise.server.rundir import RunFolder
     from equipoise.server.verify import renew_seal
 
     run = RunFolder(folder)
     path = build_report(run)
-    renew_seal(run, [path.name, path.with_suffix(".json").name])
+    renew_seal(run, FILES)
     print_report(path, output)
 
 

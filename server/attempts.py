@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from equipoise.common.canonical import canonical_json
@@ -19,10 +20,19 @@ _LOOK_S = 1.0
 _LOST_S = 90.0
 
 
-def attempts(run: RunFolder) -> list[str]:
-    """Flower's numbers of the attempts, oldest first."""
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt at a run: Flower's number of it, and when it was asked for (epoch seconds)."""
+
+    number: str
+    began: float
+
+
+def attempts(run: RunFolder) -> list[Attempt]:
+    """The attempts, oldest first."""
     file = run.path / FOLDER / "flower.jsonl"
-    return [str(json.loads(line)["run_id"]) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [Attempt(str(row["run_id"]), float(row["time"])) for row in rows]
 
 
 def start_attempt(coordinator: Coordinator, run: RunFolder, approval_wait_s: float, track: Sequence[str]) -> str:
@@ -35,8 +45,9 @@ def start_attempt(coordinator: Coordinator, run: RunFolder, approval_wait_s: flo
     if in_progress(run.path):
         raise StorageError(f"{run.path}: the run is in progress; stop it first (equipoise stop {run.name})")
     (run.path / FOLDER).mkdir(exist_ok=True)
+    began = time.time()  # before it starts: what it writes of itself is later
     number = coordinator.start(run.path, approval_wait_s, track)
-    append_line(run.path / FOLDER / "flower.jsonl", canonical_json({"run_id": number, "time": time.time()}))
+    append_line(run.path / FOLDER / "flower.jsonl", canonical_json({"run_id": number, "time": began}))
     return number
 
 
@@ -47,19 +58,24 @@ def stop_attempt(coordinator: Coordinator, run: RunFolder) -> None:
         StudyError: there was none.
         UnreachableError: the SuperLink does not answer, or has ended it already.
     """
-    numbers = attempts(run)
-    if not numbers:
+    made = attempts(run)
+    if not made:
         raise StudyError(f"{run.path}: was never started")
-    coordinator.flower("stop", numbers[-1], CONNECTION)
+    coordinator.flower("stop", made[-1].number, CONNECTION)
 
 
 def describe_run(run: RunFolder) -> dict[str, Any]:
     """How a run stands, as JSON values."""
-    state = read_state(run.path)
+    made = attempts(run)
     working = in_progress(run.path)
+    state = read_state(run.path)
+    working = working or in_progress(run.path)  # it may have begun, or ended, between two looks
+    if made and state.get("time", 0.0) < made[-1].began:
+        state = {}  # what an earlier attempt said of itself
     shown = state.get("state", "starting")
     if not working and shown not in ("finished", "failed"):
-        shown = "interrupted" if state else "starting"
+        lost = bool(made) and time.time() - made[-1].began > _LOST_S
+        shown = "interrupted" if state or lost else "starting"
     rounds = read_rounds(run.path / "rounds.jsonl")
     report = run.path / "report.html"
     return {
@@ -72,7 +88,7 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
         "releases": len(rounds),
         "planned": len(run.plan().entries),
         "last": rounds[-1]["query"] if rounds else "",
-        "attempts": len(attempts(run)),
+        "attempts": len(made),
         "report": str(report) if report.exists() else "",
     }
 
@@ -94,25 +110,23 @@ def status_lines(found: dict[str, Any]) -> Iterator[str]:
 
 def wait_for_end(coordinator: Coordinator, run: RunFolder, say: Callable[[str], None]) -> int:
     """Wait until the last attempt has ended, telling what changes; its exit code."""
-    number = attempts(run)[-1]
-    began = time.time()
+    last = attempts(run)[-1]
     shown = ""
-    silent_since = time.monotonic()
     while True:
         found = describe_run(run)
-        fresh = read_state(run.path).get("time", 0.0) >= began - 60
         line = next(status_lines(found))
-        if fresh and line != shown:
+        if line != shown:
             say(line)
             shown = line
-        if fresh and found["state"] == "finished":
+        if found["state"] == "finished":
             say(f"report: {found['report']}")
             return 0
-        if fresh and found["state"] == "failed" and not in_progress(run.path):
+        if found["state"] == "failed" and not in_progress(run.path):
             return int(found["exit_code"]) or 1
-        if in_progress(run.path):
-            silent_since = time.monotonic()
-        elif time.monotonic() - silent_since > _LOST_S:
-            say(f"run {run.name}: attempt {number} ended without a word; see `equipoise logs {run.name} --flower`")
+        if found["state"] == "interrupted":
+            say(
+                f"run {run.name}: attempt {last.number} ended without a word; `equipoise logs {run.name} --flower` has "
+                f"Flower's log of it; then `equipoise resume {run.name}`"
+            )
             return 1
         time.sleep(_LOOK_S)

@@ -10,8 +10,8 @@ import yaml
 
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
+from equipoise.common.supervision import start_script, supervisor, unit
 from equipoise.server.certificates import Pair, make_ca, sign_server
-from equipoise.supervision import start_script, supervisor, unit
 
 
 def init_coordinator(

@@ -22,18 +22,18 @@ from equipoise.common.audit import AuditLog
 from equipoise.common.errors import EquipoiseError, StorageError
 from equipoise.common.files import write_whole
 from equipoise.common.query import Query
-from equipoise.common.study_plan import EVALUATION
-from equipoise.server.engine import Engine, Finished, Watcher
+from equipoise.server.engine import Finished, Watcher
 from equipoise.server.proposal import propose
 from equipoise.server.release import quorum
 from equipoise.server.report.build import build_report
-from equipoise.server.rounds import RoundLog
-from equipoise.server.run import measure, run_arm
+from equipoise.server.run import run_task
 from equipoise.server.rundir import RunFolder
 from equipoise.server.transport import Transport
 from equipoise.server.verify import write_seal
 
 FOLDER = "deployment"
+_PROBE_S = 0.5
+_ROOM_BYTES = 4096
 
 app = ServerApp()
 
@@ -61,10 +61,10 @@ def carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, trackers: S
             _carry_out(grid, folder, approval_wait_s, note, trackers)
             note.state("finished")
         except EquipoiseError as error:
-            note.state("failed", str(error), type(error).exit_code)
+            note.failed(str(error), type(error).exit_code)
             raise
         except Exception as error:
-            note.state("failed", f"{type(error).__name__}; `equipoise logs` has Flower's log of it", 1)
+            note.failed(f"{type(error).__name__}; `equipoise logs --flower` has Flower's log of it", 1)
             raise
 
 
@@ -79,19 +79,12 @@ def _carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, note: _Not
     note.state("waiting for approval")
     propose(transport, study, folder.name, len(task.sites), approval_wait_s, note.decisions)
     note.state("running")
-    watchers: list[Watcher] = [RoundLog(folder.path / "rounds.jsonl"), note]
+    watchers: list[Watcher] = [note]
     if trackers:
         from equipoise.server.trackers import open_trackers
 
         watchers += open_trackers(trackers, folder)
-    engine = Engine(study, folder.plan(), transport, watchers)
-    for arm in task.arms:
-        folder.write_outcome(arm.name, run_arm(engine, folder, arm))
-    last = task.arms[-1].name if task.arms else EVALUATION
-    if task.evaluate:
-        measure(engine, folder, task)
-        last = EVALUATION
-    engine.finish(folder.transcript(task.study_of(last), last))
+    run_task(folder, transport, watchers)
     build_report(folder)
     write_seal(folder)
 
@@ -105,9 +98,21 @@ class _Notes:
         self._sites: dict[str, str] = {}
 
     def state(self, state: str, detail: str = "", code: int = 0) -> None:
-        value = {"state": state, "detail": detail, "exit_code": code, "sites": self._sites, "time": time.time()}
-        write_whole(self._file, json.dumps(value, indent=1).encode())
         self._audit.append("state", state=state, detail=detail)
+        # Padded to the size of a block, which `failed` can write again on a disk that is full.
+        write_whole(self._file, self._value(state, detail, code).ljust(_ROOM_BYTES))
+
+    def failed(self, detail: str, code: int) -> None:
+        """The last word of an attempt; on a full disk it takes the place of the word before."""
+        try:
+            self.state("failed", detail, code)
+        except StorageError:
+            with self._file.open("r+b") as file:
+                file.write(self._value("failed", detail, code).ljust(_ROOM_BYTES))
+
+    def _value(self, state: str, detail: str, code: int) -> bytes:
+        value = {"state": state, "detail": detail, "exit_code": code, "sites": self._sites, "time": time.time()}
+        return json.dumps(value, indent=1).encode()
 
     def decisions(self, states: Mapping[str, str]) -> None:
         self._sites = dict(states)
@@ -159,11 +164,17 @@ def _locked(folder: RunFolder) -> Iterator[None]:
     place = folder.path / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(
-                f"{folder.path}: another process works on this run; stop it first (equipoise stop)"
-            ) from None
+        end = time.monotonic() + _PROBE_S
+        while True:
+            try:
+                # The system lets go of it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # `in_progress` holds it for a moment in every `equipoise status`.
+                if time.monotonic() > end:
+                    raise StorageError(
+                        f"{folder.path}: another process works on this run; stop it first (equipoise stop)"
+                    ) from None
+                time.sleep(_PROBE_S / 10)
         yield

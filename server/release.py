@@ -184,7 +184,8 @@ class PlainRelease:
         shortfall = self._attendance.shortfall(quorum(self._study, len(self._attendance.sites)))
         if shortfall is not None:
             raise QuorumError(
-                f"release {self._number} ({self.query.name}): {shortfall}; see the sites' own logs, then resume the run"
+                f"release {self._number} ({self.query.name}): {shortfall}; see the sites' own logs, then resume the "
+                "run (E150)"
             )
         return True
 

@@ -45,7 +45,22 @@ def main(grid: Grid, run_config: Mapping[str, UserConfigValue]) -> None:
     folder.mend()
     transport = Transport(grid)
     transport.connect(task.sites, task.study.sites.deadline_s)
-    engine = Engine(task.study, folder.plan(), transport, [RoundLog(folder.path / "rounds.jsonl"), *_watchers])
+    run_task(folder, transport, _watchers)
+
+
+def run_task(folder: RunFolder, transport: Transport, watchers: Sequence[Watcher]) -> None:
+    """Every arm of the run's task and its evaluation, or what is left of them; then the sites learn that it is over.
+
+    Args:
+        folder: the run's, mended.
+        transport: the line to the connected sites.
+        watchers: lookers-on beside `rounds.jsonl`.
+
+    Raises:
+        EquipoiseError: see `Engine.drive`; the run can be resumed.
+    """
+    task = folder.task()
+    engine = Engine(task.study, folder.plan(), transport, [RoundLog(folder.path / "rounds.jsonl"), *watchers])
     for arm in task.arms:
         folder.write_outcome(arm.name, run_arm(engine, folder, arm))
     last = task.arms[-1].name if task.arms else EVALUATION

@@ -13,7 +13,7 @@ runs/<study>/
   controls/<name>/       the same for every control
   evaluation/            the released tables of the evaluation
   rounds.jsonl           time and bytes of every release
-  report.json, report.html
+  report.json, report.html, report.csv, model_card.md
   seal.json              digests of all these files
   sites/<name>/          simulation only: each site's own ledger and log
 """

@@ -154,7 +154,7 @@ class SecureRelease:
             if shortfall is not None:
                 raise QuorumError(
                     f"{where}, stage {stage.name}: {shortfall}; {self.terms.words}; see the sites' own logs, then "
-                    "resume the run"
+                    "resume the run (E150)"
                 )
         try:
             done = self._coordinator.advance()

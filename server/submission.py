@@ -8,7 +8,7 @@ from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
 from equipoise.common.methods import SIMULATION_CONTROLS, resolve
 from equipoise.common.study import Study, load_study
-from equipoise.common.study_plan import arms_of
+from equipoise.common.study_plan import arms_of, needs_pool
 from equipoise.server.coordinator import Coordinator
 from equipoise.server.rundir import Arm, RunFolder, Task
 
@@ -62,6 +62,11 @@ def _check(study: Study, file: Path, coordinator: Coordinator) -> None:
         raise StudyError(
             f"{file}: method.controls: {', '.join(alone)} need every hospital's data in one place; a deployment cannot "
             "run them; take them out (--set 'method.controls=[...]')"
+        )
+    if study.privacy.public_pool is None and needs_pool(study):
+        raise StudyError(
+            f"{file}: privacy.public_pool is missing: bases, units and bins of a private study come from unlabelled "
+            "public images or rows; name a .zip, .csv or .parquet file"
         )
     declared = study.sites.declared_patients
     if not declared or not sum(declared.values()):

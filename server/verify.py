@@ -17,8 +17,7 @@ from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
 from equipoise.common.study_plan import EVALUATION
 from equipoise.server.engine import Engine
-from equipoise.server.report.build import report_json
-from equipoise.server.report.page import render
+from equipoise.server.report.build import derived_files, report_json
 from equipoise.server.run import run_arm
 from equipoise.server.rundir import ALIGNMENT, RunFolder, model_bytes
 from equipoise.server.transcript import missing_heads
@@ -136,9 +135,10 @@ def _check_report(run: RunFolder) -> None:
     for part in sorted(set(written) | set(again)):
         if written.get(part) != again.get(part):
             raise TranscriptError(f"{file}: {part!r} is not what the released tables give; write the report again")
-    page = run.path / "report.html"
-    if render(derived) != page.read_text(encoding="utf-8"):
-        raise TranscriptError(f"{page}: is not the page of report.json; write the report again")
+    for name, content in derived_files(derived).items():
+        beside = run.path / name
+        if not beside.exists() or content != beside.read_text(encoding="utf-8"):
+            raise TranscriptError(f"{beside}: is not what report.json says; write the report again")
 
 
 def _check_heads(folder: RunFolder, remembered: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[Checked]:

@@ -106,10 +106,15 @@ def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospit
 
 
 def _public(study: Study, wanted: PublicHospitals, folder: Path) -> Hospitals:
-    from equipoise.simulations import adult, public
+    from equipoise.simulations import adult, diabetes, public
 
-    write = {"heart": public.write_heart, "ham10000": public.write_ham10000, "adult": adult.write_adult}[wanted.kind]
-    written = write(folder, public.public_data_folder(), study.seed)
+    write = {
+        "heart": public.write_heart,
+        "ham10000": public.write_ham10000,
+        "adult": adult.write_adult,
+        "diabetes": diabetes.write_diabetes,
+    }
+    written = write[wanted.kind](folder, public.public_data_folder(), study.seed)
     facts = {"source": wanted.kind, "note": written.note, "synthetic": False}
 
     def pool() -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def simulate(
     *,
     engine: str = "in-process",
     resume: bool = False,
+    hospitals: Path | None = None,
+    measured: bool = True,
     watchers: Sequence[Watcher] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -56,6 +59,9 @@ def simulate(
         folder: the run's folder, usually `runs/<study>`.
         engine: `in-process`, or `flower` for Flower's simulation with Ray.
         resume: go on with a run that lies in `folder`.
+        hospitals: where the hospitals lie, or are written; `folder/hospitals` by default.
+        measured: whether the hospitals measure the result; without it there is a model and no report, and the path
+            returned is that of the run.
         watchers: lookers-on.
         say: told the steps that are no releases.
 
@@ -70,20 +76,24 @@ def simulate(
     if run.task_file.exists() and not resume:
         raise StudyError(f"{folder}: holds a run already; go on with --resume, or give another folder with --out")
     say("writing the hospitals")
-    hospitals = build_hospitals(study, folder / "hospitals")
+    built = build_hospitals(study, hospitals or folder / "hospitals")
     say("reading the hospitals")
-    census = _census(study, hospitals)
+    census = _census(study, built)
     check_census(study, census)
     say("preparing the vendor's model")
-    study = _prepared(study, hospitals, census, run)
-    task = _main_task(study, hospitals)
-    begin_run(run, task, {site: [file] for site, file in hospitals.sites.items()})
+    study = _prepared(study, built, census, run)
+    task = _main_task(study, built)
+    if not measured:
+        task = replace(task, evaluate=())
+    begin_run(run, task, {site: [file] for site, file in built.sites.items()})
     with watching(watchers):
-        _run_alone(study, run, hospitals, engine)
+        _run_alone(study, run, built, engine)
         start_run(study, run, task, engine)
+    if not measured:
+        return run.path
     say("measuring")
     if "auc_noise" in study.method.controls:
-        write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in hospitals.sites.items()})
+        write_auc_noise(run, {site: open_hospital(study, [file]) for site, file in built.sites.items()})
     return build_report(run)
 
 

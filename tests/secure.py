@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from equipoise.client.secure_session import Asked, Contribution, Peers, SecureSessions
 from equipoise.client.secure_store import MemoryStore, SessionStore
 from equipoise.common.errors import SecureSumError
-from equipoise.common.privacy.plan import ReleasePlan
-from equipoise.common.query import Query
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
-from equipoise.common.secure_sum.layout import parts_of, rooms_of
+from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import (
     Consents,
     Delivery,
@@ -31,6 +29,7 @@ from equipoise.common.secure_sum.messages import (
 )
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 
 Points = Mapping[str, NDArray[np.int64]]
@@ -148,7 +147,6 @@ class SecureDoor:
         keys: everybody's identity keys, as the site pins them.
         points: what it contributes.
         patients: declared patients of all sites.
-        plan: what protects the query.
         store: where the sessions keep their state.
 
     Attributes:
@@ -162,11 +160,9 @@ class SecureDoor:
         keys: Mapping[str, bytes],
         points: Points,
         patients: int = 0,
-        plan: ReleasePlan | None = None,
         store: SessionStore | None = None,
     ) -> None:
         self.site, self.points, self.patients = site, points, patients
-        self.plan = plan or ReleasePlan.none()
         self.contributed = 0
         self.seen: list[bytes] = []
         self._known: dict[str, Any] = {}
@@ -178,12 +174,13 @@ class SecureDoor:
         header, arrays = unpack(request)
         message, own, rest = split_request(header, arrays)
         self._known.update(split_bundles(rest))
-        if not {header["study"], *header["inputs"].values()} <= set(self._known):
+        if not {header["study"], header["plan"], *header["inputs"].values()} <= set(self._known):
             return self._code("need_inputs")
         inputs = {role: self._known[digest] for role, digest in header["inputs"].items()}
-        query = Query.from_public(header["query"], inputs)
-        rooms = rooms_of(query, self.plan.sampler, len(message["terms"]["cohort"]), self.patients)
-        asked = Asked(header["run"], header["release"], query.digest, parts_of(query, rooms), self.plan.honest)
+        plan = StudyPlan.from_bundle(self._known[header["plan"]])
+        query = plan.entries[header["index"]].query.with_inputs(**inputs)
+        rooms = rooms_of(query, noise_in(query), len(message["terms"]["cohort"]), self.patients)
+        asked = Asked(header["run"], header["release"], query.digest, parts_of(query, rooms), query.plan.honest)
         try:
             reply = self.sessions.answer(asked, message, own, self._contribute)
         except SecureSumError as error:

@@ -27,7 +27,9 @@ def modules() -> dict[str, Path]:
     """Every module of the package by its name; the symbolic links in equipoise/ are the folders themselves."""
     found = {}
     for folder in (*FOLDERS, "equipoise"):
-        for file in sorted((ROOT / folder).glob("*.py" if folder == "equipoise" else "**/*.py")):
+        # The links are passed by, and would be walked through by a recursive search.
+        patterns = ("*.py", "commands/*.py") if folder == "equipoise" else ("**/*.py",)
+        for file in sorted(file for pattern in patterns for file in (ROOT / folder).glob(pattern)):
             relative = file.relative_to(ROOT).with_suffix("")
             parts = list(relative.parts if folder == "equipoise" else ("equipoise", *relative.parts))
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
@@ -125,7 +127,8 @@ def test_every_package_is_listed_in_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     there = {name for name, file in MODULES.items() if file.name == "__init__.py"}
     assert set(project["tool"]["setuptools"]["packages"]) == there
-    assert set(project["tool"]["setuptools"]["package-dir"]) == {"equipoise", *(f"equipoise.{f}" for f in FOLDERS)}
+    folders = {"equipoise", *(f"equipoise.{folder}" for folder in (*FOLDERS, "commands"))}
+    assert set(project["tool"]["setuptools"]["package-dir"]) == folders
 
 
 def test_every_file_that_is_no_python_is_package_data() -> None:

@@ -4,6 +4,10 @@ With P_b and N_b the positives and negatives in bin b, AUC_B = sum_b P_b (N_<b +
 count one half. It differs from the AUC of the unbinned scores by at most `binning_bound`, half of sum_b p_b q_b with
 p, q the bins' shares of each class.
 
+The interval is taken on the logit scale with the quantile of a t distribution whose degrees of freedom are
+Satterthwaite's for the two classes' variances of placements, as Brunner and Munzel have it for the same statistic: with
+ten positives the normal quantile covers .91 to .94, this one .93 to .95, and with fifty they are alike (decision 0041).
+
 Histograms may carry noise (`noise`: variance of one cell, or what `noise.anchored` returned with the histogram). The
 AUC is bilinear in the counts, so a noisy histogram gives it without bias as it is, negative bins included; the noise
 adds the variance of sum_b (F_b - A) times the noise of bin b, with F the placements, over n+, and likewise over n-. The
@@ -11,7 +15,8 @@ interval joins DeLong's on the logit scale, taken at the projected histogram, wi
 
 References:
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837-845. Sun and Xu, IEEE SPL 2014;21:1389-1393 (placements).
-    Kallus and Zhou, NeurIPS 2019 (xAUC). Logit scale: evaluation specification, section 4.
+    Brunner and Munzel, Biom J 2000;42:17-25 (degrees of freedom). Kallus and Zhou, NeurIPS 2019 (xAUC).
+    Logit scale: evaluation specification, section 4.
 
 >>> hist = np.array([[[2, 1, 0], [0, 1, 2]], [[0, 0, 0], [0, 0, 0]]])
 >>> round(binned_auc(hist[0]).value, 4), round(binned_auc(hist[0]).bound, 4)
@@ -26,6 +31,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
@@ -63,6 +69,7 @@ class BinnedAUC:
         positives, negatives: patients of each class.
         noise: variance that the noise in the counts adds.
         centre: AUC of the projected histogram, at which `variance` was taken; `value` without noise.
+        degrees: degrees of freedom of `variance`.
     """
 
     value: float
@@ -72,9 +79,12 @@ class BinnedAUC:
     negatives: int
     noise: float
     centre: float
+    degrees: float
 
     def limits(self, z: float) -> tuple[float, float]:
-        """Interval of half-width z on the logit scale; with noise, its distances and z deviations of it in quadrature.
+        """Interval at the normal quantile z (t for sampling) on the logit scale.
+
+        With noise, its distances and z deviations of the noise are joined in quadrature.
 
         Edge case: where every pair is ranked right (or every one wrong), DeLong's variance is 0, which is no certainty.
         Pairing off min(n+, n-) disjoint positive-negative pairs makes their successes binomial with the AUC as its
@@ -90,7 +100,7 @@ class BinnedAUC:
         if self.variance == 0.0:
             spread = z * z / (min(self.positives, self.negatives) + z * z)
             return max(self.centre - spread, 0.0), min(self.centre + spread, 1.0)
-        half = z * self.variance**0.5 / (self.centre * (1 - self.centre))
+        half = float(stdtrit(self.degrees, ndtr(z))) * self.variance**0.5 / (self.centre * (1 - self.centre))
         middle = math.log(self.centre / (1 - self.centre))
         return _sigmoid(middle - half), _sigmoid(middle + half)
 
@@ -137,10 +147,11 @@ def _exact_auc(counts: Table) -> BinnedAUC:
     negatives, positives = total
     value = float((counts[1] * placements[1]).sum()) / positives
     bound = 0.5 * float((counts[0] / negatives * (counts[1] / positives)).sum())
-    variance = sum(
-        float((counts[y] * (placements[y] - value) ** 2).sum()) / (max(total[y] - 1, 1) * total[y]) for y in (0, 1)
-    )
-    return BinnedAUC(value, bound, variance, positives, negatives, 0.0, value)
+    freedom = [max(n - 1, 1) for n in total]
+    parts = [float((counts[y] * (placements[y] - value) ** 2).sum()) / (freedom[y] * total[y]) for y in (0, 1)]
+    variance, spread = sum(parts), sum(part * part / n for part, n in zip(parts, freedom, strict=True))
+    degrees = variance * variance / spread if spread > 0 else float(min(freedom))
+    return BinnedAUC(value, bound, variance, positives, negatives, 0.0, value, degrees)
 
 
 def auc_estimate(

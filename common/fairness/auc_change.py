@@ -246,7 +246,7 @@ def _pairing(hist: Table, sums: Floats | None, joint: Counts | None) -> Floats:
 
 
 def _correlation(covariance: Floats) -> float:
-    scale = np.sqrt(np.diag(covariance).prod())
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0.0).prod())  # 0 may come out as -1e-18
     return float(np.clip(covariance[0, 1] / scale, -1.0, 1.0)) if scale > 0 else 0.0
 
 

@@ -130,22 +130,23 @@ def mover(share: Floats, low: Floats, high: Floats, contrasts: Floats, correlati
     """Intervals of linear combinations of estimates that have intervals of their own.
 
     Args:
-        share, low, high: (P,) estimates and their limits.
+        share, low, high: (..., P) estimates and their limits.
         contrasts: (C, P) coefficients, one combination a row.
-        correlation: (P, P) correlations of the estimates.
+        correlation: (..., P, P) correlations of the estimates.
 
     Returns:
-        (C,) lower and upper limits.
+        (..., C) lower and upper limits.
     """
-    value = contrasts @ share
+    value = share @ contrasts.T
     # Going down, a part with a positive coefficient moves to its lower limit and one with a negative to its upper. The
     # distances keep their coefficients' signs, as standard errors would: correlated parts cancel in a difference.
-    down = contrasts * np.where(contrasts > 0, share - low, high - share)
-    up = contrasts * np.where(contrasts > 0, high - share, share - low)
+    below, above = (share - low)[..., None, :], (high - share)[..., None, :]
+    down = contrasts * np.where(contrasts > 0, below, above)
+    up = contrasts * np.where(contrasts > 0, above, below)
     return value - _length(down, correlation), value + _length(up, correlation)
 
 
 def _length(parts: Floats, correlation: Floats) -> Floats:
-    squared = np.einsum("cp,pq,cq->c", parts, correlation, parts, optimize=True)
+    squared = ((parts @ correlation) * parts).sum(axis=-1)
     length: Floats = np.sqrt(np.maximum(squared, 0.0))
     return length

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
-from equipoise.common.evaluation import check_rule
+from equipoise.common.evaluation import check_by_site, check_rule
 from equipoise.common.methods import (
     afl,
     audit,
@@ -67,6 +67,7 @@ def resolve(study: Study) -> Method:
         StudyError: unknown method, control or threshold rule, or a parameter that the method does not have.
     """
     check_rule(study)
+    check_by_site(study)
     method = METHODS.get(study.method.name)
     if method is None:
         raise StudyError(f"method.name={study.method.name}: no such method; there are: {', '.join(sorted(METHODS))}")

@@ -89,6 +89,7 @@ METHOD = Method(
     parameters=Afl,
     plan=plan,
     run=run,
+    shared=frozenset(),  # one gradient a round has a rate of its own
     controls={
         "plain": lambda study: _fine_tuning(study, "plain"),
         "balanced": lambda study: _fine_tuning(study, "cells"),

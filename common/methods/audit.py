@@ -62,5 +62,6 @@ METHOD = Method(
     parameters=Audit,
     plan=plan,
     run=run,
+    tuned={},
     trains=False,
 )

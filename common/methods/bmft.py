@@ -28,7 +28,7 @@ from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, Scaling, SoftMask, scale, spread, units
 from equipoise.common.methods.averaging import LocalSteps, Step, Weighting, check_labels, step_of
 from equipoise.common.methods.masked import tensor_sensitivities
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Query, Sum
@@ -257,6 +257,8 @@ METHOD = Method(
     parameters=Bmft,
     plan=plan,
     run=run,
+    tuned={"lr": RATE_FACTORS, "impair_lr": RATE_FACTORS},
+    shared=LOCAL_STEPS - {"lr"},  # its rates are of phases that others do not have
     controls={
         "no_mask": _with(mask="ones"),
         "permuted": _with(mask="permuted"),

@@ -247,5 +247,6 @@ METHOD = Method(
     parameters=Dfr,
     plan=plan,
     run=run,
+    tuned={},  # it chooses its penalty itself
     controls=_controls(),
 )

@@ -163,6 +163,7 @@ METHOD = Method(
     parameters=FairPrune,
     plan=plan,
     run=run,
+    tuned={"ratio": (1 / 3, 2.0)},
     controls={
         "permuted": _with(scores="permuted"),
         "plain": lambda study: study.with_method("fine_tune", loss="plain"),

@@ -32,7 +32,7 @@ from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.candidates import TRIAL, Candidate, Judge, Search
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps
 from equipoise.common.methods.trials import Averaging, Trainer, Whitening
 from equipoise.common.methods.whitened import Whitened
 from equipoise.common.models import load_factory
@@ -325,6 +325,8 @@ METHOD = Method(
     parameters=FairTune,
     plan=plan,
     run=run,
+    tuned={},  # its rates are among what it searches
+    shared=LOCAL_STEPS - {"lr"},  # which it searches
     controls={
         "no_mask": _with(masks="all"),
         "permuted": _with(search="random"),

@@ -17,7 +17,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -83,6 +83,7 @@ METHOD = Method(
     parameters=FedProx,
     plan=plan,
     run=run,
+    shared=LOCAL_STEPS - {"local_epochs"},  # with one step there is nothing to pull back
     controls={
         "plain": lambda study: _fine_tuning(study, "plain"),
         "balanced": lambda study: _fine_tuning(study, "cells"),

@@ -225,5 +225,6 @@ METHOD = Method(
     parameters=GroupThresholds,
     plan=plan,
     run=run,
+    tuned={},  # nothing is trained
     controls=_controls(),
 )

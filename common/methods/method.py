@@ -12,6 +12,8 @@ from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
 
 Steps = Generator[Query, Sum, "Outcome"]
+RATE_FACTORS = (1 / 3, 3.0)
+LOCAL_STEPS = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Method:
         run: the generator.
         trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
-        settings: parameters that `equipoise compare --tune` tries, the defaults ({}) first.
-        shared: keys of a study's own method that this one takes over in a comparison, where it has them.
+        tuned: parameters that `equipoise compare --tune` multiplies, and the factors of each setting beside the first.
+        shared: keys of a study's own method that mean the same in this one, which takes them over in a comparison.
     """
 
     name: str
@@ -57,6 +59,6 @@ class Method:
     costs: str = ""
     private: str = ""
     controls: Mapping[str, Callable[[Study], Study]] = field(default_factory=dict)
-    settings: Sequence[Mapping[str, Any]] = ({},)
-    shared: frozenset[str] = frozenset({"lr", "momentum", "weight_decay", "local_epochs", "batch", "flips"})
+    tuned: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"lr": RATE_FACTORS})
+    shared: frozenset[str] = LOCAL_STEPS
     trains: bool = True

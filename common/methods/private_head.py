@@ -76,5 +76,6 @@ METHOD = Method(
     parameters=PrivateHead,
     plan=plan,
     run=run,
+    shared=frozenset(),  # whitened rounds have rates of their own
     controls={"plain": _fine_tuning("plain"), "balanced": _fine_tuning("cells")},
 )

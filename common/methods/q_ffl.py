@@ -21,7 +21,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.methods.averaging import LocalSteps
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -96,6 +96,7 @@ METHOD = Method(
     parameters=QFfl,
     plan=plan,
     run=run,
+    shared=LOCAL_STEPS - {"momentum"},  # its step is that of plain descent
     controls={
         "plain": lambda study: _fine_tuning(study, "plain"),
         "balanced": lambda study: _fine_tuning(study, "cells"),

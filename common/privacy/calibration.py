@@ -33,7 +33,7 @@ class Calibration:
         plans: the plan of each phase, with its noise.
         scale: the noise scale s; for Gaussian phases alone it is 1 / mu of Gaussian differential privacy.
         cost: what the plans cost together, by PLD, at the delta that the slack left.
-        rdp_epsilon: what RDP says of the same: at least as much, but for the rounding up of PLD's grid (under 1e-3 of it).
+        rdp_epsilon: what RDP says of the same: at least as much, but for the rounding up of PLD's grid (1e-3 of it).
     """
 
     plans: Mapping[str, ReleasePlan]

@@ -78,9 +78,9 @@ def logs(
     check_rows(file)
     for row in read_rows(file):
         typer.echo(json.dumps({key: value for key, value in row.items() if key not in ("previous", "hash")}))
-    numbers = attempts(found)
-    if flower and numbers:
-        typer.echo(coordinator.log(numbers[-1]))
+    made = attempts(found)
+    if flower and made:
+        typer.echo(coordinator.log(made[-1].number))
 
 
 def stop(run: RunArgument, folder: FolderOption = HERE) -> None:

@@ -1,4 +1,4 @@
-"""The report of a finished run: report.json and report.html, from the stored sums alone.
+"""The report of a finished run: report.json, and a page, a table and a model card from it; from stored sums alone.
 
 The evaluation is replayed from the run's transcript, so no hospital is asked for anything. The same run folder gives
 the same bytes; all of report.json but its `run_time` is a function of the released sums.
@@ -25,27 +25,34 @@ from equipoise.common.study import RateMatch, Study, Threshold
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
+from equipoise.server.report.card import model_card
+from equipoise.server.report.decision_figures import decision_figures
+from equipoise.server.report.export import report_csv
+from equipoise.server.report.hospital_figures import hospital_figures
 from equipoise.server.report.limits import limits
 from equipoise.server.report.noise import add_auc_noise
+from equipoise.server.report.notices import notices
 from equipoise.server.report.page import render
 from equipoise.server.report.privacy import privacy_of
 from equipoise.server.report.runtime import run_time
+from equipoise.server.report.score_figures import score_figures
 from equipoise.server.report.summary import summary, summary_lines
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
 from equipoise.server.rundir import RunFolder, Task
 from equipoise.server.transcript import Row
 
-__all__ = ["SCHEMA", "build_report", "compose", "report_json", "summary_lines"]
+__all__ = ["FILES", "SCHEMA", "build_report", "compose", "derived_files", "report_json", "summary_lines"]
 
-SCHEMA = "equipoise-report/1"
+SCHEMA = "equipoise-report/2"  # schema.json
+FILES = ("report.json", "report.html", "report.csv", "model_card.md")
 TRAINING = ("local_training", "gradient_sum")  # queries that are rounds
 
 Json = dict[str, Any]
 
 
 def build_report(run: RunFolder) -> Path:
-    """Write report.json and report.html; returns the path of the page.
+    """Write the files of a report; returns the path of the page.
 
     Raises:
         StudyError: the run has no method or no evaluation.
@@ -53,11 +60,15 @@ def build_report(run: RunFolder) -> Path:
         StorageError: a file could not be written.
     """
     report = report_json(run)
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(run.path / "report.json", text.encode() + b"\n")
-    page = run.path / "report.html"
-    write_whole(page, render(report).encode())
-    return page
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, content in {"report.json": text, **derived_files(report)}.items():
+        write_whole(run.path / name, content.encode())
+    return run.path / "report.html"
+
+
+def derived_files(report: Json) -> dict[str, str]:
+    """What is written beside report.json and made from it alone: file name -> content."""
+    return {"report.html": render(report), "report.csv": report_csv(report), "model_card.md": model_card(report)}
 
 
 def report_json(run: RunFolder) -> Json:
@@ -94,25 +105,36 @@ def compose(
         noise: size of the noise of `auc_noise` and its draws, or None.
     """
     study, method = task.study, task.arms[0].name
-    simulated = study.simulation is not None
+    simulated, alone = study.simulation is not None, study.audits_one_model
+    shown = (BASE,) if alone else (BASE, method)
+    every = tables.models(study, measured)
     report: Json = {
         "schema": SCHEMA,
+        "kind": "one_model" if alone else "two_models" if study.method.name == "audit" else "method",
         "software": {"equipoise": equipoise.__version__},
         "study": _study(study),
+        "card": study.card.model_dump(),
         "data": {**{key: task.facts.get(key, default) for key, default in _FACTS.items()}, "simulated": simulated},
         "sites": _sites(task, rows),
         "operating_points": _operating_points(study),
         "attributes": tables.coverage(study, measured),
-        "roles": {model: _role(model, method) for model in tables.models_in(measured)},
-        "thresholds": tables.thresholds(measured),
-        "models": tables.models(study, measured),
-        "changes": tables.changes(study, measured),
-        "roc": tables.roc_curves(study, measured, (BASE, method)),
+        "roles": {model: _role(model, method) for model in every if not alone or model == BASE},
+        "thresholds": {
+            model: points for model, points in tables.thresholds(measured).items() if not alone or model == BASE
+        },
+        "models": {model: figures for model, figures in every.items() if not alone or model == BASE},
+        "changes": [] if alone else tables.changes(study, measured),
+        "roc": tables.roc_curves(study, measured, shown),
+        "scores": score_figures(study, measured, shown),
+        "decisions": decision_figures(study, measured, shown),
+        "hospitals": hospital_figures(study, measured),
     }
     report["averages"] = tables.averages(study, report["models"])
-    report["verdict"] = verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
-    report["level_down"] = _level_down(report, method)
-    report["more_false_alarms"] = _more_false_alarms(report, method)
+    report["verdict"] = (
+        None if alone else verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
+    )
+    report["level_down"] = [] if alone else _level_down(report, method)
+    report["more_false_alarms"] = [] if alone else _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
     report["method_warnings"] = notes.get("warnings", [])
     if "alignment" in notes:
@@ -121,6 +143,7 @@ def compose(
     if noise is not None:
         report["auc_noise"] = noise
     report["privacy"] = privacy_of(study, plan)
+    report["notices"] = notices(report)
     report["limits"] = limits(report)
     report["summary"] = summary(report)
     return report
@@ -255,7 +278,11 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
     """The mask by tensor and the bias loss by round, where the method has them."""
     training: Json = {}
     if "mask" in notes:
-        training["mask"] = {"tensors": notes["mask"], "mean": notes["mask_mean"]}
+        training["mask"] = {
+            "tensors": notes["mask"],
+            "mean": notes["mask_mean"],
+            "source": _mask_source(notes.get("sensitivities")),
+        }
     if "rounds" in notes:
         training["rounds"] = notes["rounds"]
     if "facts" in notes:
@@ -268,3 +295,10 @@ def _training(notes: Json, rows: Sequence[Row]) -> Json:
             for number, (phase, value) in enumerate(zip(["before", *phases], losses, strict=True))
         ]
     return training
+
+
+def _mask_source(found: Json | None) -> Json:
+    """Who said where the bias sits, `patients` or `pool`, and the largest relative error that noise leaves in it."""
+    if found is None:
+        return {"source": "patients", "noise": 0.0}
+    return {"source": found["source"], "noise": found["largest_relative_error"]}

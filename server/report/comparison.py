@@ -9,9 +9,17 @@ from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.intervals import Row, interval_rows
 from equipoise.server.report.plots.svg import identifier, stepped_down, stepped_up
 from equipoise.server.report.results import EXPECTED, kept
-from equipoise.server.report.summary import change_between, method_name, primary_gap
+from equipoise.server.report.summary import change_between, method_name, primary_gap, sides
 from equipoise.server.report.tables import LOCAL
-from equipoise.server.report.words import LEVEL_TEXT, NOT_ESTIMABLE, POINT_LABELS, estimate_text, number
+from equipoise.server.report.tradeoff import trade_off
+from equipoise.server.report.words import (
+    LEVEL_TEXT,
+    NOT_ESTIMABLE,
+    POINT_LABELS,
+    estimate_text,
+    number,
+    side_columns,
+)
 
 Json = dict[str, Any]
 JUDGED = ("rule", "base_rate")  # operating points of the verdict
@@ -20,34 +28,40 @@ _SHAPES = {"base": "before", "method": "after", "control": "control"}
 
 def comparison_sections(report: Json) -> list[Section]:
     """In the order of the page."""
-    return [_controls(report), _worse(report)]
+    if report["kind"] == "one_model":
+        return []
+    return [*([_controls(report)] if report["kind"] == "method" else []), _worse(report), trade_off(report)]
 
 
 def key_figures(report: Json) -> Table:
-    """The few figures of the verdict, before, after and as a paired change."""
+    """The few figures that matter most: of one model, or before, after and as a paired change."""
     primary, metric = report["study"]["primary"], report["study"]["evaluation"]["primary"]
-    method = method_name(report)
-    change = change_between(report, BASE, method)
-    own = change["attributes"][primary]
-    before, after = (report["models"][model] for model in (BASE, method))
+    alone = report["kind"] == "one_model"
+    shown = [report["models"][model] for _, model in sides(report)]
+    change = [] if alone else [change_between(report, BASE, method_name(report))]
     rows = [
         (
             f"{metric}, {POINT_LABELS[p]}",
-            *(primary_gap(report, m, p) for m in (BASE, method)),
-            own["points"][p]["gaps"][metric],
+            *(figures["attributes"][primary]["points"][p]["gaps"][metric] for figures in (*shown, *change)),
         )
-        for p in JUDGED
+        for p in (JUDGED[:1] if alone else JUDGED)
     ]
-    worst = [figures["attributes"][primary]["worst_group_auc"] for figures in (before, after, change)]
-    overall = [figures["points"]["rule"]["balanced_accuracy"] for figures in (before, after, change)]
+    every = [*shown, *change]
     rows += [
-        ("worst-group AUC", *worst),
-        ("AUC, all patients", before["auc"], after["auc"], change["auc"]),
-        ("balanced accuracy, declared rule", *overall),
+        ("worst-group AUC", *(figures["attributes"][primary]["worst_group_auc"] for figures in every)),
+        ("AUC, all patients", *(figures["auc"] for figures in every)),
+        ("balanced accuracy, declared rule", *(figures["points"]["rule"]["balanced_accuracy"] for figures in every)),
     ]
-    cells = [[name, estimate_text(a), estimate_text(b), estimate_text(c, change=True)] for name, a, b, c in rows]
+    cells = [
+        [
+            name,
+            *map(estimate_text, found[: len(shown)]),
+            *(estimate_text(cell, change=True) for cell in found[len(shown) :]),
+        ]
+        for name, *found in rows
+    ]
     caption = f"Key figures by {primary}, with {LEVEL_TEXT} intervals"
-    return Table(caption, ("figure", "before", "after", "paired change"), cells)
+    return Table(caption, ("figure", *side_columns(report), *(["paired change"] if change else [])), cells)
 
 
 def _controls(report: Json) -> Section:

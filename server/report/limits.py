@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from equipoise.common.fairness.estimate import LARGEST_HALF_WIDTH, MINIMUM_PATIENTS
+from equipoise.server.report.summary import sides
 from equipoise.server.report.tables import GAPS, LOCAL
+from equipoise.server.report.within import NOT_MEASURED
 from equipoise.server.report.words import POINT_LABELS, listed
 
 Json = dict[str, Any]
@@ -71,8 +73,8 @@ def _of_the_groups(report: Json) -> list[str]:
 
 def _of_the_figures(report: Json) -> list[str]:
     lines = []
-    method, primary = report["study"]["method"]["name"], report["study"]["primary"]
-    by_attribute = report["models"][method]["attributes"]
+    primary = report["study"]["primary"]
+    by_attribute = report["models"][sides(report)[-1][1]]["attributes"]
     for name, figures in by_attribute.items():
         point = figures["points"]["rule"]
         cells = [*figures["auc_by_group"], *(e for rate in point["by_group"].values() for e in rate)]
@@ -86,22 +88,29 @@ def _of_the_figures(report: Json) -> list[str]:
         if partial:
             reason = point["gaps"][partial[0]]["reason"]
             lines.append(f"{name}: {', '.join(partial)} cannot compare all groups ({reason}).")
-    others = len(report["attributes"]) * len(GAPS) * len(report["operating_points"]) - 2
+    alone = report["kind"] == "one_model"
+    points = 1 if alone else len(report["operating_points"])
+    others = len(report["attributes"]) * len(GAPS) * points - (1 if alone else 2)
     lines.append(
-        f"One figure was declared in advance: {report['study']['evaluation']['primary']} of {primary}, at two "
-        f"operating points. The other {others} gaps of the method are shown to explore, without correction for their "
+        f"One figure was declared in advance: {report['study']['evaluation']['primary']} of {primary}, at "
+        f"{'the declared rule' if alone else 'two operating points'}. The other {others} gaps are shown to explore, "
+        "without correction for their "
         "number; intervals are simultaneous within an attribute and a gap only."
     )
     return lines
 
 
 def _of_the_design(report: Json) -> list[str]:
+    trained = report["kind"] == "method"
     lines = [
         f"One run with seed {report['study']['seed']}. Intervals speak of the choice of test patients; they do not "
-        "contain what another seed, another draw of training patients or another set of hospitals would have changed.",
-        "Gaps are pooled over hospitals. How much of a gap lies within hospitals, and how much comes from groups being "
-        "treated at different hospitals, was not measured.",
-        "Hospitals are trusted to report honestly; a patient known to two hospitals counts twice.",
+        "contain what another seed, another draw of training patients or another set of hospitals would have changed."
+        if trained
+        else "Intervals speak of the choice of test patients; they do not contain what another set of hospitals would "
+        "have changed.",
+        *([NOT_MEASURED] if report["hospitals"] is None else []),
+        "Hospitals are trusted to report honestly: a sum hides one that does not, and it can move a figure by as much "
+        "as its share of the group's patients. A patient known to two hospitals counts twice.",
     ]
     if any(point["from"] == "test" for point in report["operating_points"]):
         named = listed([POINT_LABELS[row["point"]] for row in report["operating_points"] if row["from"] == "test"])
@@ -117,5 +126,8 @@ def _of_the_design(report: Json) -> list[str]:
         lines.append("The control auc_noise was kept by the simulation; it does not follow from released sums.")
     if any(name.startswith(LOCAL) for name in report["models"]):
         lines.append("Models of local_only are each measured on the test patients of all hospitals.")
+    if report["verdict"] is None:
+        lines.append("A measurement on these patients. It certifies nothing.")
+        return lines
     lines.append("A passed gate is a statement about these bounds on these patients. It certifies nothing.")
     return lines

@@ -11,10 +11,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from equipoise.server.report.answers import answers
 from equipoise.server.report.blocks import Figure, Table
+from equipoise.server.report.card import card_section
 from equipoise.server.report.comparison import comparison_sections, key_figures
+from equipoise.server.report.curves import score_sections
+from equipoise.server.report.further import further_section
+from equipoise.server.report.notices import notices_section
 from equipoise.server.report.process import process_sections
 from equipoise.server.report.results import result_sections
+from equipoise.server.report.within import within_section
 
 Json = dict[str, Any]
 _PACKAGE = "equipoise.server"
@@ -39,17 +45,37 @@ def render(report: Json) -> str:
         study=report["study"],
         verdict=report["verdict"],
         summary=report["summary"],
+        title=_title(report),
         stamps=_stamps(report),
         key_figures=key_figures(report),
-        sections=[*result_sections(report), *comparison_sections(report), *process_sections(report)],
+        answers=answers(report),
+        sections=[
+            *result_sections(report),
+            *comparison_sections(report),
+            within_section(report),
+            *score_sections(report),
+            further_section(report),
+            notices_section(report),
+            *process_sections(report),
+            card_section(report),
+        ],
         style=Markup(style),  # noqa: S704 (our own file)
     )
+
+
+def _title(report: Json) -> str:
+    """What the page is about."""
+    return {
+        "one_model": "how a classifier works for each group",
+        "two_models": "two classifiers compared for each group",
+        "method": f"bias of a classifier before and after {report['study']['method']['name']}",
+    }[report["kind"]]
 
 
 def _stamps(report: Json) -> list[str]:
     """What must be seen before any figure is read."""
     words = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
-    stamps = [f"Declared test: {words[report['verdict']['outcome']]}"]
+    stamps = [] if report["verdict"] is None else [f"Declared test: {words[report['verdict']['outcome']]}"]
     if report["level_down"]:
         stamps.append("Level-down: sensitivity or AUC of a group fell")
     if "group_thresholds" in report:

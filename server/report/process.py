@@ -109,11 +109,27 @@ def _mask(mask: Json) -> Figure:
     ]
     table = Table("Soft mask by tensor", ("tensor", "parameters", "mean mask", "share below 0.1"), rows_)
     caption = (
-        "The soft mask: by how much of its step each part of the model moves. Beside each bar: mean mask and number of "
-        f"parameters; the upright line is the mean over all parameters, {number(mask['mean'])}. "
+        _mask_source(mask["source"])
+        + " The soft mask: by how much of its step each part of the model moves. Beside each bar: mean mask and number "
+        f"of parameters; the upright line is the mean over all parameters, {number(mask['mean'])}. "
         + ("" if shown is tensors else "Tensors are drawn together by layer; the table has each of them.")
     )
     return Figure(caption.strip(), panels, table)
+
+
+def _mask_source(source: Json) -> str:
+    """Who said where the bias sits: the patients' sensitivities, or the public pool where theirs drowned in noise."""
+    if source["source"] == "patients" and not source["noise"]:
+        return "From the sensitivities of the hospitals' patients."
+    if source["source"] == "patients":
+        return (
+            "From the noisy sensitivities of the hospitals' patients (largest relative error "
+            f"{number(source['noise'], 2)})."
+        )
+    return (
+        "From the public pool alone: the patients' sensitivities could not be told from the noise, so no patient said "
+        "where the bias sits."
+    )
 
 
 def _by_layer(tensors: Sequence[Json]) -> list[Json]:
@@ -222,8 +238,9 @@ def _hospitals(report: Json) -> Section:
     method = report["study"]["method"]
     text = (
         f"{len(sites['connected'])} hospitals took part. All releases of this run moved {size(times['bytes_down'])} to "
-        f"them and {size(times['bytes_up'])} from them, in {times['seconds']:.0f} s. What left a hospital under "
-        f"{method['name']}: {method['travels']}; then counts of test patients. No patient's record left a hospital."
+        f"them and {size(times['bytes_up'])} from them, in {times['seconds']:.0f} s. What left a hospital"
+        + (f" under {method['name']}: {method['travels']}; then" if report["kind"] == "method" else ":")
+        + " counts of test patients. No patient's record left a hospital."
     )
     return Section("hospitals", "Hospitals, bytes and time", (text,), blocks)
 
@@ -236,7 +253,8 @@ def _reproduce(report: Json) -> Section:
     study = report["study"]
     code = ["equipoise verify RUN", "equipoise report RUN"]
     if report["data"]["simulated"]:
-        code.insert(0, f"equipoise simulate STUDY.yaml --out runs/{study['name']}")
+        command = "simulate" if report["kind"] == "method" else "evaluate"
+        code.insert(0, f"equipoise {command} STUDY.yaml --out runs/{study['name']}")
     rows = [
         ["study", study["name"]],
         ["study hash (SHA-256)", study["hash"]],

@@ -8,12 +8,21 @@ from typing import Any
 from equipoise.common.evaluation import BASE, POINTS
 from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
+from equipoise.server.report.coverage import coverage_figures
 from equipoise.server.report.plots.intervals import Row, interval_rows
 from equipoise.server.report.plots.roc import roc
 from equipoise.server.report.plots.svg import identifier, stepped_up
-from equipoise.server.report.summary import change_between, method_name
+from equipoise.server.report.summary import change_between, method_name, sides
 from equipoise.server.report.tables import GAPS
-from equipoise.server.report.words import LABELS, LEVEL_TEXT, POINT_LABELS, estimate_text, number
+from equipoise.server.report.words import (
+    LABELS,
+    LEVEL_TEXT,
+    POINT_LABELS,
+    estimate_text,
+    number,
+    side_columns,
+    side_legend,
+)
 
 Json = dict[str, Any]
 SHOWN_RATES = ("tpr", "fpr", "selection_rate")
@@ -27,7 +36,8 @@ _RATE_AXES = {
 
 def result_sections(report: Json) -> list[Section]:
     """In the order of the page."""
-    return [_patients(report), _gates(report), _rates(report), _gaps(report), _curves(report)]
+    judged = [_gates(report)] if report["verdict"] is not None else []
+    return [_patients(report), *judged, _rates(report), _gaps(report), _curves(report)]
 
 
 def kept(report: Json, attribute: str, *columns: Sequence[Json]) -> list[tuple[Json, ...]]:
@@ -35,11 +45,6 @@ def kept(report: Json, attribute: str, *columns: Sequence[Json]) -> list[tuple[J
     groups = next(row for row in report["attributes"] if row["attribute"] == attribute)["groups"]
     rows = zip(groups, zip(*columns, strict=True), strict=True)
     return [cells for group, cells in rows if group["declared"] or group["n"]]
-
-
-def pair_legend(report: Json) -> list[tuple[str, str]]:
-    """What the two markers of a comparison stand for."""
-    return [("before", "before: the model as delivered"), ("after", f"after: {method_name(report)}")]
 
 
 def _patients(report: Json) -> Section:
@@ -61,7 +66,8 @@ def _patients(report: Json) -> Section:
         f"{label['column']} = {' or '.join(label['positive'])}. Selection rates depend on the prevalence."
     )
     columns = ("attribute", "group", "patients", "with the disease", "prevalence")
-    return Section("patients", "Who was measured", (text,), (Table("Test patients", columns, rows, frozenset({0, 1})),))
+    blocks: list[Figure | Table] = [Table("Test patients", columns, rows, frozenset({0, 1})), *coverage_figures(report)]
+    return Section("patients", "Who was measured", (text,), blocks)
 
 
 def _gates(report: Json) -> Section:
@@ -113,34 +119,34 @@ def _comparisons(report: Json) -> Iterator[tuple[Json, str]]:
 
 
 def _by_group(report: Json, attribute: str, rate: str) -> list[tuple[Json, ...]]:
-    """(before, after) by group at the declared rule."""
-    models = (report["models"][model]["attributes"][attribute] for model in (BASE, method_name(report)))
+    """(before, after), or what was measured alone, by group at the declared rule."""
+    models = (report["models"][model]["attributes"][attribute] for _, model in sides(report))
     return kept(report, attribute, *(model["points"]["rule"]["by_group"][rate] for model in models))
 
 
 def _rates(report: Json) -> Section:
-    figures = []
+    figures, shapes = [], [shape for shape, _ in sides(report)]
     for index, attribute in enumerate(report["attributes"]):
         name = attribute["attribute"]
         panels = []
         for rate in SHOWN_RATES:
             drawn = [
-                Row(first["group"], (("before", first), ("after", second)), note=f"n = {first['n']}")
-                for first, second in _by_group(report, name, rate)
+                Row(cells[0]["group"], tuple(zip(shapes, cells, strict=True)), note=f"n = {cells[0]['n']}")
+                for cells in _by_group(report, name, rate)
             ]
-            title = f"{LABELS[rate]} by {name}, before and after"
+            title = f"{LABELS[rate]} by {name}"
             panels.append(
                 Panel(LABELS[rate], interval_rows(identifier("rate", index, rate), title, _RATE_AXES[rate], drawn))
             )
         rows = [
-            [LABELS[rate], first["group"], str(first["n"]), estimate_text(first), estimate_text(second)]
+            [LABELS[rate], cells[0]["group"], str(cells[0]["n"]), *map(estimate_text, cells)]
             for rate in (*SHOWN_RATES, "balanced_accuracy")
-            for first, second in _by_group(report, name, rate)
+            for cells in _by_group(report, name, rate)
         ]
         caption = f"Rates by {name} at the declared rule, with {LEVEL_TEXT} intervals"
-        table = Table(caption, ("rate", "group", "n", "before", "after"), rows, frozenset({0, 1}))
+        table = Table(caption, ("rate", "group", "n", *side_columns(report)), rows, frozenset({0, 1}))
         figures.append(
-            Figure(f"{caption}. n: patients in the denominator. Dashed: imprecise.", panels, table, pair_legend(report))
+            Figure(f"{caption}. n: patients in the denominator. Dashed: imprecise.", panels, table, side_legend(report))
         )
     return Section("rates", "Rates by group", (), figures)
 
@@ -149,21 +155,24 @@ def _gaps(report: Json) -> Section:
     text = (
         "equalized_odds_difference is the larger of the gaps in true and false positive rate, equalized_odds_mean is "
         "their mean; equal_opportunity_difference is the gap in true positive rate, demographic_parity_difference that "
-        "in selection rate. They are shown at three operating points, whose thresholds stand under Thresholds.",
+        "in selection rate. Thresholds stand under Thresholds.",
     )
     figures = [_gap_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"])]
     return Section("gaps", "Gaps between groups", text, figures)
 
 
 def _gap_figure(report: Json, index: int, attribute: str) -> Figure:
-    models = [report["models"][model]["attributes"][attribute] for model in (BASE, method_name(report))]
-    change = change_between(report, BASE, method_name(report))["attributes"][attribute]
-    highs = [model["points"][point]["gaps"][metric]["high"] for model in models for point in POINTS for metric in GAPS]
+    shown = [report["models"][model]["attributes"][attribute] for _, model in sides(report)]
+    shapes, change = [shape for shape, _ in sides(report)], _change_of(report, attribute)
+    highs = [model["points"][point]["gaps"][metric]["high"] for model in shown for point in POINTS for metric in GAPS]
     end = stepped_up(max([0.1, *(high for high in highs if high is not None)]))
     panels, rows = [], []
-    for point in POINTS:
-        before, after = (model["points"][point]["gaps"] for model in models)
-        drawn = [Row(m, (("before", before[m]), ("after", after[m])), after[m]["expected_if_equal"]) for m in GAPS]
+    for point in POINTS if change is not None else POINTS[:1]:
+        found = [model["points"][point]["gaps"] for model in shown]
+        drawn = [
+            Row(m, tuple(zip(shapes, (gaps[m] for gaps in found), strict=True)), found[-1][m]["expected_if_equal"])
+            for m in GAPS
+        ]
         title = f"gaps between the groups of {attribute} at the {POINT_LABELS[point]}"
         drawing = interval_rows(identifier("gap", index, point), title, "gap (0: equal)", drawn, high=end)
         panels.append(Panel(POINT_LABELS[point], drawing))
@@ -171,16 +180,16 @@ def _gap_figure(report: Json, index: int, attribute: str) -> Figure:
             [
                 metric,
                 POINT_LABELS[point],
-                estimate_text(before[metric]),
-                estimate_text(after[metric]),
-                number(after[metric]["expected_if_equal"]),
-                estimate_text(change["points"][point]["gaps"][metric], change=True),
+                *(estimate_text(gaps[metric]) for gaps in found),
+                number(found[-1][metric]["expected_if_equal"]),
+                *([] if change is None else [estimate_text(change["points"][point]["gaps"][metric], change=True)]),
             ]
             for metric in GAPS
         ]
-    auc = [estimate_text(model["auc_gap"]) for model in models]
-    rows.append(["auc_gap", "all", *auc, number(None), estimate_text(change["auc_gap"], change=True)])
-    columns = ("gap", "operating point", "before", "after", "expected if equal", "paired change")
+    auc = [estimate_text(model["auc_gap"]) for model in shown]
+    changed = [] if change is None else [estimate_text(change["auc_gap"], change=True)]
+    rows.append(["auc_gap", "all", *auc, number(None), *changed])
+    columns = ("gap", "operating point", *side_columns(report), "expected if equal", *_change_column(report))
     table = Table(
         f"Gaps between the groups of {attribute}, with {LEVEL_TEXT} intervals", columns, rows, frozenset({0, 1})
     )
@@ -189,7 +198,19 @@ def _gap_figure(report: Json, index: int, attribute: str) -> Figure:
         "measured gap is never below 0, so even equal groups show one; the upright bar marks how large on average. "
         "Dashed: imprecise."
     )
-    return Figure(caption, panels, table, (*pair_legend(report), EXPECTED))
+    return Figure(caption, panels, table, (*side_legend(report), EXPECTED))
+
+
+def _change_of(report: Json, attribute: str) -> Json | None:
+    """The paired change of an attribute's figures; None where there is one model."""
+    if report["kind"] == "one_model":
+        return None
+    found: Json = change_between(report, BASE, method_name(report))["attributes"][attribute]
+    return found
+
+
+def _change_column(report: Json) -> tuple[str, ...]:
+    return () if report["kind"] == "one_model" else ("paired change",)
 
 
 def _curves(report: Json) -> Section:
@@ -198,30 +219,36 @@ def _curves(report: Json) -> Section:
 
 
 def _roc_figure(report: Json, index: int, attribute: str) -> Figure | Table:
-    models = {"before": BASE, "after": method_name(report)}
-    before, after = (report["models"][model]["attributes"][attribute] for model in models.values())
+    shown = dict(sides(report))
+    found = [report["models"][model]["attributes"][attribute] for model in shown.values()]
     rates = {rate: {row[0]["group"]: row for row in _by_group(report, attribute, rate)} for rate in ("fpr", "tpr")}
     panels = []
     for place, (group, curves) in enumerate(report["roc"][attribute].items()):
-        points = {shape: (rates["fpr"][group][i], rates["tpr"][group][i]) for i, shape in enumerate(models)}
-        drawn = {shape: curves[model] for shape, model in models.items() if model in curves}
+        points = {shape: (rates["fpr"][group][i], rates["tpr"][group][i]) for i, shape in enumerate(shown)}
+        drawn = {shape: curves[model] for shape, model in shown.items() if model in curves}
         drawing = roc(identifier("roc", index, place), f"ROC curve of {attribute}: {group}", drawn, points)
         panels.append(Panel(f"{attribute}: {group}", drawing))
-    change = change_between(report, BASE, method_name(report))["attributes"][attribute]
-    aucs = kept(report, attribute, *(figures["auc_by_group"] for figures in (before, after, change)))
+    change = _change_of(report, attribute)
+    columns = [*found, *([] if change is None else [change])]
+    aucs = kept(report, attribute, *(figures["auc_by_group"] for figures in columns))
     named = [(row[0]["group"], row) for row in aucs]
     for key, label in (("worst_group_auc", "worst group"), ("auc_gap", "gap between groups")):
-        named.append((label, (before[key], after[key], change[key])))
+        named.append((label, tuple(figures[key] for figures in columns)))
     rows = [
-        [label, str(a["n"]), estimate_text(a), estimate_text(b), estimate_text(c, change=True)]
-        for label, (a, b, c) in named
+        [
+            label,
+            str(cells[0]["n"]),
+            *map(estimate_text, cells[: len(found)]),
+            *(estimate_text(cell, change=True) for cell in cells[len(found) :]),
+        ]
+        for label, cells in named
     ]
     caption = f"AUC by {attribute}, with {LEVEL_TEXT} intervals"
-    table = Table(caption, ("group", "n", "before", "after", "paired change"), rows)
+    table = Table(caption, ("group", "n", *side_columns(report), *_change_column(report)), rows)
     if not panels:
         return table
     caption = (
         f"ROC curves by {attribute} on the test patients. The marker is the operating point at the declared rule, its "
         f"cross the {LEVEL_TEXT} intervals of both rates; the dotted diagonal is chance. The table has the AUC."
     )
-    return Figure(caption, panels, table, pair_legend(report))
+    return Figure(caption, panels, table, side_legend(report))

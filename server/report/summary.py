@@ -29,18 +29,22 @@ LEAD = {
 
 
 def summary(report: Json) -> Json:
-    """`headline`, the first sentence; `plain`, the rates in words; `worse`, who got worse; `warnings`."""
+    """`headline`, the first sentence; `plain`, rates in words; `worse`, who got worse; `cannot`; `warnings`."""
+    judged = report["verdict"] is not None
     return {
         "headline": headline(report),
         "plain": _plain_words(report),
-        "worse": _who_got_worse(report),
-        "others": [*_margin_words(report), *_other_controls(report), *_noise_words(report)],
+        "worse": _who_got_worse(report) if judged else [],
+        "cannot": cannot_speak(report),
+        "others": [*_margin_words(report), *_other_controls(report), *_noise_words(report)] if judged else [],
         "warnings": _warnings(report),
     }
 
 
 def headline(report: Json) -> str:
-    """Verdict, change of the gap, gates, controls: one sentence."""
+    """Verdict, change of the gap, gates, controls: one sentence; of one model, what its gap shows."""
+    if report["verdict"] is None:
+        return _one_model(report)
     lead = LEAD[report["verdict"]["outcome"]]
     if report["level_down"]:
         losers = list(dict.fromkeys(f"{row['group']} ({row['attribute']})" for row in report["level_down"]))
@@ -52,6 +56,11 @@ def method_name(report: Json) -> str:
     """The name of the study's method."""
     name: str = report["study"]["method"]["name"]
     return name
+
+
+def sides(report: Json) -> list[tuple[str, str]]:
+    """(marker, model) of what is shown side by side: the base model, and the method where there is one."""
+    return [("before", BASE)] + ([] if report["kind"] == "one_model" else [("after", method_name(report))])
 
 
 def primary_change(report: Json, point: str = "rule") -> Json:
@@ -80,6 +89,34 @@ def primary_gap(report: Json, model: str, point: str = "rule") -> Json:
     gaps = report["models"][model]["attributes"][report["study"]["primary"]]["points"][point]["gaps"]
     found: Json = gaps[report["study"]["evaluation"]["primary"]]
     return found
+
+
+def _one_model(report: Json) -> str:
+    metric, attribute = report["study"]["evaluation"]["primary"], report["study"]["primary"]
+    gap = primary_gap(report, BASE)
+    what = f"between the groups of {attribute}"
+    if gap["value"] is None:
+        return f"Whether there is a gap {what} cannot be said: {metric} is not estimable ({gap['reason']})."
+    figure = f"{metric} {number(gap['value'])} ({LEVEL_TEXT} interval {number(gap['low'])} to {number(gap['high'])}"
+    by_chance = f"; equal groups would show {number(gap['expected_if_equal'])} by chance)"
+    said = f"A gap {what} is shown" if gap["low"] > 0 else f"No gap {what} is shown, which is not the same as none"
+    partial = f" Not every group is compared: {gap['reason']}." if gap["reason"] else ""
+    return f"{said}: {figure}{by_chance}.{partial}"
+
+
+def cannot_speak(report: Json) -> list[str]:
+    """Declared groups whose rates nobody can estimate from these patients: one sentence each attribute."""
+    lines = []
+    for row in report["attributes"]:
+        point = report["models"][BASE]["attributes"][row["attribute"]]["points"]["rule"]["by_group"]
+        silent = [
+            group["group"]
+            for group, *rates in zip(row["groups"], point["tpr"], point["fpr"], strict=True)
+            if group["declared"] and any(rate["value"] is None for rate in rates)
+        ]
+        if silent:
+            lines.append(f"{row['attribute']}: {listed(silent)}; too few patients with or without the disease.")
+    return lines
 
 
 def _gap_clause(report: Json) -> str:
@@ -196,7 +233,6 @@ def _controls(names: list[str]) -> str:
 def _plain_words(report: Json) -> list[str]:
     """The primary attribute's rates at the declared rule, before and after, as patients of a hundred."""
     attribute, label = report["study"]["primary"], report["study"]["label"]["column"]
-    method = method_name(report)
     groups = next(row for row in report["attributes"] if row["attribute"] == attribute)["groups"]
     names = [row["group"] for row in groups if row["declared"]]
     lines = []
@@ -204,7 +240,7 @@ def _plain_words(report: Json) -> list[str]:
         ("tpr", f"with the disease ({label})", "finds"),
         ("fpr", "without it", "wrongly flags"),
     ):
-        for model, subject in ((BASE, "the model as delivered"), (method, f"the model after {method}")):
+        for model, subject in _subjects(report):
             point = report["models"][model]["attributes"][attribute]["points"]["rule"]
             cells = dict(zip(names, point["by_group"][rate], strict=False))
             first, *others = names
@@ -212,6 +248,15 @@ def _plain_words(report: Json) -> list[str]:
             text += "".join(f"; of 100 of group {name}, {of_hundred(cells[name])}" for name in others)
             lines.append(text + ".")
     return lines
+
+
+def _subjects(report: Json) -> list[tuple[str, str]]:
+    """(model, what a sentence calls it)."""
+    if report["kind"] == "one_model":
+        return [(BASE, "the model")]
+    method = method_name(report)
+    second = "the second model" if report["kind"] == "two_models" else f"the model after {method}"
+    return [(BASE, "the model as delivered"), (method, second)]
 
 
 def _who_got_worse(report: Json) -> list[str]:
@@ -236,6 +281,14 @@ def _who_got_worse(report: Json) -> list[str]:
 
 def _warnings(report: Json) -> list[str]:
     """The verdict's warnings; those that `worse` says already are left out, and those of several gates are joined."""
+    unknown = [
+        _sentence(f"{name}: {text}")
+        for name, found in report["decisions"][BASE].items()
+        if found["unknown"] is not None
+        for text in found["unknown"]["warnings"]
+    ]
+    if report["verdict"] is None:
+        return unknown
     gates: dict[str, list[str]] = {}
     for gate in report["verdict"]["gates"]:
         if gate["estimate"]["reason"]:
@@ -243,7 +296,7 @@ def _warnings(report: Json) -> list[str]:
     said = {f"{name}: {reason}" for reason, names in gates.items() for name in names}
     others = [text for text in report["verdict"]["warnings"] if text not in said and not text.startswith("level-down")]
     joined = [f"not every group is judged by {listed(names)} ({reason})" for reason, names in gates.items()]
-    return [_sentence(text) for text in (*report["method_warnings"], *others, *joined)]
+    return [_sentence(text) for text in (*report["method_warnings"], *others, *joined)] + unknown
 
 
 def _sentence(text: str) -> str:
@@ -252,28 +305,33 @@ def _sentence(text: str) -> str:
 
 def summary_lines(report: Json) -> list[str]:
     """The report for a terminal, without control characters: the headline, the primary figures, gates, controls."""
-    study = report["study"]
-    method, primary, metric = study["method"]["name"], study["primary"], study["evaluation"]["primary"]
+    study, alone = report["study"], report["kind"] == "one_model"
+    primary, metric = study["primary"], study["evaluation"]["primary"]
+    names = ("",) if alone else ("before ", "after ")
     lines = [report["summary"]["headline"], ""]
-    for point in ("rule", "base_rate"):
-        before, after = (primary_gap(report, model, point) for model in (BASE, method))
-        expected = after["expected_if_equal"]
+    for point in ("rule",) if alone else ("rule", "base_rate"):
+        gaps = [primary_gap(report, model, point) for _, model in sides(report)]
+        texts = ", ".join(name + estimate_text(gap) for name, gap in zip(names, gaps, strict=True))
         lines.append(
-            f"{metric} by {primary}, {POINT_LABELS[point]} (0 = equal): before {estimate_text(before)}, after "
-            f"{estimate_text(after)}, expected if equal {number(expected)}"
+            f"{metric} by {primary}, {POINT_LABELS[point]} (0 = equal): {texts}, expected if equal "
+            f"{number(gaps[-1]['expected_if_equal'])}"
         )
     for key, label in (("worst_group_auc", "worst-group AUC"), ("auc_gap", "AUC gap")):
-        texts = [estimate_text(report["models"][m]["attributes"][primary][key]) for m in (BASE, method)]
-        lines.append(f"{label} by {primary}: before {texts[0]}, after {texts[1]}")
+        found = [report["models"][model]["attributes"][primary][key] for _, model in sides(report)]
+        texts = ", ".join(name + estimate_text(figure) for name, figure in zip(names, found, strict=True))
+        lines.append(f"{label} by {primary}: {texts}")
     lines.append("")
-    lines += [f"gate {gate['name']}: {gate['text']}" for gate in report["verdict"]["gates"]]
+    if report["verdict"] is not None:
+        lines += [f"gate {gate['name']}: {gate['text']}" for gate in report["verdict"]["gates"]]
+        lines += [
+            f"control {name}: smaller gap than the control's: {outcome}"
+            for name, outcome in control_outcomes(report).items()
+        ]
+        lines.append("")
     lines += [
-        f"control {name}: smaller gap than the control's: {outcome}"
-        for name, outcome in control_outcomes(report).items()
-    ]
-    lines.append("")
-    lines += [
+        *(f"Cannot speak for {line}" for line in report["summary"]["cannot"]),
         *(line for key in ("others", "worse", "warnings") for line in report["summary"][key]),
+        *(f"{notice['code']} {notice['text']}" for notice in report["notices"]),
         report["privacy"]["text"],
     ]
     if report["data"]["synthetic"]:

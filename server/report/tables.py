@@ -112,7 +112,7 @@ def models(study: Study, measured: Measured) -> Json:
 def _model(study: Study, measured: Measured, model: str) -> Json:
     primary = study.primary.name
     hist, blur = measured.scores(model, primary)
-    overall, noise = _decisions(measured, model, primary)
+    overall, noise = decisions(measured, model, primary)
     return {
         "auc": overall_auc(hist, noise=blur).to_json(),
         "points": {
@@ -125,7 +125,7 @@ def _model(study: Study, measured: Measured, model: str) -> Json:
 
 def _model_by_group(measured: Measured, model: str, attribute: Attribute) -> Json:
     names = attribute.groups
-    counts, noise = _decisions(measured, model, attribute.name)
+    counts, noise = decisions(measured, model, attribute.name)
     return {
         **_aucs(measured, model, attribute),
         "points": {
@@ -165,7 +165,7 @@ def _gap(metric: str, counts: Counts, names: Sequence[str], noise: Floats) -> Js
     return {**gap(metric, counts, names, noise=noise).to_json(), "expected_if_equal": expected}
 
 
-def _decisions(measured: Measured, model: str, attribute: str) -> tuple[Counts, Floats]:
+def decisions(measured: Measured, model: str, attribute: str) -> tuple[Counts, Floats]:
     """counts[point, g, y, decision] of a model, from its pair table with the base, and the variances of their noise."""
     if model != BASE:
         pair = BASE, model

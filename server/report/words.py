@@ -11,6 +11,7 @@ Json = dict[str, Any]
 
 LEVEL_TEXT = f"{100 * LEVEL:.0f} %"
 NOT_ESTIMABLE = "not estimable"
+NOT_PROVIDED = "NOT PROVIDED"
 MINUS = "\N{MINUS SIGN}"
 
 LABELS = {
@@ -59,6 +60,22 @@ def of_hundred(estimate: Json) -> str:
         return f"cannot be said ({estimate['reason']})"
     value, low, high = (f"{100 * estimate[key]:.0f}" for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
+
+
+def side_columns(report: Json) -> tuple[str, ...]:
+    """Headers of the models that are shown side by side: one, or before and after."""
+    return ("measured",) if report["kind"] == "one_model" else ("before", "after")
+
+
+def side_legend(report: Json) -> list[tuple[str, str]]:
+    """What the markers of the models stand for."""
+    if report["kind"] == "one_model":
+        return [("before", "the model as it is")]
+    name = report["study"]["method"]["name"]
+    return [
+        ("before", "before: the model as delivered"),
+        ("after", "after: the second model" if report["kind"] == "two_models" else f"after: {name}"),
+    ]
 
 
 def listed(items: Sequence[str]) -> str:

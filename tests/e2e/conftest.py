@@ -10,6 +10,7 @@ import pytest
 
 from equipoise import cli
 from equipoise.simulations import doors
+from tests.e2e.icu import write_hospitals
 from tests.e2e.studies import IMAGES, TABLE, Desk
 from tests.e2e.terminal import Ended, Run
 
@@ -46,3 +47,9 @@ def desk(tmp_path: Path) -> Desk:
 def pictures(tmp_path: Path) -> Desk:
     """The same with images."""
     return Desk(tmp_path / "pictures", IMAGES)
+
+
+@pytest.fixture
+def icu(tmp_path: Path) -> Path:
+    """A study of scores over three hospitals' folders, as docs/audit.md describes it."""
+    return write_hospitals(tmp_path)

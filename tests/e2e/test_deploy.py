@@ -6,6 +6,7 @@ one process.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -18,27 +19,20 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from equipoise.client.ledger import Ledger
+from equipoise.client.statement import statement
 from equipoise.common.sitefile import load_site
-from tests.e2e.deployed import (
-    ENVIRONMENT,
-    ROOT,
-    Process,
-    equipoise,
-    free_port,
-    listens,
-    programs,
-    short_folder,
-    sums,
-    wait_for,
-)
+from equipoise.simulations.loopback import ENVIRONMENT, ROOT, Process, free_port, listens, wait_for
+from tests.e2e.deployed import equipoise, programs, short_folder, sums
+from tests.e2e.failing import PLANTED, plant, traces
 from tests.e2e.studies import TABLE, Desk
 
 PAGE = ROOT / "docs" / "deploy.md"
 SITES = ("cleveland", "hungarian", "switzerland", "va")
-PLANTED = "planted-patient"
 DATA = os.environ.get("EQUIPOISE_DATA")
 
 
@@ -60,9 +54,28 @@ class Heart:
             self._real(study)
         else:
             self._made_up(study)
+        for site in SITES:
+            plant(self.folder / "data" / site, "disease")
         sites = {"minimum": 3, "quorum": 0.8, "deadline_s": 300}
         self.study = {**study, "simulation": None, "sites": {**sites, "declared_patients": dict.fromkeys(SITES, 100)}}
         del self.study["simulation"]
+        # Three releases with noise, on test patients alone.
+        self.private = {key: value for key, value in self.study.items() if key != "method"}
+        self.private |= {
+            "study": "heart-private",
+            "attributes": self.study["attributes"][:1],
+            "privacy": {"mode": "local", "epsilon": 3, "delta": 1e-5, "public_pool": {"path": "pool.csv"}},
+            "evaluation": {"threshold": {"rule": "fixed:0.5"}},
+        }
+
+    def write_pool(self, file: Path) -> None:
+        """Unlabelled rows that are nobody's: draws from the declared ranges."""
+        features, rng = self.study["inputs"]["features"], np.random.default_rng(0)
+        rows = [{one["name"]: round(float(rng.uniform(*one["range"])), 2) for one in features} for _ in range(300)]
+        with file.open("w", newline="") as pool:
+            writer = csv.DictWriter(pool, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
     def _real(self, study: dict[str, Any]) -> None:
         from equipoise.simulations.public import public_data_folder, write_heart
@@ -82,7 +95,7 @@ class Heart:
         place = self.folder / "data" / name
         value: dict[str, Any] = yaml.safe_load((place / "site.yaml").read_text())
         value["data"] |= {"manifest": str(place / value["data"]["manifest"]), "synthetic": True}
-        return {**value, "caps": {"cohort_minimum": 1}}
+        return {**value, "caps": {"cohort_minimum": 1, "split_minimum": 1, "epsilon": 8}}
 
 
 @pytest.fixture
@@ -140,9 +153,23 @@ class Machine:
             agent = self.folder / f"{script.parent.name}-start-agent.log"
             wait_for(lambda: "listens at" in agent.read_text(), 120, f"the agent before {script} is up")
 
+    def wait_for_end(self, run: Path) -> None:
+        """Wait until the run has ended, well or not."""
+        state = run / "deployment" / "state.json"
+        ended = ("finished", "failed")
+        wait_for(lambda: json.loads(state.read_text())["state"] in ended, 900, f"{run.name} ends", self.processes)
+        assert json.loads(state.read_text())["state"] == "finished", state.read_text()
+
     def _pending(self, site: str) -> str:
-        place = self.folder / site / "agent" / "studies"
-        return wait_for(lambda: [f.stem for f in place.glob("*.json")], 200, f"a study waits at {site}")[0]
+        """The hash of the latest study that was proposed; the one before it is decided on."""
+        place = self.folder / site / "agent"
+        known = len(list((self.folder / "coordinator" / "runs").iterdir()))
+
+        def latest() -> str:
+            found = sorted((place / "studies").glob("*.json"), key=lambda file: file.stat().st_mtime)
+            return found[-1].stem if len(found) == known else ""
+
+        return str(wait_for(latest, 200, f"a study waits at {site}"))
 
 
 @pytest.mark.deploy
@@ -150,31 +177,71 @@ class Machine:
 def test_the_page_leads_to_a_report_and_to_the_sums_of_one_process(folder: Path) -> None:
     heart = Heart(folder / "heart")
     machine = Machine(folder, heart)
-    (folder / "study.yaml").write_text(yaml.safe_dump(heart.study))
     (folder / "vendor.safetensors").write_bytes((folder / "heart" / "vendor.safetensors").read_bytes())
-    run = folder / "coordinator" / "runs" / "heart"
+    heart.write_pool(folder / "pool.csv")
+    for name, study in {"study": heart.study, "private": heart.private}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(study))
+    runs = folder / "coordinator" / "runs"
     began = time.monotonic()
     try:
         for where, line in steps():
             if line.startswith("equipoise status"):
-                state = run / "deployment" / "state.json"
-                wait_for(
-                    lambda s=state: json.loads(s.read_text())["state"] in ("finished", "failed"), 900, "the run ends"
-                )
+                machine.wait_for_end(runs / "heart")
             machine.run(where, line)
+        print(f"from init to report: {time.monotonic() - began:.0f} s")
+        machine.run("coordinator", "equipoise evaluate private.yaml --coordinator coordinator")
+        machine.run("each hospital", "equipoise site approve HASH --folder st-marys")
+        machine.wait_for_end(runs / "heart-private")
     finally:
         for process in reversed(machine.processes):
             process.kill()
-    assert (run / "report.html").stat().st_size > 10_000
-    deployed = sums(run)
-    print(f"from init to report: {time.monotonic() - began:.0f} s")
-    # The same study in one process, over the same site files.
-    local = {**heart.study, "simulation": {"hospitals": {"kind": "folders", "path": str(folder / "sites")}}}
+    assert (runs / "heart" / "report.html").stat().st_size > 10_000
+    check_sums(machine, runs / "heart")
+    check_costs(machine, runs / "heart-private")
+    assert not traces([*runs.parent.rglob("*"), folder / "coordinator-start-superlink.log"], PLANTED)
+    assert traces(folder.glob("*/site.yaml"), (b"planted-manifest",)), "the search finds what is there"
+
+
+def simulated(machine: Machine, study: dict[str, Any], name: str) -> Path:
+    """The run of a study in one process, over the same site files."""
+    folder = machine.folder
+    local = {**study, "simulation": {"hospitals": {"kind": "folders", "path": str(folder / "sites")}}}
     for site in SITES:
-        (folder / "sites" / site).mkdir(parents=True)
+        (folder / "sites" / site).mkdir(parents=True, exist_ok=True)
         (folder / "sites" / site / "site.yaml").write_text((folder / site / "site.yaml").read_text())
-    (folder / "local.yaml").write_text(yaml.safe_dump(local))
-    equipoise("simulate", folder / "local.yaml", "--out", folder / "local" / "heart")
-    here = sums(folder / "local" / "heart")
+    (folder / f"local-{name}.yaml").write_text(yaml.safe_dump(local))
+    equipoise("simulate", folder / f"local-{name}.yaml", "--out", folder / "local" / name)
+    return folder / "local" / name
+
+
+def check_sums(machine: Machine, run: Path) -> None:
+    """Without noise, the deployed sums and models are those of one process, byte for byte."""
+    deployed, here = sums(run), sums(simulated(machine, machine.heart.study, "heart"))
     assert {name for name in deployed if "sums" in name} == {name for name in here if "sums" in name}
     assert deployed == {name: here[name] for name in deployed}
+
+
+def check_costs(machine: Machine, run: Path) -> None:
+    """With noise, each site has asked for the same and paid the same; the sums are others, since the noise is."""
+    here = simulated(machine, machine.heart.private, "heart-private")
+    for site in SITES:
+        deployed = costs(machine.folder / site / "agent" / "ledger.sqlite", "heart-private")
+        assert deployed == costs(here / "sites" / site / "ledger.sqlite", "heart-private")
+        epsilons, total = deployed
+        assert len(epsilons) == 3
+        assert all(epsilon is not None and epsilon > 0 for _, _, epsilon in epsilons)
+        assert 2.5 < total < 4
+    assert sums(run).keys() == sums(here).keys()
+    assert sums(run) != sums(here)
+
+
+def costs(file: Path, run: str) -> tuple[list[tuple[str, str, float | None]], float]:
+    """Query, split and epsilon of each release of a run, and what the patients have spent at most."""
+    ledger = Ledger(file)
+    try:
+        found = statement(ledger, 1e-5)
+    finally:
+        ledger.close()
+    rows = [row for row in found["releases"] if row["run"].startswith(f"{run}/")]
+    (account,) = (row for row in found["accounts"] if row["account"] == "main")
+    return [(row["query"], row["split"], row["epsilon"]) for row in rows], account["epsilon"]

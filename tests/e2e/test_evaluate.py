@@ -1,56 +1,15 @@
 """`equipoise evaluate`: scores in a hospital's table are enough, and the figures are those of the pooled patients."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from tests.e2e.terminal import ROOT, Run
-
-HOSPITALS, PATIENTS, THRESHOLD = ("ash", "birch", "cedar"), 400, 0.2
-Rows = list[dict[str, str]]
-
-
-def rows_of(number: int) -> Rows:
-    """Patients of one hospital; the score tells less about women, and every tenth patient was seen twice."""
-    rng = np.random.default_rng(number)
-    rows = []
-    for patient in range(PATIENTS):
-        woman, died = rng.random() < 0.4, rng.random() < 0.3
-        age = str(int(rng.integers(18, 95)))
-        for _ in range(2 if patient % 10 == 0 else 1):
-            logit = rng.normal(-1.5 + (0.9 if woman else 2.0) * died, 1.0)
-            rows.append(
-                {
-                    "patient": f"p{patient}", "risk": repr(float(1 / (1 + np.exp(-logit)))), "died": str(int(died)),
-                    "sex": "female" if woman else "male", "age": age,
-                }
-            )  # fmt: skip
-    return rows
-
-
-@pytest.fixture
-def icu(tmp_path: Path) -> Path:
-    """A study folder as docs/audit.md describes it: configs/icu-scores.yaml and the hospitals' tables."""
-    for number, hospital in enumerate(HOSPITALS):
-        folder = tmp_path / "icu" / hospital
-        folder.mkdir(parents=True)
-        rows = rows_of(number)
-        with (folder / "cohort.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        shares = {"train": 0, "validation": 0, "test": 1}
-        data = {"manifest": "cohort.csv", "splits": shares, "split_key": "0" * 32, "synthetic": True}
-        (folder / "site.yaml").write_text(yaml.safe_dump({"site": hospital, "data": data}))
-    study = tmp_path / "icu-scores.yaml"
-    study.write_text((ROOT / "configs" / "icu-scores.yaml").read_text())
-    return study
+from tests.e2e.icu import HOSPITALS, THRESHOLD, rows_of
+from tests.e2e.terminal import Run
 
 
 def pooled() -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:

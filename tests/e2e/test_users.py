@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.deployed import ENVIRONMENT, Process, equipoise, programs, short_folder, wait_for
+from equipoise.simulations.loopback import ENVIRONMENT, Process, wait_for
+from tests.e2e.deployed import equipoise, programs, short_folder
 from tests.e2e.studies import TABLE, Desk
 
 AGENT, NODE, STRANGER, GROUP = 64001, 64002, 64003, 64010

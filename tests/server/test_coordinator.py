@@ -1,5 +1,6 @@
 """The coordinator's folder: certificates, scripts that phone nobody, a bundle without code, submissions."""
 
+import json
 import ssl
 import subprocess
 import tomllib
@@ -9,11 +10,12 @@ import pytest
 from cryptography import x509
 
 from equipoise.common.errors import EquipoiseError, StudyError
+from equipoise.common.identity import new_identity_key, public_identity
+from equipoise.common.supervision import QUIET, supervisor
 from equipoise.server.certificates import make_ca, sign_server
 from equipoise.server.coordinator import _APP_FILES, Coordinator
 from equipoise.server.coordinator_init import init_coordinator
 from equipoise.server.submission import prepare_run
-from equipoise.supervision import QUIET, supervisor
 from tests.e2e.studies import SITES, TABLE, Desk
 
 
@@ -94,7 +96,9 @@ def test_the_bundle_brings_no_code_of_its_own() -> None:
 
 def enrolled(coordinator: Coordinator, *sites: str) -> Coordinator:
     for site in sites:
-        (coordinator.folder / "sites" / f"{site}.json").write_text('{"node_key": "k", "node_id": "1"}')
+        identity = public_identity(new_identity_key())
+        value = {"site": site, "node_key": "k", "node_id": "1", "identity": identity, "version": "0"}
+        (coordinator.folder / "sites" / f"{site}.json").write_text(json.dumps(value))
     return coordinator
 
 
@@ -104,6 +108,9 @@ def test_a_submission_writes_a_run_that_is_not_of_a_simulation(coordinator: Coor
     run = prepare_run(enrolled(coordinator, *SITES), desk.study, [], None)
     assert run.task().study.simulation is None
     assert run.task().sites == SITES
+    assert run.task().study.privacy.secure_sum, "the default of a deployment"
+    known = {site: facts["identity"] for site, facts in coordinator.enrolled().items()}
+    assert run.task().study.sites.keys == known
     with pytest.raises(StudyError, match="go on with `equipoise resume small`"):
         prepare_run(coordinator, desk.study, [], None)
     assert prepare_run(coordinator, desk.study, [], "again").name == "again"
@@ -115,6 +122,7 @@ def test_a_submission_writes_a_run_that_is_not_of_a_simulation(coordinator: Coor
         ({"sites": {}}, r"sites\.declared_patients is missing"),
         ({"sites": {"declared_patients": {"ash": 5, "oak": 5}}}, "oak not enrolled; enrolled are: ash, birch, cedar"),
         ({"method": {"name": "swift", "controls": ["pooled", "auc_noise"]}}, "pooled, auc_noise need every hospital"),
+        ({"privacy": {"mode": "local", "epsilon": 3}}, r"privacy\.public_pool is missing: bases, units and bins"),
         ({"model": {**TABLE["model"], "weights": {"path": "other.safetensors"}}}, "no readable file"),
     ],
 )

@@ -1,7 +1,10 @@
 """A deployed run on an in-process grid: proposal, approval, run, report; killed anywhere, it asks nothing twice."""
 
+import fcntl
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from equipoise.common.errors import EquipoiseError, QuorumError, StorageError
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import load_study
 from equipoise.common.study_plan import arms_of
-from equipoise.server import proposal
+from equipoise.server import attempts, deployment, proposal
 from equipoise.server.attempts import describe_run, status_lines
 from equipoise.server.deployment import _locked, carry_out, in_progress
 from equipoise.server.rundir import Arm, RunFolder, Task
@@ -77,10 +80,13 @@ class Place:
             self.hospitals[site].approvals.propose(study, "small")
             self.hospitals[site].approvals.decide(self.hash, decision, "ann")
 
-    def go(self, wait_s: float = 0.0) -> None:
+    def go(self, wait_s: float = 0.0, trackers: Sequence[str] = ()) -> None:
         door.register_doors(self.hospitals.__getitem__)
-        with task_identity(1), InProcessGrid(stub, list(SITES)) as grid:
-            carry_out(grid, self.run, wait_s)
+        try:
+            with task_identity(1), InProcessGrid(stub, list(SITES)) as grid:
+                carry_out(grid, self.run, wait_s, trackers)
+        finally:
+            door.forget_doors()
 
     def releases(self, site: str) -> list[tuple[str, int]]:
         entries = self.hospitals[site].agent.ledger.entries()
@@ -88,10 +94,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(proposal, "_PAUSE_S", 0.01)
-    yield Place(tmp_path)
-    door.forget_doors()
+    return Place(tmp_path)
 
 
 def test_an_approved_study_runs_to_its_report(place: Place) -> None:
@@ -173,6 +178,67 @@ def test_one_process_at_a_time_works_on_a_run(place: Place) -> None:
         with pytest.raises(StorageError, match="another process works on this run"):
             place.go()
     place.go()
+
+
+def test_what_an_earlier_attempt_said_is_not_how_a_run_stands(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(QuorumError):
+        place.go()
+    assert describe_run(place.run)["state"] == "failed"
+
+    def start(*_: object) -> str:
+        return "7"
+
+    monkeypatch.setattr(attempts.Coordinator, "start", start)
+    with monkeypatch.context() as early:
+        began = time.time()
+        coordinator = attempts.Coordinator.__new__(attempts.Coordinator)
+        attempts.start_attempt(coordinator, place.run, 0.0, [])
+        assert describe_run(place.run)["state"] == "starting"
+        early.setattr(attempts.time, "time", lambda: began + 1000)
+        assert describe_run(place.run)["state"] == "interrupted", "Flower never started it"
+        said: list[str] = []
+        assert attempts.wait_for_end(coordinator, place.run, said.append) == 1
+        assert said[-1].startswith("run small: attempt 7 ended without a word; `equipoise logs small --flower`")
+    place.decide("approved")
+    place.go()
+    assert attempts.wait_for_end(coordinator, place.run, said.append) == 0
+
+
+def test_on_a_full_disk_the_last_word_takes_the_place_of_the_one_before(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.decide("approved")
+    line = "chain.jsonl: cannot be written (No space left on device); nothing was lost: free some space"
+
+    def full(*_: object, **__: object) -> None:
+        raise StorageError(line)
+
+    def fill(*_: object, **__: object) -> None:
+        monkeypatch.setattr(deployment, "write_whole", full)
+        monkeypatch.setattr(deployment.AuditLog, "append", full)
+        full()
+
+    with monkeypatch.context() as first:
+        first.setattr("equipoise.server.transcript.Transcript.append", fill)
+        with pytest.raises(StorageError, match="No space left"):
+            place.go()
+    found = describe_run(place.run)
+    assert (found["state"], found["detail"], found["exit_code"]) == ("failed", line, StorageError.exit_code)
+    monkeypatch.undo()
+    place.go()
+    assert describe_run(place.run)["state"] == "finished"
+
+
+def test_a_look_at_a_run_is_not_in_its_way(place: Place) -> None:
+    # `in_progress` takes the lock for a moment; a run that begins in that moment waits for it.
+    folder = place.run.path / "deployment"
+    folder.mkdir()
+    with (folder / "lock").open("w") as look:
+        fcntl.flock(look, fcntl.LOCK_EX)
+        timer = threading.Timer(0.1, fcntl.flock, (look, fcntl.LOCK_UN))
+        timer.start()
+        with _locked(place.run):
+            timer.join()
 
 
 def test_what_went_wrong_is_one_line_of_the_status(place: Place) -> None:

@@ -79,7 +79,7 @@ def test_the_page_is_whole(page: str) -> None:
 def test_every_figure_has_a_title_a_description_and_a_table(page: str) -> None:
     parsed = Page(page)
     figures, drawings = parsed.of("figure"), [a for a in parsed.of("svg") if a.get("role") == "img"]
-    assert len(figures) == 7
+    assert len(figures) == 11
     assert len(drawings) >= len(figures)
     assert len(parsed.of("details")) == len(figures)
     names = {attrs["id"] for _, attrs in parsed.tags if "id" in attrs}

@@ -77,7 +77,7 @@ def test_a_change_is_the_difference_of_the_two_models() -> None:
         assert own["value"] == pytest.approx(ends[1] - ends[0])
         assert own["low"] <= own["value"] <= own["high"]
     paired = [c["attributes"]["tone"]["worst_group_auc"]["method"] for c in report["changes"]]
-    assert ["unpaired" in method for method in paired] == [False, False, False, True, True]
+    assert ["coarsely" in method for method in paired] == [False, False, False, True, True]
 
 
 def test_a_group_that_is_too_small_has_no_number_anywhere() -> None:

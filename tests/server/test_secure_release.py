@@ -18,6 +18,7 @@ from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Query, Sum
 from equipoise.common.secure_sum.messages import Stage
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, unpack
 from equipoise.server.release import Delivered, PlainRelease, Release
 from equipoise.server.secure_release import SecureCohort, SecureRelease, terms_of
@@ -27,7 +28,6 @@ from tests.secure import IDENTITIES, SecureDoor
 from tests.tiny import classifier_of, declare, make_study, weights_file
 
 FILE = weights_file()
-NONE = ReleasePlan.none()
 
 
 def names_of(count: int) -> tuple[str, ...]:
@@ -39,8 +39,12 @@ def study_of(count: int, share: float = 0.5, patients: int = 20) -> Study:
     return declare(study, dict.fromkeys(names_of(count), patients))
 
 
+def plan_of(study: Study) -> StudyPlan:
+    return StudyPlan.single("swift", [catalogue.cell_statistics(study)])
+
+
 def query_of(study: Study) -> Query:
-    return catalogue.cell_statistics(study).with_inputs(**classifier_of(study, FILE).inputs())
+    return plan_of(study).entries[0].query.with_inputs(**classifier_of(study, FILE).inputs())
 
 
 def keys_of(count: int) -> dict[str, bytes]:
@@ -72,13 +76,14 @@ class Case:
         return SecureDoor(site, self.keys, self.points[site], 20 * len(self.names), **changes)
 
     def secure(self, number: int = 0, attempt: int = 0) -> SecureRelease:
-        query, cohort = query_of(self.study), SecureCohort(self.keys)
+        plan, query, cohort = plan_of(self.study), query_of(self.study), SecureCohort(self.keys)
         return SecureRelease(
-            self.study, query, "run", number, "head", self.names, self.delivered, NONE, cohort, attempt
+            self.study, plan, query, "run", number, "head", self.names, self.delivered, cohort, attempt
         )
 
     def plain(self) -> PlainRelease:
-        return PlainRelease(self.study, query_of(self.study), "run", 0, "head", self.names, Delivered())
+        plan, query = plan_of(self.study), query_of(self.study)
+        return PlainRelease(self.study, plan, query, "run", 0, "head", self.names, Delivered())
 
     def finish(self, release: SecureRelease, gone: Mapping[str, Stage] | None = None) -> Sum:
         """Drive `release` to its end; `gone` gives the stage from which on a site is silent."""
@@ -136,9 +141,7 @@ def test_tables_are_32_bits_wide_and_vectors_64() -> None:
     assert (terms.parts["patients"].bits, terms.parts["scores"].bits) == (32, 64)
     assert terms.parts["patients"].reach == 16 * 80  # of the declared patients, for the one that a patient adds
     assert terms.parts["scores"].reach < 2**61
-    without = terms_of(
-        study_of(4, patients=0), query_of(case.study), NONE, "run", 0, case.names, SecureCohort(case.keys)
-    )
+    without = terms_of(study_of(4, patients=0), query_of(case.study), "run", 0, case.names, SecureCohort(case.keys))
     assert without.parts["patients"].bits == 64  # nothing is declared: only the widest is safe
 
 
@@ -150,7 +153,7 @@ def test_refusals_name_stage_sites_and_codes() -> None:
     text = str(caught.value)
     assert text.startswith("release 0 (cell_statistics), secure sum, stage INPUT: 2 of 3 sites answered, 3 are needed ")
     assert "(b: timeout); 4 sites: 1 of them may drop out" in text
-    assert text.endswith("see the sites' own logs, then resume the run")
+    assert text.endswith("see the sites' own logs, then resume the run (E150)")
     assert "\n" not in text
     with pytest.raises(QuorumError):
         release.total()
@@ -192,7 +195,7 @@ def test_inputs_travel_once_and_equal_requests_are_one_object() -> None:
     case = Case(4)
     release = case.secure()
     header = unpack(next(iter(release.requests().values())))[0]
-    first = {header["study"], *header["inputs"].values()}
+    first = {header["study"], header["plan"], *header["inputs"].values()}
     while True:
         stage = release.stage
         assert stage is not None
@@ -251,16 +254,16 @@ def test_what_no_secure_release_can_protect_is_a_study_error() -> None:
     case = Case(4)
     query = query_of(case.study)
     with pytest.raises(StudyError, match="site d has no identity key"):
-        terms_of(case.study, query, NONE, "r", 0, case.names, SecureCohort(keys_of(3)))
+        terms_of(case.study, query, "r", 0, case.names, SecureCohort(keys_of(3)))
     with pytest.raises(StudyError, match="2 sites"):
-        terms_of(case.study, query, NONE, "r", 0, names_of(2), SecureCohort(keys_of(2)))
+        terms_of(case.study, query, "r", 0, names_of(2), SecureCohort(keys_of(2)))
     shares = ReleasePlan.vector(clip=1.0, dimensions=8, noise=9.0, honest=2)
     update = Query("u", "site_update", "train", "p", {}, query.blocks)
     with pytest.raises(StudyError, match="noise shares in a site_update"):
-        terms_of(case.study, update, shares, "r", 0, case.names, SecureCohort(case.keys))
+        terms_of(case.study, update.under(shares), "r", 0, case.names, SecureCohort(case.keys))
     many = ReleasePlan.vector(clip=1.0, dimensions=8, noise=9.0, honest=3)
     with pytest.raises(StudyError, match="honest=3 noise shares: 4 sites"):
-        terms_of(case.study, query, many, "r", 0, case.names, SecureCohort(case.keys))
+        terms_of(case.study, query.under(many), "r", 0, case.names, SecureCohort(case.keys))
 
 
 def test_over_the_grid_with_the_real_client_app_and_transport() -> None:

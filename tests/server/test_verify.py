@@ -270,6 +270,7 @@ KINDS = [
     "notes.json",
     "transcript/chain.jsonl",
     "transcript/sums/0001.safetensors",
+    "transcript/witness.jsonl",
     "controls/no_mask/model.safetensors",
     "controls/no_mask/transcript/chain.jsonl",
     "controls/no_mask/transcript/sums/0000.safetensors",

@@ -108,6 +108,14 @@ class Drawing:
             )
         )
 
+    def slanted(self, x: float, y: float, text: str) -> None:
+        """Text that rises to the right from (x, y): the label of a narrow column."""
+        self.parts.append(
+            Markup('<text x="{0}" y="{1}" class="tick" transform="rotate(-40 {0} {1})">{2}</text>').format(
+                _at(x), _at(y), text
+            )
+        )
+
     def marker(self, x: float, y: float, shape: str) -> None:
         """A marker: `before` an open circle, `after` a filled square, `control` an open diamond."""
         cx, cy = _at(x), _at(y)

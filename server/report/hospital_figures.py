@@ -1,0 +1,130 @@
+"""Gaps within hospitals: what the pooled gap is made of, how much hospitals differ, and each hospital's own figure.
+
+Made from the hospitals' own tables, which a study asks for by `evaluation.by_site` and a hospital gives only where its
+site file allows `caps.site_results`. Without them the report says that it was not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from equipoise.common.catalogue import sites_of
+from equipoise.common.evaluation import Measured
+from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
+from equipoise.common.fairness.heterogeneity import from_sites, shrunken, site_contrast
+from equipoise.common.fairness.rates import rate_by_group
+from equipoise.common.fairness.reference import difference, largest_group
+from equipoise.common.fairness.tables import Counts, counts_after, counts_before
+from equipoise.common.fairness.within import decompose, stratum_terms
+from equipoise.common.study import Attribute, Study
+
+Json = dict[str, Any]
+RATES = ("tpr", "fpr")
+
+
+def hospital_figures(study: Study, measured: Measured) -> Json | None:
+    """attribute -> `contrasts` (each other group than the reference, each rate) and `coverage`, each hospital's groups.
+
+    None where nobody was asked.
+    """
+    if not measured.site_pairs:
+        return None
+    return {
+        a.name: {"contrasts": _contrasts(study, measured, a), "coverage": _coverage(study, measured, a)}
+        for a in study.attributes
+    }
+
+
+def _coverage(study: Study, measured: Measured, attribute: Attribute) -> list[Json]:
+    """Each hospital's patients and the status of the true and false positive rate of each of its groups."""
+    tables = counts_before(measured.site_pairs[attribute.name])
+    return [
+        {
+            "hospital": site,
+            "groups": [
+                {
+                    "group": name,
+                    "n": int(counts.sum()),
+                    "positives": int(counts[1].sum()),
+                    "tpr": tpr.status,
+                    "fpr": fpr.status,
+                }
+                for name, counts, tpr, fpr in zip(
+                    attribute.groups,
+                    table,
+                    *(rate_by_group(rate, table, attribute.groups)[:-1] for rate in RATES),
+                    strict=False,
+                )
+            ],
+        }
+        for site, table in zip(sites_of(study), tables, strict=True)
+    ]
+
+
+def _contrasts(study: Study, measured: Measured, attribute: Attribute) -> list[Json]:
+    pairs, names = measured.site_pairs[attribute.name], attribute.groups
+    by_role = {"base": counts_before(pairs)} if study.audits_one_model else {
+        "base": counts_before(pairs),
+        "method": counts_after(pairs),
+    }  # fmt: skip
+    reference = names.index(largest_group(by_role["base"].sum(axis=0), names))
+    return [
+        {
+            "rate": rate,
+            "group": names[group],
+            "reference": names[reference],
+            **{
+                role: _of_model(rate, tables, group, reference, names, sites_of(study))
+                for role, tables in by_role.items()
+            },
+        }
+        for group in range(len(names))
+        if group != reference
+        for rate in RATES
+    ]
+
+
+def _of_model(
+    rate: str, tables: Counts, group: int, reference: int, names: Sequence[str], sites: Sequence[str]
+) -> Json:
+    """One difference, group less reference: pooled, within, composition, over hospitals, and at each hospital."""
+    terms = np.sum([stratum_terms(rate, table, group, reference) for table in tables], axis=0)
+    parts = decompose(rate, tables.sum(axis=0), terms, group, reference, names)
+    contrasts = [site_contrast(rate, table, group, reference, minimum=MINIMUM_PATIENTS) for table in tables]
+    known = [found for found in contrasts if found is not None]
+    effects, variances = (np.array([found[i] for found in known]) for i in (0, 1))
+    spread = from_sites(f"{rate}_difference", f"{names[group]} less {names[reference]}", effects, variances,
+                        n=parts.pooled.n or 0)  # fmt: skip
+    drawn = iter(shrunken(effects, variances, spread.tau**2) if spread.tau is not None else effects)
+    weights = [float(stratum_terms(rate, table, group, reference)[0]) for table in tables]
+    return {
+        "pooled": parts.pooled.to_json(),
+        "within": parts.within.to_json(),
+        "composition": parts.composition,
+        "hospitals_with_both_groups": parts.sites,
+        "mean": spread.mean.to_json(),
+        "prediction": None
+        if spread.prediction is None
+        else [max(spread.prediction[0], -1.0), min(spread.prediction[1], 1.0)],
+        "tau": spread.tau,
+        "tau_interval": None if spread.tau_interval is None else list(map(_finite, spread.tau_interval)),
+        "i_squared": spread.i_squared,
+        "note": spread.note,
+        "hospitals": [
+            {
+                "hospital": site,
+                "difference": difference(rate, table, group, reference, names).to_json(),
+                "shrunken": None if contrast is None or spread.tau is None else float(next(drawn)),
+                "weight": weight / (sum(weights) or 1.0),
+            }
+            for site, table, contrast, weight in zip(sites, tables, contrasts, weights, strict=True)
+        ],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,164 @@
+"""Several methods over several seeds as one table: means, intervals over seeds, and changes paired by seed.
+
+A seed is a replicate: its own splits and shuffles, and in a simulation that makes them its own patients and base model.
+Within a seed every method starts from the same base model and is measured on the same test patients, so differences are
+taken within seeds first. Intervals are t-intervals over seeds; they hold what differs from seed to seed, and nothing of
+hospitals that are not here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from equipoise.common.evaluation import BASE, Measured
+from equipoise.common.fairness.estimate import LEVEL
+from equipoise.common.fairness.verdict import Bounds, verdict
+from equipoise.common.study import Study
+from equipoise.server.report import tables
+from equipoise.server.report.build import evidence
+
+Json = dict[str, Any]
+PLAIN = "plain"
+MATCHED = "_matched"  # suffix of gaps at the study's `rate_match`
+GAPS = ("equalized_odds_mean", "equalized_odds_difference")
+FIGURES = (*GAPS, "worst_group_auc", "auc", "balanced_accuracy", *(gap + MATCHED for gap in GAPS))
+GATES = ("gap", "gap_at_base_rate", "worst_group_auc", "balanced_accuracy", "not_collapsed")
+REFERENCES = (BASE, PLAIN)
+FEWEST_SEEDS = 3  # for an interval: two points say next to nothing of their spread
+
+
+def seed_figures(study: Study, measured: Measured) -> Json:
+    """Per model: its figures (None where not estimable) and, but for the base, the outcome of each gate."""
+    models, primary = tables.models(study, measured), study.primary.name
+    found: Json = {}
+    for name, figures in models.items():
+        own = figures["attributes"][primary]
+        points = {"": own["points"]["rule"]["gaps"], MATCHED: own["points"]["base_rate"]["gaps"]}
+        row = {gap + suffix: gaps[gap]["value"] for suffix, gaps in points.items() for gap in GAPS}
+        row["worst_group_auc"] = own["worst_group_auc"]["value"]
+        row["auc"] = figures["auc"]["value"]
+        row["balanced_accuracy"] = figures["points"]["rule"]["balanced_accuracy"]["value"]
+        found[name] = {"figures": row}
+        if name != BASE:
+            judged = verdict(evidence(study, measured, name), Bounds.of(study.evaluation))
+            found[name]["gates"] = {gate.name: gate.outcome for gate in judged.gates}
+    return found
+
+
+def over_seeds(values: Sequence[float | None]) -> Json:
+    """Mean and t-interval of the values that are there.
+
+    Edge cases: without a value all is None; the interval is None with fewer than three, and where all are equal: then
+    the seed changes nothing, and says nothing of what another would give.
+
+    >>> over_seeds([0.1, 0.2, 0.3])
+    {'mean': 0.2, 'low': -0.0484, 'high': 0.4484, 'seeds': 3}
+    """
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    n = len(known)
+    result: Json = {"mean": None, "low": None, "high": None, "seeds": n}
+    if n:
+        result["mean"] = round(float(known.mean()), 4)
+    if n >= FEWEST_SEEDS and np.ptp(known) > 0:
+        half = float(student.ppf(0.5 + LEVEL / 2, n - 1) * known.std(ddof=1) / n**0.5)
+        result |= {"low": round(float(known.mean()) - half, 4), "high": round(float(known.mean()) + half, 4)}
+    return result
+
+
+def summarise(per_seed: Mapping[str, Json], names: Sequence[str]) -> Json:
+    """Model -> figure -> `value`, and `versus_base` and `versus_plain` where they say something.
+
+    Args:
+        per_seed: seed -> what `seed_figures` gave; a model may be missing in a seed.
+        names: the models, in the order of the table.
+    """
+    table: Json = {}
+    for name in names:
+        own: Json = {}
+        for figure in FIGURES:
+            cell = {"value": over_seeds([_figure(seed, name, figure) for seed in per_seed.values()])}
+            for reference in REFERENCES:
+                if name not in (BASE, reference):
+                    pairs = [
+                        (_figure(seed, name, figure), _figure(seed, reference, figure)) for seed in per_seed.values()
+                    ]
+                    changes = [None if a is None or b is None else a - b for a, b in pairs]
+                    cell[f"versus_{reference}"] = over_seeds(changes)
+            own[figure] = cell
+        table[name] = {"figures": own, "gates": _gates(per_seed, name)}
+    return table
+
+
+def _figure(seed: Json, name: str, figure: str) -> float | None:
+    found: float | None = seed[name]["figures"][figure] if name in seed else None
+    return found
+
+
+def _gates(per_seed: Mapping[str, Json], name: str) -> Json:
+    """Gate -> outcome -> number of seeds."""
+    judged = [seed[name]["gates"] for seed in per_seed.values() if name in seed and "gates" in seed[name]]
+    return {
+        gate: {word: sum(found[gate] == word for found in judged) for word in ("pass", "fail", "undecided")}
+        for gate in GATES
+    }
+
+
+def findings(value: Json) -> list[str]:
+    """What the table shows, in sentences: who has a smaller gap than plain fine-tuning, and at what loss."""
+    gap, bound = value["study"]["evaluation"]["primary"], value["study"]["evaluation"]["gates"]["worst_group_auc_loss"]
+    others = [row["name"] for row in value["methods"] if row["name"] not in REFERENCES]
+    if len(value["seeds"]) < FEWEST_SEEDS:
+        return [f"{len(value['seeds'])} seed(s): too few for an interval; nothing is concluded."]
+    smaller = [name for name in others if _below(_versus(value, name, gap), 0.0)]
+    both = [name for name in smaller if _below(_versus(value, name, gap + MATCHED), 0.0)]
+    kept = [name for name in both if _above(_versus(value, name, "worst_group_auc", BASE), -bound)]
+    text = [
+        f"{gap} smaller than under plain fine-tuning, the paired interval below 0: {_listed(smaller)}.",
+        f"Of these also at the matched selection rate: {_listed(both)}; and with a worst-group AUC that lost no more "
+        f"than {bound:g} against the base model: {_listed(kept)}.",
+    ]
+    larger = [name for name in others if _above(_versus(value, name, gap), 0.0)]
+    if larger:
+        text.append(f"{gap} larger than under plain fine-tuning: {_listed(larger)}.")
+    text.append(
+        f"Intervals are not widened for the {len(others)} methods that are looked at: about one in twenty lies "
+        "wholly on one side of 0 by chance."
+    )
+    return text
+
+
+def to_csv(value: Json) -> str:
+    """The table, one row a model and figure."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = ("value", *(f"versus_{reference}" for reference in REFERENCES))
+    keys = ("mean", "low", "high")
+    writer.writerow(["model", "figure", "seeds", *(f"{part}_{key}" for part in parts for key in keys)])
+    for name, row in value["table"].items():
+        for figure, cell in row["figures"].items():
+            cells = [cell.get(part, {}).get(key) for part in parts for key in keys]
+            writer.writerow([name, figure, cell["value"]["seeds"], *("" if x is None else x for x in cells)])
+    return out.getvalue()
+
+
+def _versus(value: Json, name: str, figure: str, reference: str = PLAIN) -> Json:
+    found: Json = value["table"][name]["figures"][figure][f"versus_{reference}"]
+    return found
+
+
+def _below(cell: Json, bound: float) -> bool:
+    return cell["high"] is not None and cell["high"] < bound
+
+
+def _above(cell: Json, bound: float) -> bool:
+    return cell["low"] is not None and cell["low"] > bound
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"

@@ -1,0 +1,178 @@
+"""Every method on every benchmark, without privacy and at epsilon 8 and 3: `equipoise compare`, and docs/comparison.md.
+
+    python -m equipoise.simulations.benchmarks.side_by_side heart heart-epsilon-8 --out runs/side-by-side
+
+Resumable: a run that is there is kept. The figures go to results/compare-<case>.json; without a case only the page is
+written again from what lies there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from equipoise.common.evaluation import BASE
+from equipoise.common.files import write_whole
+from equipoise.common.study import load_study
+from equipoise.quiet import quiet_flower
+from equipoise.server.report.side_by_side import MATCHED
+from equipoise.server.report.side_by_side_page import cell_text
+from equipoise.simulations.benchmarks import operating_points
+
+Json = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+PAGE = "docs/comparison.md"
+SEEDS = 5
+FEWER = 3  # where a run is long
+
+
+@dataclass(frozen=True)
+class Case:
+    """A benchmark.
+
+    Attributes:
+        config: name of the study in configs/.
+        epsilon: None without privacy.
+        seeds: how many.
+        left_out: methods that are not run.
+        tune: whether every method takes the best of three learning rates.
+    """
+
+    config: str
+    epsilon: float | None
+    seeds: int
+    left_out: tuple[str, ...] = ()
+    tune: bool = False
+
+    @property
+    def assignments(self) -> list[str]:
+        """`--set` of the command."""
+        private = [] if self.epsilon is None else ["privacy.mode=local", f"privacy.epsilon={self.epsilon:g}"]
+        return ["simulation.workers=1", *private]
+
+
+# fairtune trains 27 candidates (under privacy 9) where the others train one model: hours on images.
+IMAGES = ("fairtune",)
+CASES = {
+    name if epsilon is None else f"{name}-epsilon-{epsilon}": Case(name, epsilon, seeds, left_out)
+    for name, seeds, left_out in (
+        ("bench-a", SEEDS, IMAGES),
+        ("heart", SEEDS, ()),
+        ("adult", FEWER, ()),
+        ("ham10000", FEWER, IMAGES),
+    )
+    for epsilon in (None, 8, 3)
+} | {"heart-tuned": Case("heart", None, SEEDS, ("fairtune",), tune=True)}
+TITLES = {
+    "bench-a": "Synthetic dermoscopy, bench A",
+    "heart": "UCI Heart Disease by sex",
+    "adult": "Adult by sex",
+    "ham10000": "HAM10000 by age",
+}
+INTRODUCTION = """# Methods side by side
+
+Written by `python -m equipoise.simulations.benchmarks.side_by_side` from the files `compare-*.json` in
+`simulations/benchmarks/results/`, which the same command makes with [equipoise
+compare](commands.md#equipoise-compare); a test checks that they agree. Within a seed every method starts from the
+same base model and is measured on the same test patients. No method was tuned, but where a heading says so: the
+study's own has the parameters of its file in `configs/`, the others their defaults and the study's learning rate.
+Brackets hold 95 % t-intervals over seeds; they are not widened for the number of methods. *Gap less plain's* is
+paired by seed, below 0 where the method's gap is smaller than after plain fine-tuning. Under privacy each method
+has the whole epsilon to itself, and the figures are exact ones, which only a simulation can show. No table of a
+paper is reproduced.
+
+What a number means here: these are small models, few hospitals and, but for bench A, no more patients than the
+public data have. An order of methods on one data set is no order on another.
+"""
+GATE_WORDS = "gates of the runs: pass / fail / undecided"
+HEADS = ("gap", "matched rate", "gap less plain's", "worst-group AUC", "AUC", "balanced accuracy", GATE_WORDS)
+
+
+def page() -> str:
+    """The whole page, from the results that are there."""
+    parts = [INTRODUCTION]
+    for name, case in CASES.items():
+        file = RESULTS / f"compare-{name}.json"
+        if file.exists():
+            parts.append(_section(case, json.loads(file.read_text())))
+    if operating_points.RESULT.exists():
+        parts.append(operating_points.section(json.loads(operating_points.RESULT.read_text())))
+    return "\n".join(parts)
+
+
+def _section(case: Case, value: Json) -> str:
+    gap = value["study"]["evaluation"]["primary"]
+    how = "without privacy" if case.epsilon is None else f"epsilon {case.epsilon:g}"
+    how += ", every method tuned" if case.tune else ""
+    rows = [f"| {' | '.join(('model', *HEADS))} |", f"|{'---|' * (len(HEADS) + 1)}"]
+    for name, row in value["table"].items():
+        figures = row["figures"]
+        versus = figures[gap].get("versus_plain")
+        cells = [
+            cell_text(figures[gap]["value"]),
+            cell_text(figures[gap + MATCHED]["value"]),
+            "-" if versus is None else cell_text(versus, change=True),
+            *(cell_text(figures[f]["value"]) for f in ("worst_group_auc", "auc", "balanced_accuracy")),
+            "-" if name == BASE else _judged(row["gates"]),
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    left_out = [f"{row['name']} (seed {row['seed']}): {row['reason']}" for row in value["skipped"]]
+    notes = [
+        f"Gap: `{gap}`. Seeds {', '.join(map(str, value['seeds']))}.",
+        *value["findings"],
+        *(["Not run for want of patients: " + "; ".join(left_out) + "."] if left_out else []),
+        *([f"Left out for its length: {', '.join(case.left_out)}."] if case.left_out else []),
+        *(["Methods without a private form are refused and not in the table."] if case.epsilon is not None else []),
+    ]
+    return "\n".join([f"## {TITLES[case.config]}, {how}", "", *rows, "", *notes, ""])
+
+
+def _judged(gates: Json) -> str:
+    """Over all gates and seeds."""
+    return " / ".join(str(sum(gate[word] for gate in gates.values())) for word in ("pass", "fail", "undecided"))
+
+
+def run(name: str, folder: Path) -> Path:
+    """Run a case, or what is missing of it; the file of its figures."""
+    quiet_flower()
+    from equipoise.simulations.comparison import compare
+    from equipoise.simulations.contenders import Comparison, methods_for
+
+    case = CASES[name]
+    study = load_study(Path("configs") / f"{case.config}.yaml", case.assignments)
+    methods = [m for m in methods_for(study, ["all"], allow_group_thresholds=True)[0] if m not in case.left_out]
+    wanted = Comparison(study, tuple(methods), tuple(range(case.seeds)), allow_group_thresholds=True, tune=case.tune)
+    place = folder / name
+    found = compare(wanted, place, resume=(place / "compared.json").exists(), note=_note)
+    value = json.loads(found.with_suffix(".json").read_text())
+    value["command"] = f"python -m equipoise.simulations.benchmarks.side_by_side {name}"
+    file = RESULTS / f"compare-{name}.json"
+    write_whole(file, json.dumps(value, indent=1).encode())
+    return file
+
+
+def main(
+    cases: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(CASES)}.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/side-by-side"),
+) -> None:
+    """Run the named cases one after the other, and write docs/comparison.md from all results that are there."""
+    for name in cases or []:
+        if name not in CASES:
+            raise typer.BadParameter(f"no case {name!r}; there are: {', '.join(CASES)}")
+    for name in cases or []:
+        print(run(name, out))
+        write_whole(Path(PAGE), page().encode())
+    write_whole(Path(PAGE), page().encode())
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,178 @@
+"""The table of a comparison: means and intervals over seeds by hand, what may be concluded, the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from equipoise.common.evaluation import BASE
+from equipoise.server.report.side_by_side import (
+    FIGURES,
+    GATES,
+    PLAIN,
+    findings,
+    over_seeds,
+    seed_figures,
+    summarise,
+    to_csv,
+)
+from equipoise.server.report.side_by_side_page import cell_text, render, summary_lines
+from tests.server.report_case import METHOD, draw, make_study, measure
+from tests.server.test_report_page import HOSTILE, Page
+
+PRIMARY = "equalized_odds_difference"
+Json = dict[str, Any]
+
+
+def seed(**gaps: tuple[float, float]) -> Json:
+    """Figures of one seed: model -> (every gap, every accuracy)."""
+    found: Json = {}
+    for name, (gap, accuracy) in gaps.items():
+        found[name] = {"figures": {f: gap if f.startswith("equalized") else accuracy for f in FIGURES}}
+        if name != BASE:
+            found[name]["gates"] = dict.fromkeys(GATES, "pass" if gap < 0.2 else "undecided")
+    return found
+
+
+def comparison(seeds: list[Json]) -> Json:
+    """A comparison.json of these seeds."""
+    per_seed = {str(number): value for number, value in enumerate(seeds)}
+    names = list(seeds[0])
+    value: Json = {
+        "software": {"equipoise": "0"},
+        "study": {
+            "name": "s",
+            "primary": "sex",
+            "privacy": {"mode": "none", "epsilon": None, "delta": 1e-5},
+            "evaluation": {"primary": PRIMARY, "gates": {"worst_group_auc_loss": 0.01}},
+            "own_base_model": True,
+        },
+        "seeds": list(range(len(seeds))),
+        "methods": [{"name": name, "title": HOSTILE, "parameters": {"lr": 0.1, "w": {"k": [1]}}} for name in names],
+        "skipped": [],
+        "tuning": [],
+        "per_seed": per_seed,
+        "table": summarise(per_seed, names),
+    }
+    return value | {"findings": findings(value)}
+
+
+@pytest.fixture
+def value() -> Json:
+    """`good` is better than plain in every seed, `bad` has a smaller gap and has lost the disease, `same` is plain."""
+    rng = np.random.default_rng(0)
+    seeds = []
+    for _ in range(5):
+        level, jitter = rng.normal(0.4, 0.1), rng.normal(0, 0.005, 4)
+        seeds.append(
+            seed(
+                base=(level, 0.8),
+                plain=(level - 0.1 + jitter[0], 0.82 + jitter[0]),
+                good=(level - 0.25 + jitter[1], 0.82 + jitter[1]),
+                bad=(level - 0.3 + jitter[2], 0.6 + jitter[2]),
+                same=(level - 0.1 + jitter[0] + 2 * jitter[3], 0.82),
+            )
+        )
+    return comparison(seeds)
+
+
+def test_a_t_interval_by_hand() -> None:
+    found = over_seeds([0.1, 0.2, 0.3, 0.4])
+    half = 3.182446 * math.sqrt(0.05 / 3) / 2
+    assert found["mean"] == 0.25
+    assert found["low"] == pytest.approx(0.25 - half, abs=6e-5)
+    assert found["high"] == pytest.approx(0.25 + half, abs=6e-5)
+    assert over_seeds([0.1, None, 0.3])["low"] is None
+    assert over_seeds([0.1, None, 0.3]) | {"low": 0} == {"mean": 0.2, "low": 0, "high": None, "seeds": 2}
+    assert over_seeds([None])["mean"] is None
+
+
+def test_seeds_that_change_nothing_give_no_interval() -> None:
+    # Three equal values are one value, not a certain one.
+    assert over_seeds([0.3, 0.3, 0.3]) == {"mean": 0.3, "low": None, "high": None, "seeds": 3}
+
+
+def test_differences_are_taken_within_seeds(value: Json) -> None:
+    own = value["table"]["good"]["figures"][PRIMARY]
+    per_seed = [s["good"]["figures"][PRIMARY] - s[PLAIN]["figures"][PRIMARY] for s in value["per_seed"].values()]
+    assert own["versus_plain"] == over_seeds(per_seed)
+    # The seeds' own levels differ far more than the methods within a seed: unpaired nothing would be seen.
+    assert own["versus_plain"]["high"] < -0.1
+    spread = own["value"]["high"] - own["value"]["low"]
+    assert own["versus_plain"]["high"] - own["versus_plain"]["low"] < spread / 3
+    assert "versus_plain" not in value["table"][PLAIN]["figures"][PRIMARY]
+    assert set(value["table"][BASE]["figures"][PRIMARY]) == {"value"}
+
+
+def test_a_model_that_is_missing_in_a_seed_is_paired_in_the_others() -> None:
+    seeds = [seed(base=(0.4, 0.8), plain=(0.3, 0.8), m=(0.2 + k / 100, 0.8)) for k in range(4)]
+    del seeds[1]["m"]
+    cell = comparison(seeds)["table"]["m"]["figures"]["auc"]["value"], comparison(seeds)["table"]["m"]["gates"]["gap"]
+    assert cell[0]["seeds"] == 3
+    assert sum(cell[1].values()) == 3
+
+
+def test_what_is_concluded_names_the_loss(value: Json) -> None:
+    first, second, *rest = findings(value)
+    assert first.endswith("interval below 0: good, bad.")
+    assert second.endswith("lost no more than 0.01 against the base model: good.")
+    assert "3 methods" in rest[-1]
+
+
+def test_two_seeds_conclude_nothing() -> None:
+    seeds = [seed(base=(0.4, 0.8), plain=(0.3, 0.8), m=(0.1 + k / 100, 0.8)) for k in range(2)]
+    assert findings(comparison(seeds)) == ["2 seed(s): too few for an interval; nothing is concluded."]
+
+
+def test_the_csv_holds_the_table(value: Json) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(value))))
+    assert len(rows) == len(value["table"]) * len(FIGURES)
+    row = next(row for row in rows if (row["model"], row["figure"]) == ("good", PRIMARY))
+    assert float(row["versus_plain_high"]) == value["table"]["good"]["figures"][PRIMARY]["versus_plain"]["high"]
+    assert next(row for row in rows if row["model"] == BASE)["versus_base_mean"] == ""
+
+
+def test_the_page_is_escaped_whole_and_fetches_nothing(value: Json) -> None:
+    page = render(value)
+    assert HOSTILE not in page
+    assert "http" not in page.replace("http-equiv", "")
+    parsed = Page(page)
+    assert not parsed.open
+    assert not parsed.of("script")
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    # Every model is drawn twice, once in each panel.
+    assert page.count('class="mark after"') == 2 * 3 + 1  # and the key
+    assert page == render(value)
+    assert "Tuning effort: none" in page
+
+
+def test_what_was_tuned_is_stated(value: Json) -> None:
+    tried = [{"lr": 0.1}, {"lr": 0.3}]
+    row = {"name": "good", "tried": tried, "validation": [{"worst_group_auc": 0.7, "auc": 0.8}] * 2, "chosen": 1}
+    idle = {"name": "same", "tried": [{}], "validation": [], "chosen": 0}
+    page = render(value | {"tuning": [row, idle]})
+    assert "2 settings for each of 1 models" in page
+    assert "Taken: good lr=0.3. Without settings: same." in page
+
+
+def test_text_where_there_is_no_interval(value: Json) -> None:
+    assert cell_text({"mean": None, "low": None, "high": None, "seeds": 0}) == "not estimable"
+    assert cell_text({"mean": 0.25, "low": None, "high": None, "seeds": 2}) == "0.250"
+    lines = summary_lines(value)
+    assert lines[0].startswith("model")
+    assert len(lines) == 1 + len(value["table"]) + len(value["findings"])
+
+
+def test_figures_of_a_seed_are_those_of_the_report() -> None:
+    study = make_study()
+    patients = draw([300, 300, 20], {BASE: [1.0, -1.0, 0.0], METHOD: [0.0, 0.0, 0.0]})
+    found = seed_figures(study, measure(study, patients))
+    assert found[BASE]["figures"][PRIMARY] > found[METHOD]["figures"][PRIMARY] + 0.1
+    assert set(found[METHOD]["gates"]) == set(GATES)
+    assert "gates" not in found[BASE]
