@@ -310,7 +310,7 @@ def main(
         print(extra_mib(Bench(images), memory))
         return
     result = {
-        "command": f"python -m equipoise.simulations.benchmarks.private_cost --date {date} --rounds {rounds}",
+        "command": f"python -m equipoise.simulations.benchmarks.private_cost --date {date} --images {images} --rounds {rounds}",
         "date": date,
         "commit": commit(),
         "machine": machine(),
