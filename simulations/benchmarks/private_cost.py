@@ -310,7 +310,8 @@ def main(
         print(extra_mib(Bench(images), memory))
         return
     result = {
-        "command": f"python -m equipoise.simulations.benchmarks.private_cost --date {date} --images {images} --rounds {rounds}",
+        "command": "python -m equipoise.simulations.benchmarks.private_cost "
+        f"--date {date} --images {images} --rounds {rounds}",
         "date": date,
         "commit": commit(),
         "machine": machine(),
