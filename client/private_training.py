@@ -108,19 +108,21 @@ class LatticeOptimizer(DPOptimizer):
         samples = self.grad_samples
         if any(len(sample) < len(owner) for sample in samples):
             raise RefusedError("Opacus left gradients of fewer rows than there are; this network cannot be trained")
-        vectors = np.zeros((1, self._size + self._cells))
-        for rows in torch.split(
-            torch.arange(len(owner)), torch.unique_consecutive(owner, return_counts=True)[1].tolist()
-        ):
-            vectors[:] = 0.0
+        vector = torch.zeros(self._size + self._cells, dtype=torch.float64)
+        parts = torch.split(vector[: self._size], [parameter.numel() for parameter in self.params])
+        counts = torch.unique_consecutive(owner, return_counts=True)[1].tolist()
+        for rows in torch.split(torch.arange(len(owner)), counts):
+            vector.zero_()
             for row in rows.tolist():
-                gradient = torch.cat([sample[row].reshape(-1) for sample in samples]).to(torch.float64)
-                length, score = float(gradient.norm()), float(scores[row])
-                if np.isfinite(length) and np.isfinite(score):
+                gradients = [sample[row].reshape(-1).cpu() for sample in samples]
+                lengths = [float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients]
+                length, score = math.hypot(*lengths), float(scores[row])
+                if math.isfinite(length) and math.isfinite(score):
                     shrunk = ROUNDING / max(length, self.max_grad_norm) / len(rows)
-                    vectors[0, : self._size] += gradient.cpu().numpy() * shrunk
-                    vectors[0, self._size + int(cell[row])] += ROUNDING * 2 * SCORE_BOUND * (score - 0.5) / len(rows)
-            self._points += clip_and_round(vectors, self._plan.clip, self._plan.step)[0]
+                    for part, gradient in zip(parts, gradients, strict=True):
+                        part.add_(gradient, alpha=shrunk)
+                    vector[self._size + int(cell[row])] += ROUNDING * 2 * SCORE_BOUND * (score - 0.5) / len(rows)
+            self._points += clip_and_round(vector.numpy()[None], self._plan.clip, self._plan.step)[0]
 
     def add_noise(self) -> None:
         """The sum with noise of the plan's own mechanism as `grad`, also where no patient was taken."""

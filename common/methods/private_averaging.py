@@ -2,8 +2,8 @@
 
 The rounds of `swift` and `fine_tune` under `step: fedavg` where noise protects the patients (McMahan et al. 2018,
 arXiv:1710.06963, has the round; Abadi et al. 2016, arXiv:1607.00133, the steps). Noise falls on every weight in every
-step, so they need a larger budget than whitened rounds (docs/privacy.md has both in one table). A patient's scores ride
-along with the gradient, so that one release pays for the step, the weights of the bias loss and the collapse guard.
+step, unlike in whitened rounds, where a few public directions take it. A patient's scores ride along with the gradient,
+so that one release pays for the step, the weights of the bias loss and the collapse guard.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,24 @@ from equipoise.common.privacy.mechanisms import NoNoise
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import MOVED, Query
 from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.vision_transformer import vit
+from equipoise.common.wire import unpack
 from tests import tiny
-from tests.tiny import FEATURES, People, charge_for, classifier_of, declare, draw_people, make_study, weights_file
+from tests.tiny import (
+    FEATURES,
+    Memory,
+    People,
+    any_plan,
+    charge_for,
+    classifier_of,
+    declare,
+    draw_people,
+    make_agent,
+    make_study,
+    request_for,
+    weights_file,
+)
 
 CELLS = 6
 SITE = "a"
@@ -292,6 +308,31 @@ def test_the_mask_multiplies_the_noised_step_and_a_masked_tensor_does_not_travel
         patch.setattr(ReleasePlan, "sampler", NoNoise())
         change = masked.blocks[MOVED].lattice.decode(released(masked, PEOPLE.split(range(40)))[MOVED])
     assert change == pytest.approx(-0.25 * 0.5 * total[:-CELLS] * masked.plan.step * CLIP / 40, abs=1e-6)
+
+
+@pytest.mark.usefixtures("frozen_time")
+def test_replies_of_neighbouring_cohorts_differ_in_payload_alone(tmp_path: Path) -> None:
+    query = query_of(batch=8)
+    broken = torch.full((3, 2 * FEATURES), math.inf)
+    people = People((*PEOPLE.rows, broken), *(np.append(v, 1) for v in (PEOPLE.label, PEOPLE.sex, PEOPLE.age)))
+    replies = {}
+    for who, chosen in {"all": range(41), "without one": range(40), "one": [40], "nobody": []}.items():
+        cohort, folder = Memory.everywhere(people.split(list(chosen))), tmp_path / who
+        agent = make_agent(SITE, cohort, folder, [STUDY], check_plan=any_plan, scratch=True)
+        replies[who] = agent.answer(request_for(STUDY, StudyPlan.single("fine_tune", [query]), query))
+    header = unpack(replies["all"])[0]
+    assert header["code"] == "ok"
+    assert all(unpack(reply)[0] == header for reply in replies.values())
+    assert len({len(reply) for reply in replies.values()}) == 1
+    size = int.from_bytes(replies["all"][:8], "little") + 8
+    assert len({reply[:size] for reply in replies.values()}) == 1
+    assert len({reply[size:] for reply in replies.values()}) == len(replies)
+
+
+@pytest.fixture
+def frozen_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger's head has the time in it."""
+    monkeypatch.setattr("equipoise.client.chain.time.time", lambda: 1e9)
 
 
 # --- gradients by row ---------------------------------------------------------------------------------------------
