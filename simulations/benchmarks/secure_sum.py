@@ -55,7 +55,7 @@ from equipoise.common.secure_sum.keys import Identity
 from equipoise.common.secure_sum.messages import Consents, Delivery, KeyList, Stage, pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
-from equipoise.common.wire import pack, unpack
+from equipoise.common.wire import PROTOCOL, pack, unpack
 from equipoise.simulations.benchmarks.speed import commit, machine
 
 HERE = Path(__file__).resolve().parent
@@ -154,7 +154,7 @@ def plain(drawn: Callable[[int], Numbers], count: int, size: int, bits: int) -> 
     total = np.zeros(size, dtype=dtype)
     for number in range(count):
         points = drawn(number)
-        data = meter.run("site", lambda points=points: pack({}, {"change": points.astype(dtype)}))
+        data = meter.run("site", lambda points=points: pack({"protocol": PROTOCOL}, {"change": points.astype(dtype)}))
         sent += len(data)
         meter.run("server", lambda data=data: np.add(total, unpack(data)[1]["change"], out=total))
     return Spent(meter.spent["site"], meter.spent["server"], sent, 0)
@@ -193,7 +193,7 @@ def secagg_plus(drawn: Callable[[int], NDArray[np.float32]], count: int, size: i
         blobs = masked[Key.MASKED_PARAMETERS]
         sent += sum(map(len, blobs))
 
-        def add(blobs: list[bytes] = blobs) -> list[NDArray[Any]]:
+        def add(blobs: list[bytes] = blobs, total: list[NDArray[Any]] = total) -> list[NDArray[Any]]:
             arrays = [bytes_to_ndarray(blob) for blob in blobs]
             return parameters_addition(total, arrays) if total else arrays
 
@@ -332,18 +332,20 @@ def main(
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each protocol, in turn.")] = 5,
     parameters: Annotated[int, typer.Option(min=1, help="Length of the vector that is compared.")] = 1_000_000,
     wide: Annotated[int, typer.Option(min=1, help="Length of the large vector.")] = 11_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs with the large vector.")] = 3,
 ) -> None:
     """Measure, print the page, write it and the figures."""
     load = os.getloadavg()[0]
     result = {
-        "command": f"python -m equipoise.simulations.benchmarks.secure_sum --date {date} --pairs {pairs}",
+        "command": f"python -m equipoise.simulations.benchmarks.secure_sum --date {date} --pairs {pairs} "
+        f"--repeats {repeats}",
         "date": date,
         "commit": commit(),
         "load": load,
         "machine": {**machine(), "cryptography": version("cryptography"), "release": platform.release()},
         "bounds": BOUNDS,
         "beside": beside(parameters, pairs),
-        "large": large(wide, 3),
+        "large": large(wide, repeats),
     }
     write_whole(HERE / "results" / "secure_sum.json", json.dumps(result, indent=1).encode())
     write_whole(ROOT / "docs" / "benchmarks-secure-sum.md", page(result).encode())
