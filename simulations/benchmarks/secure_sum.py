@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 import typer
@@ -52,7 +52,7 @@ from numpy.typing import NDArray
 from equipoise.common.files import write_whole
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
-from equipoise.common.secure_sum.messages import Consents, Delivery, KeyList, Stage, pack_reply
+from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage, pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
 from equipoise.common.wire import PROTOCOL, pack, unpack
@@ -64,6 +64,7 @@ SITES = 10
 BOUNDS = {"excess_64": 1.0, "excess_32": 0.5, "site_s": 1.0, "bytes": 1.1}
 MODULUS, QUANTISED, CLIP, WEIGHT = 2**32, 2**22, 8.0, 1000.0  # SecAgg+'s defaults
 Numbers = NDArray[np.int64]
+_Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
@@ -88,10 +89,12 @@ class Meter:
     def __init__(self) -> None:
         self.spent = {"site": 0.0, "server": 0.0}
 
-    def run(self, who: str, work: Callable[[], _Result]) -> _Result:
+    def run(
+        self, who: str, work: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
         """The result of `work`, whose seconds are `who`'s."""
         begun = time.process_time()
-        result = work()
+        result = work(*args, **kwargs)
         self.spent[who] += time.process_time() - begun
         return result
 
@@ -115,55 +118,69 @@ def ours(drawn: Callable[[int], Numbers], count: int, size: int, bits: int) -> t
     keys = {site: Identity.generate() for site in names(count)}
     terms, meter = terms_of(keys, size, bits), Meter()
     coordinator = Coordinator(terms)
-    sides = {site: meter.run("site", lambda site=site: SecureSite(terms, site, keys[site])) for site in keys}
+    sides = {site: meter.run("site", SecureSite, terms, site, keys[site]) for site in keys}
     sent = received = 0
     while coordinator.stage is not None:
         stage = coordinator.stage
         for number, site in enumerate(keys):
-            listed, arrays = meter.run("server", lambda site=site: coordinator.request(site))
+            listed, arrays = meter.run("server", coordinator.request, site)
             received += sum(array.nbytes for array in arrays.values())
             points = {"change": drawn(number)} if stage is Stage.INPUT else {}
-
-            def answer(site: str = site, listed: Sequence[str] = listed, arrays: Any = arrays, points: Any = points,
-                       stage: Stage = stage) -> bytes:  # fmt: skip
-                side = sides[site]
-                reply: Any
-                if stage is Stage.ADVERTISE:
-                    reply = side.advertise()
-                elif stage is Stage.SHARE:
-                    reply = side.share(KeyList.of(listed, arrays))
-                elif stage is Stage.INPUT:
-                    reply = side.mask(Delivery.of(site, listed, arrays), points)
-                elif stage is Stage.CONSISTENCY:
-                    reply = side.consent(listed)
-                else:
-                    reply = side.unmask(Consents.of(listed, arrays))
-                return pack_reply(terms, site, keys[site], reply)
-
-            data = meter.run("site", answer)
+            data = meter.run("site", _answer, sides[site], keys[site], stage, listed, arrays, points)
             sent += len(data)
-            meter.run("server", lambda site=site, data=data: coordinator.receive(site, data))
+            meter.run("server", coordinator.receive, site, data)
         meter.run("server", coordinator.advance)
     return Spent(meter.spent["site"], meter.spent["server"], sent, received), coordinator.total()["change"]
+
+
+def _answer(
+    side: SecureSite,
+    identity: Identity,
+    stage: Stage,
+    listed: Sequence[str],
+    arrays: Arrays,
+    points: dict[str, Numbers],
+) -> bytes:
+    """A site's signed reply to one stage."""
+    reply: Reply
+    if stage is Stage.ADVERTISE:
+        reply = side.advertise()
+    elif stage is Stage.SHARE:
+        reply = side.share(KeyList.of(listed, arrays))
+    elif stage is Stage.INPUT:
+        reply = side.mask(Delivery.of(side.site, listed, arrays), points)
+    elif stage is Stage.CONSISTENCY:
+        reply = side.consent(listed)
+    else:
+        reply = side.unmask(Consents.of(listed, arrays))
+    return pack_reply(side.terms, side.site, identity, reply)
+
+
+def _pack(points: Numbers, dtype: type[np.generic]) -> bytes:
+    return pack({"protocol": PROTOCOL}, {"change": points.astype(dtype)})
+
+
+def _add(total: NDArray[Any], data: bytes) -> None:
+    total += unpack(data)[1]["change"]
 
 
 def plain(drawn: Callable[[int], Numbers], count: int, size: int, bits: int) -> Spent:
     """The same integers, of the same width, packed, unpacked and added without any protection."""
     meter, sent = Meter(), 0
-    dtype = np.int32 if bits == 32 else np.int64
+    dtype: type[np.generic] = np.int32 if bits == 32 else np.int64
     total = np.zeros(size, dtype=dtype)
     for number in range(count):
         points = drawn(number)
-        data = meter.run("site", lambda points=points: pack({"protocol": PROTOCOL}, {"change": points.astype(dtype)}))
+        data = meter.run("site", _pack, points, dtype)
         sent += len(data)
-        meter.run("server", lambda data=data: np.add(total, unpack(data)[1]["change"], out=total))
+        meter.run("server", _add, total, data)
     return Spent(meter.spent["site"], meter.spent["server"], sent, 0)
 
 
 def secagg_plus(drawn: Callable[[int], NDArray[np.float32]], count: int, size: int) -> tuple[Spent, NDArray[Any]]:
     """One round of Flower's SecAgg+ in which nobody drops out; every site has the same weight."""
     meter, needed, sent = Meter(), threshold(count), 0
-    asked = {
+    asked: dict[str, Any] = {
         Key.SAMPLE_NUMBER: count, Key.SHARE_NUMBER: count, Key.THRESHOLD: needed, Key.CLIPPING_RANGE: CLIP,
         Key.TARGET_RANGE: QUANTISED, Key.MOD_RANGE: MODULUS, Key.MAX_WEIGHT: WEIGHT,
     }  # fmt: skip
@@ -171,55 +188,54 @@ def secagg_plus(drawn: Callable[[int], NDArray[np.float32]], count: int, size: i
     keys: dict[str, Any] = {}
     for node, state in states.items():
         state.nid = node
-        setup = meter.run("site", lambda state=state: _setup(state, ConfigRecord(asked)))
+        setup = meter.run("site", _setup, state, ConfigRecord(asked))
         keys[str(node)] = [setup[Key.PUBLIC_KEY_1], setup[Key.PUBLIC_KEY_2]]
     forwarded: dict[int, list[tuple[int, bytes]]] = {node: [] for node in states}
     for node, state in states.items():
-        dealt: Any = meter.run("site", lambda state=state: _share_keys(state, ConfigRecord(keys)))
+        dealt: Any = meter.run("site", _share_keys, state, ConfigRecord(keys))
         for to, sealed in zip(dealt[Key.DESTINATION_LIST], dealt[Key.CIPHERTEXT_LIST], strict=True):
             forwarded[to].append((node, sealed))
             sent += len(sealed)
     total: list[NDArray[Any]] = []
     for node, state in states.items():
         parameters = ndarrays_to_parameters([drawn(node - 1)])
-        mine = {Key.SOURCE_LIST: [src for src, _ in forwarded[node]],
+        mine: dict[str, Any] = {Key.SOURCE_LIST: [src for src, _ in forwarded[node]],
                 Key.CIPHERTEXT_LIST: [sealed for _, sealed in forwarded[node]]}  # fmt: skip
-        masked: Any = meter.run(
-            "site",
-            lambda state=state, mine=mine, parameters=parameters: _collect_masked_vectors(
-                state, ConfigRecord(mine), int(WEIGHT), parameters
-            ),
-        )
+        masked: Any = meter.run("site", _collect_masked_vectors, state, ConfigRecord(mine), int(WEIGHT), parameters)
         blobs = masked[Key.MASKED_PARAMETERS]
         sent += sum(map(len, blobs))
-
-        def add(blobs: list[bytes] = blobs, total: list[NDArray[Any]] = total) -> list[NDArray[Any]]:
-            arrays = [bytes_to_ndarray(blob) for blob in blobs]
-            return parameters_addition(total, arrays) if total else arrays
-
-        total = meter.run("server", add)
-    total = meter.run("server", lambda: parameters_mod(total, MODULUS))
+        total = meter.run("server", _add_flower, total, blobs)
+    total = meter.run("server", parameters_mod, total, MODULUS)
     shares: dict[int, list[bytes]] = {node: [] for node in states}
-    lists = {Key.ACTIVE_NODE_ID_LIST: list(states), Key.DEAD_NODE_ID_LIST: []}
+    lists: dict[str, Any] = {Key.ACTIVE_NODE_ID_LIST: list(states), Key.DEAD_NODE_ID_LIST: []}
     for state in states.values():
-        given: Any = meter.run("site", lambda state=state: _unmask(state, ConfigRecord(lists)))
+        given: Any = meter.run("site", _unmask, state, ConfigRecord(lists))
         for owner, share in zip(given[Key.NODE_ID_LIST], given[Key.SHARE_LIST], strict=True):
             shares[owner].append(share)
             sent += len(share)
-
-    def unmask() -> NDArray[Any]:
-        found = total
-        for owned in shares.values():
-            mask = pseudo_rand_gen(combine_shares(owned), MODULUS, [array.shape for array in found])
-            found = parameters_subtraction(found, mask)
-        ratio, found = factor_extract(parameters_mod(found, MODULUS))
-        vector = dequantize(found, CLIP, QUANTISED)[0]
-        vector -= (count - 1) * CLIP
-        vector *= QUANTISED / ratio
-        return np.asarray(vector)
-
-    mean = meter.run("server", unmask)
+    mean = meter.run("server", _unmask_flower, total, list(shares.values()), count)
     return Spent(meter.spent["site"], meter.spent["server"], sent, 0), mean
+
+
+def _add_flower(total: list[NDArray[Any]], blobs: list[bytes]) -> list[NDArray[Any]]:
+    arrays = [bytes_to_ndarray(blob) for blob in blobs]
+    return parameters_addition(total, arrays) if total else arrays
+
+
+def _unmask_flower(total: list[NDArray[Any]], shares: list[list[bytes]], count: int) -> NDArray[Any]:
+    """What SecAggPlusWorkflow.unmask_stage does with the shares where nobody has dropped out: the mean."""
+    for owned in shares:
+        mask = pseudo_rand_gen(combine_shares(owned), MODULUS, [array.shape for array in total])
+        total = parameters_subtraction(total, mask)
+    ratio, found = factor_extract(parameters_mod(total, MODULUS))
+    vector: NDArray[Any] = dequantize(found, CLIP, QUANTISED)[0]
+    vector -= (count - 1) * CLIP
+    vector *= QUANTISED / ratio
+    return vector
+
+
+def _add_plain_flower(total: NDArray[np.float32], data: bytes, count: int) -> None:
+    total += bytes_to_ndarray(data) / count
 
 
 def plain_flower(drawn: Callable[[int], NDArray[np.float32]], count: int, size: int) -> Spent:
@@ -228,9 +244,9 @@ def plain_flower(drawn: Callable[[int], NDArray[np.float32]], count: int, size: 
     total = np.zeros(size, dtype=np.float32)
     for number in range(count):
         values = drawn(number)
-        data = meter.run("site", lambda values=values: ndarray_to_bytes(values))
+        data = meter.run("site", ndarray_to_bytes, values)
         sent += len(data)
-        meter.run("server", lambda data=data: np.add(total, bytes_to_ndarray(data) / count, out=total))
+        meter.run("server", _add_plain_flower, total, data, count)
     return Spent(meter.spent["site"], meter.spent["server"], sent, 0)
 
 

@@ -42,11 +42,17 @@ def test_the_number_of_workers_changes_no_bit(kind: str, tmp_path: Path, equipoi
 SECURE = ("--set", "privacy.secure_sum=true")
 
 
+def kept_by_sessions(folder: Path) -> list[Path]:
+    """What sites have written down of secure sums."""
+    return list(folder.rglob("secure/*/record.json"))
+
+
 def test_the_secure_sum_changes_no_bit_of_sums_and_models(tmp_path: Path, equipoise: Run) -> None:
     """As on real SuperNodes, where tests/e2e/test_deploy.py compares the same way."""
     plain = simulated("table", tmp_path / "plain", equipoise)
-    secure = simulated("table", tmp_path / "secure", equipoise, *SECURE)
-    assert secure == plain
+    assert simulated("table", tmp_path / "secure", equipoise, *SECURE) == plain
+    assert kept_by_sessions(tmp_path / "secure")
+    assert not kept_by_sessions(tmp_path / "plain"), "one of the two was to go without"
 
 
 def test_a_seed_changes_the_sums(tmp_path: Path, equipoise: Run) -> None:
