@@ -31,6 +31,7 @@ from equipoise.common.config import validate
 from equipoise.common.errors import EquipoiseError, RefusedError, SecureSumError, StorageError
 from equipoise.common.privacy.accounting import PrivacyCost
 from equipoise.common.query import Arrays, Query
+from equipoise.common.secure_sum.keys import parse_key
 from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import split_request
 from equipoise.common.secure_sum.terms import Terms
@@ -161,6 +162,7 @@ class SiteAgent:
         if self._sessions is None:
             raise RefusedError(f"{self.site.site}: no identity key or no pinned peers; `equipoise site pin` pins them")
         terms = Terms.from_json(message.get("terms") if isinstance(message, dict) else None)
+        _check_company(study, terms)
         patients = sum(study.sites.declared_patients.values())
         parts = parts_of(query, rooms_of(query, noise_in(query), len(terms.cohort), patients))
         # The session holds the terms against this. The attempt is the coordinator's count; each one costs.
@@ -263,6 +265,25 @@ class SiteAgent:
         except OSError:
             # The disk is full or gone: the refusal itself still has to reach the server.
             return
+
+
+def _check_company(study: Study, terms: Terms) -> None:
+    """Hold the cohort and its numbers against the approved study.
+
+    Otherwise the server could ask ever smaller parts of the cohort, in runs of one study, and take the sums apart.
+
+    Raises:
+        SecureSumError: `other_cohort`.
+    """
+    approved = {site: parse_key(text) for site, text in study.sites.keys.items()}
+    least = max(terms.threshold, study.sites.least(len(approved)))
+    if (dict(terms.cohort), terms.colluding, terms.quorum) != (approved, study.sites.colluding, least):
+        raise SecureSumError(
+            "other_cohort",
+            f"the secure sum is asked of {len(terms.cohort)} sites, {terms.quorum} of which suffice and "
+            f"{terms.colluding} of which may collude; the approved study has {len(approved)}, {least} and "
+            f"{study.sites.colluding}",
+        )
 
 
 class _MissingInputsError(Exception):

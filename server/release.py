@@ -6,7 +6,6 @@ secure sum has five.) Replies are added as they come, so that what is held does 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -223,7 +222,7 @@ class PlainRelease:
 
 def quorum(study: Study, sites: int) -> int:
     """Least number of sites that must answer."""
-    return max(study.sites.minimum, math.ceil(study.sites.quorum * sites - 1e-9))
+    return study.sites.least(sites)
 
 
 def close_request(study: Study, run: str, number: int, head: str, done: bool) -> bytes:

@@ -33,7 +33,7 @@ def beyond_chance(measured: dict[str, float]) -> bool:
     """Whether the coverage lies below LEAST by more than two standard errors of the simulation."""
     share = measured["coverage"]
     drawn = measured["draws"] * measured["estimable"]
-    return share + 2 * (share * (1 - share) / drawn) ** 0.5 < LEAST
+    return bool(share + 2 * (share * (1 - share) / drawn) ** 0.5 < LEAST)
 
 
 def block(results: dict[str, Any]) -> str:

@@ -39,6 +39,22 @@ def test_the_number_of_workers_changes_no_bit(kind: str, tmp_path: Path, equipoi
     assert one == two
 
 
+SECURE = ("--set", "privacy.secure_sum=true")
+
+
+def kept_by_sessions(folder: Path) -> list[Path]:
+    """What sites have written down of secure sums."""
+    return list(folder.rglob("secure/*/record.json"))
+
+
+def test_the_secure_sum_changes_no_bit_of_sums_and_models(tmp_path: Path, equipoise: Run) -> None:
+    """As on real SuperNodes, where tests/e2e/test_deploy.py compares the same way."""
+    plain = simulated("table", tmp_path / "plain", equipoise)
+    assert simulated("table", tmp_path / "secure", equipoise, *SECURE) == plain
+    assert kept_by_sessions(tmp_path / "secure")
+    assert not kept_by_sessions(tmp_path / "plain"), "one of the two was to go without"
+
+
 def test_a_seed_changes_the_sums(tmp_path: Path, equipoise: Run) -> None:
     # Without this, a comparison that reads nothing would pass.
     one = simulated("table", tmp_path / "one", equipoise)
@@ -59,6 +75,13 @@ def test_flowers_simulation_gives_the_bits_of_the_in_process_grid(kind: str, tmp
     for workers in (1, 2):
         options = ("--engine", "flower", "--set", f"simulation.workers={workers}")
         assert simulated(kind, tmp_path / f"flower-{workers}", equipoise, *options) == here
+
+
+@pytest.mark.slow
+@RAY
+def test_flowers_simulation_gives_the_same_sums_through_the_secure_sum(tmp_path: Path, equipoise: Run) -> None:
+    plain = simulated("table", tmp_path / "plain", equipoise, "--engine", "in-process")
+    assert simulated("table", tmp_path / "flower", equipoise, "--engine", "flower", *SECURE) == plain
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from equipoise.client.secure_store import FolderStore
 from equipoise.common.errors import QuorumError
 from equipoise.common.methods import resolve
 from equipoise.common.privacy.mechanisms import DiscreteLaplace
-from equipoise.common.query import Sum
+from equipoise.common.query import Query, Sum
 from equipoise.common.secure_sum.messages import Stage
+from equipoise.common.secure_sum.terms import Terms
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import unpack
+from equipoise.server import secure_release
 from equipoise.server.engine import Engine
 from equipoise.server.rundir import model_bytes
 from equipoise.server.transcript import Transcript
@@ -226,6 +229,31 @@ def test_a_site_goes_the_way_that_was_approved_and_no_other(tmp_path: Path) -> N
 
     with pytest.raises(QuorumError, match="refused"):
         drive(secure, Stripping(agents), tmp_path / "s")
+    assert all(charges(agent) == [] for agent in agents.values())
+
+
+@pytest.mark.parametrize("change", ["fewer sites", "lower quorum", "more colluding"])
+def test_the_cohort_of_the_approved_study_and_no_part_of_it(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of five and one of four pinned sites would give the fifth's integers as their difference."""
+    study = study_of()
+    agents = agents_of(study, tmp_path / "s")
+    honest = secure_release.terms_of
+
+    def twisted(study: Study, query: Query, run: str, number: int, sites: Any, cohort: Any, attempt: int = 0) -> Terms:
+        asked = list(sites)[:4] if change == "fewer sites" else sites
+        terms = honest(study, query, run, number, asked, cohort, attempt)
+        if change == "more colluding":
+            return replace(terms, colluding=2)
+        return replace(terms, quorum=4) if change == "lower quorum" else terms
+
+    if change == "lower quorum":
+        study = study.model_copy(update={"sites": study.sites.model_copy(update={"quorum": 1.0})})
+        agents = agents_of(study, tmp_path / "q")
+    monkeypatch.setattr(secure_release, "terms_of", twisted)
+    with pytest.raises(QuorumError, match="other_cohort"):
+        drive(study, Post(agents), tmp_path / "s")
     assert all(charges(agent) == [] for agent in agents.values())
 
 
