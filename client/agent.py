@@ -23,8 +23,8 @@ from equipoise.client.computations import COMPUTATIONS
 from equipoise.client.ledger import Charge, Ledger, Request
 from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
 from equipoise.client.release import release
+from equipoise.client.scores import ScoreCache
 from equipoise.client.secure_session import Asked, Contribution, SecureSessions
-from equipoise.client.workbench import ScoreCache
 from equipoise.client.workplace import Workplace
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.config import validate

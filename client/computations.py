@@ -14,18 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise.client import group_sums, site_figures
+from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Fills, Noised, Rows, Totals
+from equipoise.client.scores import patient_means
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import (
-    FILLED_BATCH,
-    batches_alike,
-    cells_of,
-    filled_rows,
-    network,
-    patient_means,
-    row_logits,
-    rows_of,
-)
+from equipoise.client.workbench import cells_of, network, row_logits, rows_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.catalogue import sites_of
@@ -39,7 +32,7 @@ from equipoise.common.fairness.tables import bin_scores, decide
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.private_step import contributions
 from equipoise.common.query import MOVED
-from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities, patient_slices
+from equipoise.common.sensitivities import batch_sensitivities, patient_sensitivities
 from equipoise.common.space import Space
 from equipoise.common.study import ScoreInputs
 
@@ -137,19 +130,20 @@ def block_sensitivities(place: Workplace) -> Contribution:
         raise RefusedError(f"{query.name}: weights and units of shapes {shapes} for {tensors} tensors")
     model = network(study, state_from_inputs(query.inputs))
     energies = BlockEnergies(model, query.parameters["tensors"])
-    cell = cells_of(study, split)
+
+    def alone(x: Tensor) -> list[Tensor]:
+        nobody = torch.zeros(PLACES, dtype=torch.int64)
+        return [torch.from_numpy(found) for found in energies.patients(x, torch.arange(PLACES), nobody)]
+
+    places = alike_places(study, model, split, (query.name, *energies.names), alone)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for rows in batches_alike(split.patient, FILLED_BATCH):
-            x = filled_rows(study, model, split, rows)
-            patients, owner = torch.unique_consecutive(split.patient[rows], return_inverse=True)
-            # The rows that fill up are those of one patient more, who is left out again.
-            owner = torch.cat([owner, owner.new_full((len(x) - len(owner),), len(patients))])
-            label = torch.cat([split.label[patients], split.label.new_zeros(1)])
-            bias, task = (found[: len(patients)] for found in energies.patients(x, owner, label))
-            yield contributions_of_energies(
-                units["unit"], units["kept"], bias, task, cell[patients].numpy(), weights["bias"], weights["task"]
+        for batch in batches(study, model, split, places):
+            bias, task = energies.patients(batch.x, batch.owner, batch.label)
+            vectors = contributions_of_energies(
+                units["unit"], units["kept"], bias, task, batch.cell.numpy(), weights["bias"], weights["task"]
             )
+            yield vectors[batch.real.numpy()]
 
     return Rows(parts())
 
@@ -178,26 +172,27 @@ def whitened_gradient(place: Workplace) -> Contribution:
         space = space.masked(query.inputs["mask"])
     model = network(study, state_from_inputs(query.inputs))
     directions, clip = torch.from_numpy(basis["basis"]), float(basis["clip"][0])
-    cell = cells_of(study, split)
+
+    def projected(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, dz = space.logit_gradients(model, x)
+        return logits, dz.double().cpu() @ directions
+
+    shape = (query.name, parameters["space"], space.size, *basis["basis"].shape)
+    places = alike_places(study, model, split, shape, projected)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for rows in patient_slices(split.patient, FILLED_BATCH):
-            mine = split.patient[rows]
-            first, last = int(mine[0]), int(mine[-1]) + 1
-            logits, dz = space.logit_gradients(model, filled_rows(study, model, split, rows))
-            projected = dz.double().cpu() @ directions  # of the rows that fill up too, so that all batches are alike
+        for batch in batches(study, model, split, places):
             vectors = contributions(
-                logits[: len(mine)],
-                projected[: len(mine)],
-                mine - first,
-                split.label[first:last],
-                cell[first:last],
+                *projected(batch.x),
+                batch.owner,
+                batch.label,
+                batch.cell,
                 weights["task"],
                 weights["bias"],
                 beta=parameters["beta"],
                 clip=clip,
             )
-            yield vectors / clip
+            yield vectors[batch.real.numpy()] / clip
 
     return Rows(parts())
 

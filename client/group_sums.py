@@ -10,30 +10,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Rows, Totals
-from equipoise.client.workbench import cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import cells_of, network, rows_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.group_fisher import PatientFisher, Scale
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.mask import units
-from equipoise.common.sensitivities import patient_slices
 from equipoise.common.space import Space
 
 ROWS = 128
-FISHER_ROWS = 32  # of which the gradients by one tensor are held at once
 
 
 def cell_losses(place: Workplace) -> Contribution:
     """Each patient's mean cross-entropy over their rows, cut at the cap and divided by it, in the patient's cell."""
     study, split, query = place.study, place.split, place.query
-    logits = row_logits(study, network(study, state_from_inputs(query.inputs)), split).double()
-    label = split.label[split.patient].double()
-    entropy = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-    share = row_shares(split.patient, split.patients)
-    mean = torch.zeros(split.patients, dtype=torch.float64).index_add_(0, split.patient, entropy * share)
-    cut = (mean / query.parameters["cap"]).clamp(0.0, 1.0)
+    model = network(study, state_from_inputs(query.inputs))
+    cut = torch.zeros(split.patients, dtype=torch.float64)
+    with torch.no_grad():
+        places = alike_places(study, model, split, "scores", lambda x: [model(x)])
+        for batch in batches(study, model, split, places):
+            label = batch.label[batch.owner].double()
+            entropy = functional.binary_cross_entropy_with_logits(
+                model(batch.x).double().cpu(), label, reduction="none"
+            )
+            mean = torch.zeros(len(batch.label), dtype=torch.float64)
+            mean.index_add_(0, batch.owner, entropy * row_shares(batch.owner, len(mean)))
+            cut[batch.patient] = (mean / query.parameters["cap"]).clamp(0.0, 1.0)[batch.real]
     cell = cells_of(study, split)
     cells = query.blocks["losses"].size
     if not query.private:
@@ -51,14 +56,18 @@ def group_fisher(place: Workplace) -> Contribution:
     model = network(study, state_from_inputs(query.inputs))
     layout = Layout({name: tuple(model.get_parameter(name).shape) for name in query.parameters["tensors"]})
     fisher = PatientFisher(model, layout, query.parameters["granularity"])
-    group, groups = split.groups[study.primary.name], query.blocks["energies"].shape[0]
+    groups = query.blocks["energies"].shape[0]
+
+    def alone(x: Tensor) -> Iterator[Tensor]:
+        nobody = torch.zeros(PLACES, dtype=torch.int64)
+        return (energies for _, energies in fisher.patients(x, torch.arange(PLACES), nobody))
+
+    places = alike_places(study, model, split, (query.name, query.parameters["granularity"], *layout.shapes), alone)
 
     def parts() -> Iterator[tuple[Tensor, Iterator[tuple[str, Tensor]]]]:
-        for rows in patient_slices(split.patient, FISHER_ROWS):
-            mine = split.patient[rows]
-            first, last = int(mine[0]), int(mine[-1]) + 1
-            x = rows_of(study, model, split, rows)
-            yield group[first:last], fisher.patients(x, mine - first, split.label[first:last])
+        for batch in batches(study, model, split, places):
+            found = fisher.patients(batch.x, batch.owner, batch.label)
+            yield batch.cell[batch.real] // 2, ((name, energies[batch.real]) for name, energies in found)
 
     if query.private:
         scale = Scale.from_arrays(query.inputs["units"])

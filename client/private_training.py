@@ -27,9 +27,10 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from equipoise.client.alike import alike_places, batches
 from equipoise.client.cohort import Split
 from equipoise.client.descent import MaskedDescent, like
-from equipoise.client.workbench import FILLED_BATCH, cells_of, filled_rows
+from equipoise.client.workbench import prepared
 from equipoise.common.errors import RefusedError
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses
@@ -37,7 +38,6 @@ from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.privacy.randomness import bernoulli, poisson_sample, secret_generator
 from equipoise.common.privacy.rounding import clip_and_round
 from equipoise.common.private_step import ROUNDING, SCORE_BOUND
-from equipoise.common.sensitivities import patient_slices
 from equipoise.common.study import ImageInputs, Study
 
 Points = NDArray[np.int64]
@@ -85,12 +85,13 @@ class LatticeOptimizer(DPOptimizer):
         """All pieces of a step's patients are one batch."""
         return 1
 
-    def clip_and_accumulate(self, owner: Tensor, cell: Tensor, scores: Tensor) -> None:
+    def clip_and_accumulate(self, owner: Tensor, real: Tensor, cell: Tensor, scores: Tensor) -> None:
         """Add the patients of the rows whose gradients the hooks have just left.
 
         Args:
-            owner: (m,) int64, non-decreasing: the patient of each row; all rows of each patient are there.
-            cell: (m,) int64, of the row's patient.
+            owner: (m,) int64 in 0..n-1, non-decreasing: the patient of each row; all rows of each patient are there.
+            real: (k,) int64: which of the n are patients of the site.
+            cell: (n,) int64.
             scores: (m,) p of each row.
 
         Formal guarantee:
@@ -111,7 +112,9 @@ class LatticeOptimizer(DPOptimizer):
         vector = torch.zeros(self._size + self._cells, dtype=torch.float64)
         parts = torch.split(vector[: self._size], [parameter.numel() for parameter in self.params])
         counts = torch.unique_consecutive(owner, return_counts=True)[1].tolist()
-        for rows in torch.split(torch.arange(len(owner)), counts):
+        whose = torch.split(torch.arange(len(owner)), counts)
+        for patient in real.tolist():
+            rows = whose[patient]
             vector.zero_()
             for row in rows.tolist():
                 gradients = [sample[row].reshape(-1).cpu() for sample in samples]
@@ -121,7 +124,7 @@ class LatticeOptimizer(DPOptimizer):
                     shrunk = ROUNDING / max(length, self.max_grad_norm) / len(rows)
                     for part, gradient in zip(parts, gradients, strict=True):
                         part.add_(gradient, alpha=shrunk)
-                    vector[self._size + int(cell[row])] += ROUNDING * 2 * SCORE_BOUND * (score - 0.5) / len(rows)
+                    vector[self._size + int(cell[patient])] += ROUNDING * 2 * SCORE_BOUND * (score - 0.5) / len(rows)
             self._points += clip_and_round(vector.numpy()[None], self._plan.clip, self._plan.step)[0]
 
     def add_noise(self) -> None:
@@ -199,26 +202,29 @@ def train_privately(
     )
     start = layout.flatten({name: p.detach().clone() for name, p in zip(names, trained, strict=True)})
     task, bias = (torch.from_numpy(weights[key].reshape(-1)) for key in ("task", "bias"))
-    cell, flips = cells_of(study, split), parameters["flips"] and isinstance(study.inputs, ImageInputs)
+    flips = parameters["flips"] and isinstance(study.inputs, ImageInputs)
     optimizer = LatticeOptimizer(descent, plan, clip, len(task), expected)
     with hooked(model) as rowwise:
-        check_rows(rowwise, trained, filled_rows(study, model, split, slice(0, 0)))
+
+        def gradients(x: Tensor) -> list[Tensor]:
+            logits = rowwise(x)
+            torch.autograd.backward(logits.sum())
+            samples = [logits, *(vars(parameter)["grad_sample"] for parameter in trained)]
+            forget(trained)
+            return samples
+
+        check_rows(rowwise, trained, prepared(study, model, split.inputs[:0]))
+        places = alike_places(study, model, split, ("DP-SGD", *names), gradients)
         for _ in range(plan.releases):
             taken = torch.zeros(split.patients, dtype=torch.bool)
             taken[torch.from_numpy(poisson_sample(plan.rate, split.patients))] = True
             rows = torch.nonzero(taken[split.patient]).flatten()
-            for piece in patient_slices(split.patient[rows], FILLED_BATCH):
-                mine = rows[piece]
-                owner, count = split.patient[mine], len(mine)
-                x = filled_rows(study, model, split, mine)
-                # Over the rows that fill up too: the last entries of an odd number are computed by other instructions,
-                # and a row's last bits must not hang on how many others there are.
-                logits = rowwise(flipped_secretly(x) if flips else x)
-                padded = nn.functional.pad(owner, (0, len(x) - count), value=-1)
-                label, of_cell = split.label[padded], cell[padded]
-                torch.autograd.backward(row_losses(logits, label, of_cell, task, bias, parameters["beta"]).sum())
+            for batch in batches(study, model, split, places, rows):
+                logits = rowwise(flipped_secretly(batch.x) if flips else batch.x)
+                label, cell = batch.label[batch.owner], batch.cell[batch.owner]
+                torch.autograd.backward(row_losses(logits, label, cell, task, bias, parameters["beta"]).sum())
                 scores = torch.sigmoid(logits.detach().double())
-                optimizer.clip_and_accumulate(owner, of_cell[:count], scores[:count])
+                optimizer.clip_and_accumulate(batch.owner, batch.real, batch.cell, scores)
                 forget(trained)
             optimizer.step()
     change = layout.flatten({name: p.detach() for name, p in zip(names, trained, strict=True)}) - start

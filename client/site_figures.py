@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from equipoise.client.contribution import Contribution, Fills, Totals
+from equipoise.client.scores import patient_scores
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import network, patient_scores, row_logits, rows_of
+from equipoise.client.workbench import network, row_logits, rows_of
 from equipoise.client.workplace import Workplace, nothing
 from equipoise.common.catalogue import declared_total, groups_of, sites_of
 from equipoise.common.classifier import state_from_inputs

@@ -1,4 +1,4 @@
-"""The site's network, loaded with the weights of the query at hand, and its scores.
+"""The site's network, loaded with the weights of the query at hand, and its logits.
 
 Networks are shared by all agents of a process and kept one per thread, since a network holds nothing between two
 queries: a thousand simulated sites need no more of them than there are workers.
@@ -7,8 +7,7 @@ queries: a thousand simulated sites need no more of them than there are workers.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -16,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equipoise.client.cohort import Split
-from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import ModelError
 from equipoise.common.losses import cell_index
 from equipoise.common.models import load_factory, normalise
 from equipoise.common.study import Study
 
 SCORE_BATCH = 128  # larger ones leave the cache
-FILLED_BATCH = 32  # of what has to be a function of each patient alone; measured: as fast as 128, to a tenth
 _networks = threading.local()
 
 
@@ -72,10 +69,11 @@ def precision(model: nn.Module) -> torch.dtype:
 
 def rows_of(study: Study, model: nn.Module, split: Split, index: slice | Tensor) -> Tensor:
     """The float inputs of some rows, as the network wants them."""
-    return _prepared(study, model, split.inputs[index])
+    return prepared(study, model, split.inputs[index])
 
 
-def _prepared(study: Study, model: nn.Module, rows: Tensor) -> Tensor:
+def prepared(study: Study, model: nn.Module, rows: Tensor) -> Tensor:
+    """Decoded rows as the network wants them."""
     batch = normalise(study.inputs, rows)
     batch = batch.to(study.model.device, precision(model))
     # Convolutions train a fifth faster on this layout, which they keep from layer to layer; the values are the same.
@@ -87,31 +85,6 @@ def cells_of(study: Study, split: Split) -> Tensor:
     return cell_index(split.groups[study.primary.name], split.label)
 
 
-def batches_alike(patient: Tensor, size: int) -> Iterator[Tensor]:
-    """Indices of rows, in batches for `filled_rows`: patients of a single row together, every other patient alone.
-
-    Then the shapes of all that is computed for a patient hang on that patient's own rows.
-    """
-    count = torch.bincount(patient)[patient] if len(patient) else patient
-    yield from torch.split(torch.nonzero(count == 1).flatten(), size) if (count == 1).any() else ()
-    several = torch.nonzero(count > 1).flatten()
-    yield from torch.split(several, torch.unique_consecutive(patient[several], return_counts=True)[1].tolist())
-
-
-def filled_rows(study: Study, model: nn.Module, split: Split, index: slice | Tensor) -> Tensor:
-    """The float inputs of at most FILLED_BATCH rows (or of one patient's), and zeros up to that number.
-
-    A library chooses its kernels, and with them its rounding, by the size of the batch. Where all batches have one
-    size, a row's result does not hang on how many other patients there are; else a model made for it (large weights
-    that cancel) would turn the rounding of other patients' scores into a sign that one patient is there.
-    """
-    rows = split.inputs[index]
-    missing = FILLED_BATCH - len(rows)
-    if missing > 0:
-        rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
-    return _prepared(study, model, rows)
-
-
 def row_logits(study: Study, model: nn.Module, split: Split) -> Tensor:
     """Logit of each row, (m,), without gradients."""
     with torch.no_grad():
@@ -120,59 +93,3 @@ def row_logits(study: Study, model: nn.Module, split: Split) -> Tensor:
             for start in range(0, len(split.patient), SCORE_BATCH)
         ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=precision(model))
-
-
-def _logits_alike(study: Study, model: nn.Module, split: Split) -> Tensor:
-    """The same in filled batches: float64, each a function of its row alone."""
-    count = len(split.patient)
-    with torch.no_grad():
-        parts = [
-            model(filled_rows(study, model, split, slice(start, start + FILLED_BATCH)))
-            for start in range(0, count, FILLED_BATCH)
-        ]
-    return torch.cat(parts)[:count].to(torch.float64) if parts else torch.zeros(0, dtype=torch.float64)
-
-
-def patient_scores(study: Study, model: nn.Module, split: Split) -> NDArray[np.float64]:
-    """Logit of each patient's mean score over their rows, (n,) float64.
-
-    One evaluation unit is one patient: a patient with several images counts once, and no patient's score hangs on who
-    else is there (`filled_rows`).
-    """
-    return patient_means(_logits_alike(study, model, split), split)
-
-
-def patient_means(logits: Tensor, split: Split) -> NDArray[np.float64]:
-    """Logit of each patient's mean score, (n,) float64, from the logits of the rows, (m,) float64."""
-    if len(logits) == split.patients:
-        return logits.numpy()
-    p = torch.sigmoid(logits)
-    sums = torch.zeros(split.patients, dtype=torch.float64).index_add_(0, split.patient, p)
-    count = torch.bincount(split.patient, minlength=split.patients)
-    scores = torch.logit(sums / count, eps=1e-12)
-    # The way through probabilities costs digits. A patient's score must not depend on whether some other patient of
-    # the site has several rows, so one with a single row keeps its logit.
-    single = count[split.patient] == 1
-    scores[split.patient[single]] = logits[single]
-    return scores.numpy()
-
-
-class ScoreCache:
-    """The last scores of one site by model and split, since an evaluation asks for the same ones several times."""
-
-    def __init__(self, size: int = 32) -> None:
-        self._size = size
-        self._scores: OrderedDict[tuple[str, str, str], NDArray[np.float64]] = OrderedDict()
-
-    def scores(
-        self, study: Study, state: Mapping[str, NDArray[np.generic]], split: Split, split_name: str
-    ) -> NDArray[np.float64]:
-        """`patient_scores` of the model with this state, computed once."""
-        # The study says how rows are read and by which network, so scores of two studies are never mixed.
-        key = (study.hash, digest_arrays(state), split_name)
-        if key not in self._scores:
-            self._scores[key] = patient_scores(study, network(study, state), split)
-            if len(self._scores) > self._size:
-                self._scores.popitem(last=False)
-        self._scores.move_to_end(key)
-        return self._scores[key]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equipoise.client.cohort import Split
 from equipoise.client.contribution import Totals
-from equipoise.client.workbench import ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_shares

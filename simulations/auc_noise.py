@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from equipoise.client.cohort import Split, SplitName
 from equipoise.client.cohort_store import Patients
-from equipoise.client.workbench import network, patient_scores
+from equipoise.client.scores import patient_scores
+from equipoise.client.workbench import network
 from equipoise.common import evaluation
 from equipoise.common.classifier import Classifier
 from equipoise.common.evaluation import BASE, POINTS, Measured

@@ -16,7 +16,7 @@ from equipoise.client.cohort import SplitName
 from equipoise.client.cohort_store import Patients
 from equipoise.client.computations import COMPUTATIONS
 from equipoise.client.contribution import Contribution, Fills, Totals
-from equipoise.client.workbench import ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.client.workplace import Workplace
 from equipoise.common import evaluation
 from equipoise.common.classifier import Classifier

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from equipoise.client.cohort import Split
 from equipoise.client.computations import COMPUTATIONS, Workplace
 from equipoise.client.release import release
-from equipoise.client.workbench import ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.common.canonical import sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.query import Query, Sum

@@ -26,7 +26,7 @@ from equipoise.client.computations import COMPUTATIONS, Workplace
 from equipoise.client.ledger import Charge, Ledger, Request
 from equipoise.client.policy import check_query
 from equipoise.client.release import release as through_the_door
-from equipoise.client.workbench import ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.common.canonical import digest_arrays, digest_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.query import Query, Sum

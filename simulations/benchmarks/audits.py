@@ -21,7 +21,8 @@ import numpy as np
 import typer
 
 from equipoise.client.cohort import SplitName
-from equipoise.client.workbench import network, patient_scores
+from equipoise.client.scores import patient_scores
+from equipoise.client.workbench import network
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, worst_group_auc
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.rates import expected_if_equal, gap, rate_by_group

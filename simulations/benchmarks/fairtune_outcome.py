@@ -27,7 +27,7 @@ from scipy.stats import t as student
 
 from equipoise import __version__
 from equipoise.client.cohort import Cohort
-from equipoise.client.workbench import patient_scores
+from equipoise.client.scores import patient_scores
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.files import write_whole
 from equipoise.common.models import load_factory

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from equipoise.client.cohort import Cohort
 from equipoise.client.cohort_store import Patients
 from equipoise.client.computations import COMPUTATIONS
-from equipoise.client.workbench import ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.client.workplace import Workplace
 from equipoise.common.classifier import Classifier
 from equipoise.common.evaluation import BASE

@@ -32,10 +32,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equipoise.client.alike import PLACES
 from equipoise.client.cohort import Split
 from equipoise.client.computations import COMPUTATIONS
 from equipoise.client.contribution import Rows
-from equipoise.client.workbench import FILLED_BATCH, ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.client.workplace import Workplace
 from equipoise.common import catalogue
 from equipoise.common.canonical import sha256
@@ -98,7 +99,7 @@ class Bench:
         """Normalised images and labels, as many at a time as sites take."""
         x = (self.split.inputs.float() / 255 - 0.5) / 0.25
         x = x.contiguous(memory_format=torch.channels_last)
-        return list(zip(torch.split(x, FILLED_BATCH), torch.split(self.split.label.float(), FILLED_BATCH), strict=True))
+        return list(zip(torch.split(x, PLACES), torch.split(self.split.label.float(), PLACES), strict=True))
 
     def forward_and_backward(self) -> None:
         """The gradient of the mean loss, once over the images."""
@@ -262,7 +263,7 @@ def measured(images: int, rounds: int) -> dict[str, Any]:
     seconds = rounds_of(bench, rounds)
     memory = {}
     for name in bench.contenders:
-        command = [sys.executable, "-m", __spec__.name, "--images", str(FILLED_BATCH), "--memory", name]  # of one batch
+        command = [sys.executable, "-m", __spec__.name, "--images", str(PLACES), "--memory", name]  # of one batch
         memory[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     base = seconds[BASE]
     return {

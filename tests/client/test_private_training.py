@@ -21,7 +21,7 @@ from equipoise.client.cohort import Split
 from equipoise.client.computations import COMPUTATIONS, Workplace
 from equipoise.client.private_training import LatticeOptimizer, check_rows, flipped_secretly, hooked
 from equipoise.client.release import release
-from equipoise.client.workbench import ScoreCache
+from equipoise.client.scores import ScoreCache
 from equipoise.common import catalogue, models
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import RefusedError, StudyError

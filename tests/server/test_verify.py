@@ -63,7 +63,7 @@ def write_report(run: RunFolder) -> Path:
 @pytest.fixture(autouse=True)
 def _plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equipoise.server.verify.report_json", figures)
-    monkeypatch.setattr("equipoise.server.verify.render", lambda _: "<html></html>")
+    monkeypatch.setattr("equipoise.server.verify.derived_files", lambda _: {"report.html": "<html></html>"})
     monkeypatch.setattr(runner, "build_report", write_report)
 
 
@@ -476,7 +476,7 @@ def test_a_run_that_was_renamed_to_shed_its_heads_is_found(run: RunFolder) -> No
 def test_a_page_that_does_not_follow_from_the_report_is_found_under_a_new_seal(run: RunFolder) -> None:
     page = run.path / "report.html"
     page.write_text(page.read_text() + "passed")
-    assert f"{page}: is not the page of report.json" in sealed_again(run)
+    assert f"{page}: is not what report.json says" in sealed_again(run)
 
 
 def test_a_changed_ledger_is_named(run: RunFolder) -> None:

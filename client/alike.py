@@ -1,0 +1,162 @@
+"""Batches in which a patient's numbers hang on that patient alone, to the last bit.
+
+A library chooses its instructions, and with them its rounding, by the size of the batch and by the place of a row in
+it: the odd rows of a narrow matrix product can be summed in another order than the even ones. A model made for it
+(large weights that cancel) would turn such a difference in the last bit of other patients' numbers into a sign that one
+patient is there. So all batches have one size, filled up with rows of zeros, and rows stand only at places that have
+been seen to compute alike.
+
+Which instructions a place meets hangs on shapes and not on values, so this is seen on made-up rows and weights: one
+row at all places of a batch has to give the same bits in every layer and in all that is computed from it. The rows of a
+patient who has several are a batch of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from equipoise.client.cohort import Split
+from equipoise.client.workbench import cells_of, precision, prepared
+from equipoise.common.study import Study
+
+PLACES = 32  # rows of a batch; measured: as fast as 128, to a tenth
+_PROBES = 4  # made-up rows; each has as many chances to show a difference as the layers have outputs
+_LANES = 64  # numbers; a multiple of what any processor's vector instructions take at once
+
+_known: dict[Hashable, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All rows of some patients, and of made-up ones that fill the batch.
+
+    Attributes:
+        x: (m, ...) inputs as the network wants them.
+        owner: (m,) int64 in 0..n-1, non-decreasing: whose each row is.
+        label, cell: (n,) int64; 0 for who is made up.
+        real: (k,) int64: which of the n are patients of the site.
+        patient: (k,) int64: these patients' indices in the split.
+    """
+
+    x: Tensor
+    owner: Tensor
+    label: Tensor
+    cell: Tensor
+    real: Tensor
+    patient: Tensor
+
+
+def batches(
+    study: Study, model: nn.Module, split: Split, places: Tensor, rows: Tensor | None = None
+) -> Iterator[Batch]:
+    """All patients of a split, or those whose rows are named: who has one row at `places`, every other one alone.
+
+    Args:
+        places: of `alike_places`.
+        rows: indices of rows, whole patients, ascending; None for all.
+    """
+    rows = torch.arange(len(split.patient)) if rows is None else rows
+    of_cell, owner = cells_of(study, split), split.patient[rows]
+    single = torch.bincount(owner, minlength=split.patients)[owner] == 1
+    for piece in torch.split(rows[single], len(places)) if single.any() else ():
+        at, patient = places[: len(piece)], split.patient[piece]
+        label, cell = torch.zeros(2, PLACES, dtype=torch.int64)
+        label[at], cell[at] = split.label[patient], of_cell[patient]
+        yield Batch(rows_at(study, model, split, piece, at), torch.arange(PLACES), label, cell, at, patient)
+    several, alone = rows[~single], torch.zeros(1, dtype=torch.int64)
+    many = torch.unique_consecutive(split.patient[several], return_counts=True)[1].tolist()
+    for piece in torch.split(several, many) if many else ():
+        x, patient = prepared(study, model, split.inputs[piece]), split.patient[piece[:1]]
+        yield Batch(x, alone.expand(len(piece)), split.label[patient], of_cell[patient], alone, patient)
+
+
+def rows_at(study: Study, model: nn.Module, split: Split, rows: slice | Tensor, places: Tensor) -> Tensor:
+    """Some rows of a split at some places of a batch of zeros."""
+    batch = split.inputs.new_zeros(PLACES, *split.inputs.shape[1:])
+    batch[places] = split.inputs[rows]
+    return prepared(study, model, batch)
+
+
+def alike_places(
+    study: Study, model: nn.Module, split: Split, what: Hashable, compute: Callable[[Tensor], Iterable[Tensor]]
+) -> Tensor:
+    """The places of a batch at which a row's results have the bits that they have at place 0.
+
+    Args:
+        split: says what shape a row has; no row of it is looked at.
+        what: names the computation; with the network and the shape, all that its instructions hang on.
+        compute: tensors with one entry a row, of a batch, at the model's present weights.
+
+    Returns:
+        (k,) int64 in 0..PLACES-1, ascending, 0 among them. The model is left as it was.
+    """
+    spec, shape = study.model, tuple(split.inputs.shape[1:])
+    key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device, precision(model), shape, what)
+    if key not in _known:
+        generator = torch.Generator().manual_seed(0)
+        same = torch.ones(PLACES, dtype=torch.bool)
+        with _made_up(model, generator):
+            for _ in range(_PROBES):
+                row = torch.randn(1, *shape, dtype=torch.float64, generator=generator).to(spec.device, precision(model))
+                x = row.expand(PLACES, *shape).clone()
+                seen: list[Tensor] = []
+                with _noting(model, seen):
+                    for found in compute(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x):
+                        same &= _as_at_the_first(found)
+                for found in seen:
+                    same &= _as_at_the_first(found)
+        _known[key] = torch.nonzero(same).flatten()
+    return _known[key]
+
+
+def by_entry(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A function of each number, where every number meets the same instructions: the last ones of an array would not.
+
+    Args:
+        values: (m,).
+    """
+    return function(functional.pad(values, (0, -len(values) % _LANES)))[: len(values)]
+
+
+def _as_at_the_first(found: Tensor) -> Tensor:
+    bits = found.detach().reshape(PLACES, -1)
+    return ((bits == bits[:1]) | (bits.isnan() & bits[:1].isnan())).all(dim=1).cpu()
+
+
+@contextmanager
+def _made_up(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """The model with random weights, since one made to hide its rounding would hide it here too; then as it was."""
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            wide = max(parameter[0].numel() if parameter.ndim > 1 else 1, 1)
+            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) / wide**0.5)
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(0.5 + torch.rand(buffer.shape, dtype=torch.float64, generator=generator))
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+@contextmanager
+def _noting(model: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """What every layer gives that has one entry a row."""
+
+    def note(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim > 0 and len(output) == PLACES:
+            seen.append(output.detach())
+
+    handles = [layer.register_forward_hook(note) for layer in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,72 @@
+"""The score of each patient of a split: one evaluation unit is one patient, with all rows."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from equipoise.client.alike import alike_places, by_entry, rows_at
+from equipoise.client.cohort import Split
+from equipoise.client.workbench import network
+from equipoise.common.canonical import digest_arrays
+from equipoise.common.study import Study
+
+
+def patient_scores(study: Study, model: nn.Module, split: Split) -> NDArray[np.float64]:
+    """Logit of each patient's mean score over their rows, (n,) float64.
+
+    A patient with several images counts once, and no patient's score hangs on who else is there (`client.alike`).
+    """
+    return patient_means(logits_alike(study, model, split), split)
+
+
+def logits_alike(study: Study, model: nn.Module, split: Split) -> Tensor:
+    """Logit of each row, (m,) float64, without gradients, each a function of its row alone."""
+    logits = torch.zeros(len(split.patient), dtype=torch.float64)
+    with torch.no_grad():
+        places = alike_places(study, model, split, "scores", lambda x: [model(x)])
+        for rows in torch.split(torch.arange(len(logits)), len(places)) if len(logits) else ():
+            at = places[: len(rows)]
+            logits[rows] = model(rows_at(study, model, split, rows, at))[at].double().cpu()
+    return logits
+
+
+def patient_means(logits: Tensor, split: Split) -> NDArray[np.float64]:
+    """Logit of each patient's mean score, (n,) float64, from the logits of the rows, (m,) float64."""
+    if len(logits) == split.patients:
+        return logits.numpy()
+    p = by_entry(torch.sigmoid, logits)
+    sums = torch.zeros(split.patients, dtype=torch.float64).index_add_(0, split.patient, p)
+    count = torch.bincount(split.patient, minlength=split.patients)
+    scores = by_entry(lambda means: torch.logit(means, eps=1e-12), sums / count)
+    # The way through probabilities costs digits. A patient's score must not depend on whether some other patient of
+    # the site has several rows, so one with a single row keeps its logit.
+    single = count[split.patient] == 1
+    scores[split.patient[single]] = logits[single]
+    return scores.numpy()
+
+
+class ScoreCache:
+    """The last scores of one site by model and split, since an evaluation asks for the same ones several times."""
+
+    def __init__(self, size: int = 32) -> None:
+        self._size = size
+        self._scores: OrderedDict[tuple[str, str, str], NDArray[np.float64]] = OrderedDict()
+
+    def scores(
+        self, study: Study, state: Mapping[str, NDArray[np.generic]], split: Split, split_name: str
+    ) -> NDArray[np.float64]:
+        """`patient_scores` of the model with this state, computed once."""
+        # The study says how rows are read and by which network, so scores of two studies are never mixed.
+        key = (study.hash, digest_arrays(state), split_name)
+        if key not in self._scores:
+            self._scores[key] = patient_scores(study, network(study, state), split)
+            if len(self._scores) > self._size:
+                self._scores.popitem(last=False)
+        self._scores.move_to_end(key)
+        return self._scores[key]
