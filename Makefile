@@ -21,7 +21,7 @@ demo: $(RUN) ## Install into .venv, debias a classifier over six simulated hospi
 	@echo "Open $(DEMO)/report.html in a browser."
 
 test: lint ## Lint, type check and the core tests (minutes; nothing is downloaded but packages).
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: $(DEV) ## ruff and mypy alone.
 	$(BIN)/ruff check .

@@ -61,8 +61,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "group_thresholds": {"aim": "equalized_odds"},
 }  # fmt: skip
 # Looked at elsewhere: images alone can be mirrored; noise alone asks for whitened rounds and few bins; two groups have
-# no extremes; without the permission there is no run.
-ELSEWHERE = {"flips", "whitened", "whitened_head", "levels", "bins", "allow_group_thresholds"}
+# no extremes; without the permission there is no run; DP-SGD has tests of its own (test_private_averaging.py).
+ELSEWHERE = {"flips", "whitened", "whitened_head", "dp_sgd", "levels", "bins", "allow_group_thresholds"}
 CASES = [
     (name, key, value)
     for name, own in OTHER.items()

@@ -114,6 +114,36 @@ def test_rounds_that_forget_the_disease_end_at_the_last_model_that_was_well(tmp_
     assert not list(averages.advance(rounds))
 
 
+def asked_third(study: Study, **changes: float) -> dict[str, list[float]]:
+    """Weights and clip bound of the third query, after two answers of less and less separation; nothing once ended."""
+    counts = np.array([[4000.0, 2000], [3000, 5000], [0, 0]])
+    averages = Averages(study, classifier_of(study, FILE), counts)
+    steps = averages.advance(Rounds("head", 6, 0.5, LocalSteps(batch=40), DpSgd(**changes)))
+    query = next(steps)
+    for separation, lower in ((0.4, 1000.0), (0.3, 2900.0)):
+        try:
+            query = steps.send(answer(query, separation, np.array([[4000.0, 2000], [lower, 5000], [0, 0]])))
+        except StopIteration:
+            return {}
+    return {name: query.inputs[name][key].ravel().tolist() for name, key in (("weights", "bias"), ("clip", "clip"))}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "moves"),
+    [("clip_percentile", 99.0, "clip"), ("smoothing", 0.3, "weights"), ("memory", 1.0, "weights")],
+)
+def test_each_parameter_of_the_rounds_acts(tmp_path: Path, key: str, value: float, moves: str) -> None:
+    study = study_of(tmp_path, {"name": "swift", "step": "fedavg"}, 3.0)
+    found, plain = asked_third(study, **{key: value}), asked_third(study)
+    assert {name for name in plain if found[name] != plain[name]} == {moves}
+
+
+def test_the_share_that_is_a_collapse_ends_the_rounds(tmp_path: Path) -> None:
+    study = study_of(tmp_path, {"name": "swift", "step": "fedavg"}, 3.0)
+    assert asked_third(study)
+    assert not asked_third(study, collapse_share=0.9)
+
+
 def test_the_plans_price_is_that_of_all_steps_of_all_rounds(tmp_path: Path) -> None:
     study = study_of(tmp_path, {"name": "fine_tune", "step": "fedavg", **EASY}, 3.0)
     plan = StudyPlan.of(study).calibrated(study)
