@@ -120,7 +120,7 @@ def asked_third(study: Study, **changes: float) -> dict[str, list[float]]:
     averages = Averages(study, classifier_of(study, FILE), counts)
     steps = averages.advance(Rounds("head", 6, 0.5, LocalSteps(batch=40), DpSgd(**changes)))
     query = next(steps)
-    for separation, lower in ((0.4, 1000.0), (0.3, 2900.0)):
+    for separation, lower in ((0.4, 1000.0), (0.2, 2900.0)):
         try:
             query = steps.send(answer(query, separation, np.array([[4000.0, 2000], [lower, 5000], [0, 0]])))
         except StopIteration:
