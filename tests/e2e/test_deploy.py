@@ -215,10 +215,21 @@ def simulated(machine: Machine, study: dict[str, Any], name: str) -> Path:
 
 
 def check_sums(machine: Machine, run: Path) -> None:
-    """Without noise, the deployed sums and models are those of one process, byte for byte."""
-    deployed, here = sums(run), sums(simulated(machine, machine.heart.study, "heart"))
+    """Without noise, the deployed sums and models are those of one process, byte for byte.
+
+    Those came through the secure sum, which `submit` turns on; these did not.
+    """
+    alone = simulated(machine, machine.heart.study, "heart")
+    assert secure(run)
+    assert not secure(alone)
+    deployed, here = sums(run), sums(alone)
     assert {name for name in deployed if "sums" in name} == {name for name in here if "sums" in name}
     assert deployed == {name: here[name] for name in deployed}
+
+
+def secure(run: Path) -> bool:
+    """Whether the run's study asked for the secure sum."""
+    return bool(json.loads((run / "task.json").read_text())["study"]["privacy"]["secure_sum"])
 
 
 def check_costs(machine: Machine, run: Path) -> None:
