@@ -26,23 +26,18 @@ from safetensors.torch import load_file, save
 from scipy.stats import t as student
 
 from equipoise import __version__
-from equipoise.client.cohort import Cohort
 from equipoise.client.scores import patient_scores
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.files import write_whole
 from equipoise.common.models import load_factory
-from equipoise.common.sitefile import load_site
-from equipoise.common.streams import numpy_stream
 from equipoise.common.study import PublicPool, Recipe, Study, Weights, pin_pool, pin_weights
 from equipoise.common.study_plan import arms_of
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
-from equipoise.simulations.adult_income import INPUTS, write_adult
 from equipoise.simulations.benchmarks.private_rounds import figures_of
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.pretrain import pretrain
-from equipoise.simulations.public import public_data_folder
 from equipoise.simulations.runner import begin_run, start_run
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,19 +58,8 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
 def study_of(data: str, seed: int, epsilon: float | None) -> Study:
     """The study of a data set; its learning rates and search are declared above."""
     method = {**SEARCH, **STEPS[data]}
-    if data == "adult":
-        document: dict[str, Any] = {
-            "study": "adult",
-            "model": {"factory": "equipoise.common.models:mlp", "arguments": {"features": 2 * len(INPUTS.features)}},
-            "inputs": INPUTS.model_dump(),
-            "label": {"column": "income", "positive": 1},
-            "attributes": [{"name": "sex", "levels": ["female", "male"], "primary": True}],
-            "simulation": {"hospitals": {"kind": "folders", "path": "."}, "workers": 1},
-        }
-        document["simulation"]["pretrain"] = Recipe(epochs=10, lr=1e-2, batch=128).model_dump()
-    else:
-        document = read_yaml(CONFIGS / {"synthetic": "fairtune.yaml"}.get(data, f"{data}.yaml"))
-        document["simulation"]["workers"] = 1
+    document = read_yaml(CONFIGS / {"synthetic": "fairtune.yaml"}.get(data, f"{data}.yaml"))
+    document["simulation"]["workers"] = 1
     private: dict[str, Any] = {"mode": "none"} if epsilon is None else {"mode": "local", "epsilon": epsilon}
     if epsilon is not None:
         method.pop("lr")  # whitened rounds have rates of their own
@@ -85,46 +69,24 @@ def study_of(data: str, seed: int, epsilon: float | None) -> Study:
 def prepared(data: str, seed: int, epsilon: float | None, cache: Path) -> tuple[Study, dict[str, Path]]:
     """The study with its base model and pool, both made once and kept in `cache`, and the hospitals."""
     study, here = study_of(data, seed, epsilon), cache / f"{data}-{seed}"
-    if data == "adult":
-        written, vendor = write_adult(here, public_data_folder(), seed)
-        sites = {paths.site: paths.site_file for paths in written}
-    else:
-        hospitals = build_hospitals(study, here)
-        sites = hospitals.sites
+    hospitals = build_hospitals(study, here)
     base, pool = here / "base.safetensors", here / "pool.safetensors"
     if not base.exists():
-        split = Cohort(study, load_site(vendor.site_file)).split("train") if data == "adult" else None
         recipe = study.simulation.pretrain if study.simulation else Recipe()
-        state = pretrain(study.model, study.inputs, split or hospitals.vendor_split(study), recipe, seed)
+        state = pretrain(study.model, study.inputs, hospitals.vendor_split(study), recipe, seed)
         write_whole(base, save(state))
     model = study.model.model_copy(update={"weights": Weights(path=str(base))})
     study = study.model_copy(update={"model": model})
     if epsilon is not None:
         if not pool.exists():
-            if data == "adult":
-                rows = adult_pool(seed)
-            elif hospitals.pool is None:
+            if hospitals.pool is None:
                 raise ValueError("no pool")
-            else:
-                rows = hospitals.pool()
-            write_whole(pool, save({"rows": rows.contiguous()}))
+            write_whole(pool, save({"rows": hospitals.pool().contiguous()}))
         privacy = study.privacy.model_copy(update={"public_pool": PublicPool(path=str(pool))})
         study = pin_pool(study.model_copy(update={"privacy": privacy}), cache)
-    declared = {site: open_hospital(study, [file]).split_patients("train") for site, file in sites.items()}
+    declared = {site: open_hospital(study, [file]).split_patients("train") for site, file in hospitals.sites.items()}
     declared_sites = study.sites.model_copy(update={"declared_patients": declared})
-    return pin_weights(study.model_copy(update={"sites": declared_sites}), cache), sites
-
-
-def adult_pool(seed: int, rows: int = 600) -> torch.Tensor:
-    """Public rows for Adult: draws from the declared ranges, yes or no for the indicators, none of them a person."""
-    stream = numpy_stream(seed, "adult", "pool")
-    columns = []
-    for feature in INPUTS.features:
-        low, high = feature.range
-        drawn = stream.integers(0, 2, rows) if (low, high) == (0, 1) else stream.uniform(low, high, rows)
-        columns.append(2 * (drawn - low) / (high - low) - 1)
-    values = torch.tensor(np.array(columns).T, dtype=torch.float32)
-    return torch.cat([values, torch.zeros_like(values)], dim=1)
+    return pin_weights(study.model_copy(update={"sites": declared_sites}), cache), hospitals.sites
 
 
 def scores_of(study: Study, sites: Mapping[str, Path], file: Path) -> dict[str, float]:
