@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from equipoise.server.report.answers import answers
-from equipoise.server.report.blocks import Figure, Table
 from equipoise.server.report.card import card_section
 from equipoise.server.report.comparison import comparison_sections, key_figures
 from equipoise.server.report.curves import score_sections
@@ -20,27 +16,16 @@ from equipoise.server.report.further import further_section
 from equipoise.server.report.notices import notices_section
 from equipoise.server.report.process import process_sections
 from equipoise.server.report.results import result_sections
+from equipoise.server.report.template import fill
 from equipoise.server.report.within import within_section
 
 Json = dict[str, Any]
-_PACKAGE = "equipoise.server"
 
 
 def render(report: Json) -> str:
     """The page of a report."""
-    environment = Environment(
-        loader=PackageLoader(_PACKAGE, "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.tests["figure"] = lambda block: isinstance(block, Figure)
-    environment.tests["table"] = lambda block: isinstance(block, Table)
-    loader = environment.loader
-    style = loader.get_source(environment, "style.css")[0] if loader is not None else ""
-    return environment.get_template("report.html").render(
+    return fill(
+        "report.html",
         report=report,
         study=report["study"],
         verdict=report["verdict"],
@@ -59,7 +44,6 @@ def render(report: Json) -> str:
             *process_sections(report),
             card_section(report),
         ],
-        style=Markup(style),  # noqa: S704 (our own file)
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from equipoise.common.evaluation import BASE
@@ -13,32 +12,21 @@ from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.svg import identifier
 from equipoise.server.report.plots.tradeoff import Point, tradeoff
 from equipoise.server.report.side_by_side import FIGURES, GATES, MATCHED, PLAIN, REFERENCES
+from equipoise.server.report.template import fill
 from equipoise.server.report.words import LEVEL_TEXT, NOT_ESTIMABLE, number, signed
 
 Json = dict[str, Any]
-_PACKAGE = "equipoise.server"
 _SHAPES = {BASE: "before", PLAIN: "control"}
 LEGEND = (("before", "the model as delivered"), ("control", "plain fine-tuning"), ("after", "methods"))
 
 
 def render(value: Json) -> str:
     """The page of a comparison."""
-    environment = Environment(
-        loader=PackageLoader(_PACKAGE, "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.tests["figure"] = lambda block: isinstance(block, Figure)
-    loader = environment.loader
-    style = loader.get_source(environment, "style.css")[0] if loader is not None else ""
-    return environment.get_template("side_by_side.html").render(
+    return fill(
+        "side_by_side.html",
         value=value,
         stamps=_stamps(value),
         sections=[_means(value), _changes(value), _gates(value), _terms(value)],
-        style=Markup(style),  # noqa: S704 (our own file)
     )
 
 
