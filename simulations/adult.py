@@ -10,15 +10,11 @@ from the folder that EQUIPOISE_DATA names.
 
 from __future__ import annotations
 
-import csv
-import gzip
 from itertools import accumulate
 from pathlib import Path
 
-from equipoise.common.errors import DataError, StudyError
 from equipoise.common.sitefile import FractionSplits
-from equipoise.simulations.public import VARIABLE, VENDOR, PublicSites, fraction, keyed
-from equipoise.simulations.sitefolder import write_site
+from equipoise.simulations.public import PublicSites, fraction, gzipped_rows, write_sites
 
 TABLE = "adult/adult.csv.gz"
 SOURCE = "Adult, doi:10.24432/C5XW20: both parts in one gzipped CSV with a header"
@@ -42,6 +38,7 @@ MANUAL = (
     "Transport-moving",
 )
 NUMBERS = ("age", "education_num", "capital_gain", "capital_loss", "hours_per_week")
+COLUMNS = {*NUMBERS, "sex", "marital_status", "occupation", "workclass", "native_country", "income"}
 FEATURES = (*NUMBERS, "sex", "married", "managerial", "manual", "self_employed", "government", "us_born")
 
 
@@ -63,7 +60,7 @@ def write_adult(folder: Path, data_folder: Path, seed: int) -> PublicSites:
     header = ("patient", *FEATURES, "high_income")
     sites: dict[str, list[tuple[str, ...]]] = {f"made-up-{i + 1}": [] for i in range(len(OF_WOMEN))}
     vendor: list[tuple[str, ...]] = []
-    for number, row in enumerate(_rows(data_folder)):
+    for number, row in enumerate(gzipped_rows(data_folder, TABLE, SOURCE, COLUMNS)):
         patient = f"adult-{number:05d}"
         values = (patient, *_features(row), str(int(row["income"] == ">50K")))
         woman = row["sex"] == "Female"
@@ -77,12 +74,7 @@ def write_adult(folder: Path, data_folder: Path, seed: int) -> PublicSites:
         site = next((name for name, end in zip(sites, ends, strict=True) if place < end), "made-up-6")
         sites[site].append(values)
     coding = {"sex": {"0": "female", "1": "male"}}
-    written = [
-        write_site(folder, site, header, rows, data=keyed(seed, "adult", site, SPLITS), coding=coding)
-        for site, rows in sites.items()
-    ]
-    data = {"splits": {"column": "split"}}
-    return PublicSites(written, write_site(folder, VENDOR, (*header, "split"), vendor, data=data, coding=coding), NOTE)
+    return PublicSites(*write_sites(folder, seed, "adult", header, sites, vendor, SPLITS, coding=coding), NOTE)
 
 
 def _features(row: dict[str, str]) -> list[str]:
@@ -101,15 +93,3 @@ def _features(row: dict[str, str]) -> list[str]:
         one_of("workclass", "Federal-gov", "State-gov", "Local-gov"),
         one_of("native_country", "United-States"),
     ]
-
-
-def _rows(data_folder: Path) -> list[dict[str, str]]:
-    file = data_folder / TABLE
-    if not file.is_file():
-        raise StudyError(f"{VARIABLE}={data_folder} lacks {TABLE} ({SOURCE}); put it there")
-    with gzip.open(file, "rt", encoding="utf-8", newline="") as text:
-        rows = list(csv.DictReader(text))
-    wanted = {*NUMBERS, "sex", "marital_status", "occupation", "workclass", "native_country", "income"}
-    if not rows or wanted - set(rows[0]):
-        raise DataError(f"{file}: lacks the columns {', '.join(sorted(wanted - set(rows[0] if rows else ())))}")
-    return rows

@@ -12,14 +12,10 @@ to the project; they are read from the folder that EQUIPOISE_DATA names.
 
 from __future__ import annotations
 
-import csv
-import gzip
 from pathlib import Path
 
-from equipoise.common.errors import DataError, StudyError
 from equipoise.common.sitefile import FractionSplits
-from equipoise.simulations.public import VARIABLE, VENDOR, PublicSites, fraction, keyed
-from equipoise.simulations.sitefolder import write_site
+from equipoise.simulations.public import PublicSites, fraction, gzipped_rows, write_sites
 
 TABLE = "uci_diabetes130/diabetic_data.csv.gz"
 SOURCE = "Diabetes 130-US hospitals, doi:10.24432/C5230J: diabetic_data.csv, gzipped"
@@ -80,12 +76,7 @@ def write_diabetes(folder: Path, data_folder: Path, seed: int) -> PublicSites:
             site = OTHER_SPECIALTY
         sites[site].append(values)
     coding = {"gender": {"Female": "female", "Male": "male", "Unknown/Invalid": "unknown"}}
-    written = [
-        write_site(folder, site, HEADER, rows, data=keyed(seed, "diabetes", site, SPLITS), coding=coding)
-        for site, rows in sites.items()
-    ]
-    data = {"splits": {"column": "split"}}
-    return PublicSites(written, write_site(folder, VENDOR, (*HEADER, "split"), vendor, data=data, coding=coding), NOTE)
+    return PublicSites(*write_sites(folder, seed, "diabetes", HEADER, sites, vendor, SPLITS, coding=coding), NOTE)
 
 
 def first_encounters(data_folder: Path) -> list[dict[str, str]]:
@@ -95,18 +86,11 @@ def first_encounters(data_folder: Path) -> list[dict[str, str]]:
         StudyError: the public file is missing.
         DataError: it has other columns.
     """
-    file = data_folder / TABLE
-    if not file.is_file():
-        raise StudyError(f"{VARIABLE}={data_folder} lacks {TABLE} ({SOURCE}); put it there")
-    with gzip.open(file, "rt", encoding="utf-8", newline="") as text:
-        rows = list(csv.DictReader(text))
     wanted = {*NUMBERS, "encounter_id", "patient_nbr", "race", "gender", "age", "medical_specialty", "readmitted"}
     wanted |= {"discharge_disposition_id", "admission_type_id", "A1Cresult", "max_glu_serum", "insulin", "change"}
     wanted.add("diabetesMed")
-    if not rows or wanted - set(rows[0]):
-        raise DataError(f"{file}: lacks the columns {', '.join(sorted(wanted - set(rows[0] if rows else ())))}")
     first: dict[str, dict[str, str]] = {}
-    for row in sorted(rows, key=lambda row: int(row["encounter_id"])):
+    for row in sorted(gzipped_rows(data_folder, TABLE, SOURCE, wanted), key=lambda row: int(row["encounter_id"])):
         first.setdefault(row["patient_nbr"], row)
     return [row for row in first.values() if row["discharge_disposition_id"] not in GONE]
 

@@ -13,18 +13,21 @@ licence).
 
 from __future__ import annotations
 
+import csv
+import gzip
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equipoise.common.errors import StudyError
-from equipoise.common.manifest import Manifest, number, read_manifest, same
+from equipoise.common.errors import DataError, StudyError
+from equipoise.common.manifest import number, read_manifest, same
 from equipoise.common.sitefile import FractionSplits
 from equipoise.common.streams import numpy_stream, stream_seed
 from equipoise.common.study import TableInputs
@@ -120,7 +123,7 @@ def write_heart(folder: Path, data_folder: Path, seed: int) -> PublicSites:
         DataError: the public file has other columns.
         StorageError: a file could not be written.
     """
-    table = _table(data_folder, HEART_TABLE)
+    table = read_manifest(existing(data_folder, HEART_TABLE, _SOURCES[HEART_TABLE]))
     header = ("patient", *HEART_FEATURES, "disease")
     columns = [table.column(name, HEART_TABLE) for name in header[1:]]
     at_site = table.column("site", HEART_TABLE)
@@ -139,13 +142,8 @@ def write_heart(folder: Path, data_folder: Path, seed: int) -> PublicSites:
         else:
             cohorts[site].append(values)
     coding = {"sex": {"0": "female", "1": "male"}}
-    sites = [
-        write_site(folder, site, header, rows, data=keyed(seed, "heart", site, HEART_SPLITS), coding=coding)
-        for site, rows in cohorts.items()
-    ]
-    data = {"splits": {"column": "split"}}
-    written = write_site(folder, VENDOR, (*header, "split"), vendor, data=data, coding=coding)
-    return PublicSites(sites, written, HEART_NOTE)
+    sites = write_sites(folder, seed, "heart", header, cohorts, vendor, HEART_SPLITS, coding=coding)
+    return PublicSites(*sites, HEART_NOTE)
 
 
 def range_pool(inputs: TableInputs, seed: int, data_set: str) -> Tensor:
@@ -185,8 +183,8 @@ def write_ham10000(
         DataError: the public table has other columns.
         StorageError: a file could not be written.
     """
-    table = _table(data_folder, HAM_TABLE)
-    images = _existing(data_folder, HAM_IMAGES)
+    table = read_manifest(existing(data_folder, HAM_TABLE, _SOURCES[HAM_TABLE]))
+    images = existing(data_folder, HAM_IMAGES, _SOURCES[HAM_IMAGES])
     header = ("patient", "image", "malignant", "age", "sex", "localization", "dx")
     public = {name: table.column(name, HAM_TABLE) for name in ("lesion_id", "image_id", "dataset", *header[2:])}
     seen_at: dict[str, set[str]] = {}
@@ -207,13 +205,7 @@ def write_ham10000(
         elif base == "a" or not _left_out(seed, of_row):
             vendor.append((*values, "train"))
     in_zip = {"images": str(images)}
-    sites = [
-        write_site(folder, site, header, rows, data=in_zip | keyed(seed, "ham10000", site, splits))
-        for site, rows in cohorts.items()
-    ]
-    data = in_zip | {"splits": {"column": "split"}}
-    written = write_site(folder, VENDOR, (*header, "split"), vendor, data=data)
-    return PublicSites(sites, written, HAM_NOTE)
+    return PublicSites(*write_sites(folder, seed, "ham10000", header, cohorts, vendor, splits, data=in_zip), HAM_NOTE)
 
 
 def _left_out(seed: int, row: Mapping[str, str]) -> bool:
@@ -231,18 +223,57 @@ def fraction(seed: int, *names: str) -> float:
     return (stream_seed(seed, *names) >> 10) / 2**53
 
 
-def keyed(seed: int, data_set: str, site: str, splits: FractionSplits) -> dict[str, object]:
-    """The site file's splits with a key that is derived from the seed: the data are public, so nothing is hidden."""
-    key = "".join(f"{stream_seed(seed, data_set, 'split key', site, part):016x}" for part in range(4))
-    return {"splits": splits.model_dump(), "split_key": key}
+def write_sites(
+    folder: Path,
+    seed: int,
+    data_set: str,
+    header: Sequence[str],
+    cohorts: Mapping[str, Iterable[Sequence[str]]],
+    vendor: Iterable[Sequence[str]],
+    splits: FractionSplits,
+    *,
+    coding: Mapping[str, Mapping[str, str]] | None = None,
+    data: Mapping[str, object] = MappingProxyType({}),
+) -> tuple[list[SitePaths], SitePaths]:
+    """Write the hospitals and the vendor; the vendor's rows end with their split.
+
+    A hospital's splits have a key that is derived from the seed: the data are public, so nothing is hidden.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    sites = []
+    for site, rows in cohorts.items():
+        key = "".join(f"{stream_seed(seed, data_set, 'split key', site, part):016x}" for part in range(4))
+        own = {**data, "splits": splits.model_dump(), "split_key": key}
+        sites.append(write_site(folder, site, header, rows, data=own, coding=coding))
+    given = {**data, "splits": {"column": "split"}}
+    return sites, write_site(folder, VENDOR, (*header, "split"), vendor, data=given, coding=coding)
 
 
-def _table(data_folder: Path, name: str) -> Manifest:
-    return read_manifest(_existing(data_folder, name))
+def gzipped_rows(data_folder: Path, name: str, source: str, wanted: set[str]) -> list[dict[str, str]]:
+    """The rows of a gzipped CSV by column.
+
+    Raises:
+        StudyError: the public file is missing.
+        DataError: it lacks a wanted column, or has no rows.
+    """
+    file = existing(data_folder, name, source)
+    with gzip.open(file, "rt", encoding="utf-8", newline="") as text:
+        rows = list(csv.DictReader(text))
+    lacking = wanted - set(rows[0] if rows else ())
+    if lacking:
+        raise DataError(f"{file}: lacks the columns {', '.join(sorted(lacking))}")
+    return rows
 
 
-def _existing(data_folder: Path, name: str) -> Path:
+def existing(data_folder: Path, name: str, source: str) -> Path:
+    """A public file, which comes from `source`.
+
+    Raises:
+        StudyError: it is missing.
+    """
     path = data_folder / name
     if not path.is_file():
-        raise StudyError(f"{VARIABLE}={data_folder} lacks {name} ({_SOURCES[name]}); put it there")
+        raise StudyError(f"{VARIABLE}={data_folder} lacks {name} ({source}); put it there")
     return path.resolve()
