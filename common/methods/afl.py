@@ -16,9 +16,8 @@ from pydantic import Field
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
-from equipoise.common.errors import StudyError
 from equipoise.common.methods.group_dro import onto_simplex
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced, refuse_privacy
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -38,11 +37,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         StudyError: the study is private.
     """
     p = _parameters(study)
-    if study.privacy.private:
-        raise StudyError(
-            "method.name=afl: it has no private form: it follows every hospital's own loss; choose group_dro, which "
-            "follows the losses of groups"
-        )
+    refuse_privacy(study, "it follows every hospital's own loss; choose group_dro, which follows the losses of groups")
     return [catalogue.site_gradient(study, model.layout())] * p.rounds
 
 
@@ -90,8 +85,5 @@ METHOD = Method(
     plan=plan,
     run=run,
     shared=frozenset(),  # one gradient a round has a rate of its own
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(_fine_tuning),
 )

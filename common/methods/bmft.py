@@ -28,7 +28,7 @@ from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, Scaling, SoftMask, scale, spread, units
 from equipoise.common.methods.averaging import LocalSteps, Step, Weighting, check_labels, step_of
 from equipoise.common.methods.masked import tensor_sensitivities
-from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps, changed
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Query, Sum
@@ -223,10 +223,6 @@ def _parameters(study: Study) -> Bmft:
     return validate(Bmft, study.method.parameters, "method")
 
 
-def _with(**changes: Any) -> Any:
-    return lambda study: study.with_method("bmft", **{**study.method.parameters, **changes})
-
-
 def _fine_tuning(loss: str, part: str) -> Any:
     def build(study: Study) -> Study:
         p = _parameters(study)
@@ -260,8 +256,8 @@ METHOD = Method(
     tuned={"lr": RATE_FACTORS, "impair_lr": RATE_FACTORS},
     shared=LOCAL_STEPS - {"lr"},  # its rates are of phases that others do not have
     controls={
-        "no_mask": _with(mask="ones"),
-        "permuted": _with(mask="permuted"),
+        "no_mask": changed(mask="ones"),
+        "permuted": changed(mask="permuted"),
         "plain": _fine_tuning("plain", "whole"),
         "balanced": _fine_tuning("cells", "whole"),
         "head": _fine_tuning("cells", "head"),

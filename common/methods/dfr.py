@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.common.fairness.tables import Counts, counts_at, hybrid_edges
 from equipoise.common.fairness.thresholds import nearest_edge
 from equipoise.common.methods.averaging import check_labels
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
@@ -232,10 +232,6 @@ def _fine_tuning(study: Study, loss: str) -> Study:
     return study.with_method("fine_tune", loss=loss, part="head", rounds=10, whitened=p.whitened.model_dump())
 
 
-def _controls() -> Any:
-    return {"plain": lambda s: _fine_tuning(s, "plain"), "balanced": lambda s: _fine_tuning(s, "cells")}
-
-
 METHOD = Method(
     name="dfr",
     title="the last layer fitted again as a penalised logistic regression on balanced cells, by exact Newton steps",
@@ -248,5 +244,5 @@ METHOD = Method(
     plan=plan,
     run=run,
     tuned={},  # it chooses its penalty itself
-    controls=_controls(),
+    controls=plain_and_balanced(_fine_tuning),
 )

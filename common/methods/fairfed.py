@@ -25,7 +25,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced, refuse_privacy
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -49,11 +49,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         StudyError: the study is private, or its primary attribute has more than two groups.
     """
     p = _parameters(study)
-    if study.privacy.private:
-        raise StudyError(
-            "method.name=fairfed: it has no private form: noise on a small hospital's own gap would decide its weight; "
-            "choose reweighing or group_dro"
-        )
+    refuse_privacy(study, "noise on a small hospital's own gap would decide its weight; choose reweighing or group_dro")
     if len(study.primary.groups) != 2:
         raise StudyError(
             f"method.name=fairfed: it compares two groups, and {study.primary.name} has {len(study.primary.groups)}; "
@@ -142,8 +138,5 @@ METHOD = Method(
     parameters=FairFed,
     plan=plan,
     run=run,
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(_fine_tuning),
 )

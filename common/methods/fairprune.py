@@ -16,7 +16,7 @@ After Yawen Wu et al., arXiv:2203.02110, and the defaults of FairTune's comparis
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from equipoise.common.fairness.auc import auc_by_group
 from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.common.layout import Layout
 from equipoise.common.methods.averaging import check_labels
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, changed, plain_and_balanced, refuse_privacy
 from equipoise.common.query import Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -55,11 +55,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         StudyError: the study is private, or names a group that it does not have.
     """
     p = _parameters(study)
-    if study.privacy.private:
-        raise StudyError(
-            "method.name=fairprune: it has no private form: it ranks single weights, and the noise would rank them; "
-            "choose dfr, private_head or swift"
-        )
+    refuse_privacy(study, "it ranks single weights, and the noise would rank them; choose dfr, private_head or swift")
     if p.better_off != "auto" and p.better_off not in study.primary.groups:
         known = ", ".join(study.primary.groups)
         raise StudyError(f"method.better_off={p.better_off}: no such group; write auto or one of {known}")
@@ -149,10 +145,6 @@ def _parameters(study: Study) -> FairPrune:
     return validate(FairPrune, study.method.parameters, "method")
 
 
-def _with(**changes: Any) -> Any:
-    return lambda study: study.with_method("fairprune", **{**study.method.parameters, **changes})
-
-
 METHOD = Method(
     name="fairprune",
     title="weights that serve the better-off group and not the other are set to 0; nothing is trained",
@@ -165,8 +157,7 @@ METHOD = Method(
     run=run,
     tuned={"ratio": (1 / 3, 2.0)},
     controls={
-        "permuted": _with(scores="permuted"),
-        "plain": lambda study: study.with_method("fine_tune", loss="plain"),
-        "balanced": lambda study: study.with_method("fine_tune", loss="cells"),
+        "permuted": changed(scores="permuted"),
+        **plain_and_balanced(lambda study, loss: study.with_method("fine_tune", loss=loss)),
     },
 )

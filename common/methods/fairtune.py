@@ -32,7 +32,7 @@ from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.candidates import TRIAL, Candidate, Judge, Search
-from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, changed
 from equipoise.common.methods.trials import Averaging, Trainer, Whitening
 from equipoise.common.methods.whitened import Whitened
 from equipoise.common.models import load_factory
@@ -289,10 +289,6 @@ def _mask_notes(setting: Setting, tensors: tuple[str, ...]) -> dict[str, Any]:
     return {"mask": mask.summary(), "mask_mean": mask.mean}
 
 
-def _with(**changes: Any) -> Any:
-    return lambda study: study.with_method("fairtune", **{**study.method.parameters, **changes})
-
-
 def _fine_tuning(loss: str, part: str) -> Any:
     def build(study: Study) -> Study:
         p = validate(FairTune, study.method.parameters, "method")
@@ -328,8 +324,8 @@ METHOD = Method(
     tuned={},  # its rates are among what it searches
     shared=LOCAL_STEPS - {"lr"},  # which it searches
     controls={
-        "no_mask": _with(masks="all"),
-        "permuted": _with(search="random"),
+        "no_mask": changed(masks="all"),
+        "permuted": changed(search="random"),
         "plain": _fine_tuning("plain", "whole"),
         "balanced": _fine_tuning("cells", "whole"),
         "head": _fine_tuning("cells", "head"),

@@ -25,8 +25,15 @@ from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
-from equipoise.common.methods.method import Method, Outcome, Steps
-from equipoise.common.methods.reweighted import Reweighted, plan_reweighted, run_reweighted, with_unknown
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
+from equipoise.common.methods.reweighted import (
+    Reweighted,
+    plan_reweighted,
+    run_reweighted,
+    same_rounds,
+    weights_by_round,
+    with_unknown,
+)
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -98,20 +105,11 @@ def run(study: Study, model: Classifier) -> Steps:
     check_labels(study, counts)
     batch = FairBatch(counts, p.alpha)
     model, notes = yield from run_reweighted(study, model, p, batch, counts, p.loss_cap)
-    columns = ["round", *(f"{group}, label {y}" for group in study.primary.groups for y in (0, 1))]
-    rows = [[str(t + 1), *(f"{x:.3f}" for x in values.ravel())] for t, values in enumerate(batch.trace)]
-    facts = {"title": "Multiplier of each cell", "columns": columns, "rows": rows}
-    return Outcome(model, {**notes, "facts": [facts]})
+    return Outcome(model, {**notes, "facts": [weights_by_round(study, "Multiplier of each cell", batch.trace)]})
 
 
 def _parameters(study: Study) -> FedFb:
     return validate(FedFb, study.method.parameters, "method")
-
-
-def _fine_tuning(study: Study, loss: str) -> Study:
-    p = _parameters(study)
-    shared = p.model_dump(mode="json", include=set(Reweighted.model_fields))
-    return study.with_method("fine_tune", loss=loss, **shared)
 
 
 METHOD = Method(
@@ -125,8 +123,5 @@ METHOD = Method(
     parameters=FedFb,
     plan=plan,
     run=run,
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(lambda study, loss: same_rounds(_parameters(study), study, loss)),
 )

@@ -15,9 +15,8 @@ from equipoise.common import catalogue
 from equipoise.common.cells import task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
-from equipoise.common.errors import StudyError
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
-from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, plain_and_balanced, refuse_privacy
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -39,11 +38,11 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         StudyError: the study is private.
     """
     p = _parameters(study)
-    if study.privacy.private:
-        raise StudyError(
-            "method.name=fedprox: it has no private form: a private round is one step from the round's model, where "
-            "its pull is 0, so that it would be fine_tune; choose that"
-        )
+    refuse_privacy(
+        study,
+        "a private round is one step from the round's model, where its pull is 0, so that it would be fine_tune; "
+        "choose that",
+    )
     return [catalogue.cell_counts(study), *(_round_query(study, model, p, r) for r in range(p.rounds))]
 
 
@@ -84,8 +83,5 @@ METHOD = Method(
     plan=plan,
     run=run,
     shared=LOCAL_STEPS - {"local_epochs"},  # with one step there is nothing to pull back
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(_fine_tuning),
 )

@@ -29,7 +29,7 @@ from equipoise.common.methods.averaging import (
     step_of,
     training_query,
 )
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Query
@@ -127,8 +127,8 @@ METHOD = Method(
     plan=plan,
     run=run,
     controls={
-        "plain": lambda study: study.with_method("fine_tune", **{**study.method.parameters, "loss": "plain"}),
-        "balanced": lambda study: study.with_method("fine_tune", **{**study.method.parameters, "loss": "cells"}),
-        "head": lambda study: study.with_method("fine_tune", **{**study.method.parameters, "part": "head"}),
+        "plain": changed(loss="plain"),
+        "balanced": changed(loss="cells"),
+        "head": changed(part="head"),
     },
 )

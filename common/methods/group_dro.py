@@ -24,8 +24,15 @@ from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
-from equipoise.common.methods.method import Method, Outcome, Steps
-from equipoise.common.methods.reweighted import Reweighted, plan_reweighted, run_reweighted, with_unknown
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
+from equipoise.common.methods.reweighted import (
+    Reweighted,
+    plan_reweighted,
+    run_reweighted,
+    same_rounds,
+    weights_by_round,
+    with_unknown,
+)
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -104,20 +111,11 @@ def run(study: Study, model: Classifier) -> Steps:
     check_labels(study, counts)
     minimax = Minimax(counts, p)
     model, notes = yield from run_reweighted(study, model, p, minimax, counts, p.loss_cap)
-    groups = study.primary.groups
-    columns = ["round", *(f"{group}, label {y}" for group in groups for y in (0, 1))]
-    rows = [[str(t + 1), *(f"{x:.3f}" for x in q.ravel())] for t, q in enumerate(minimax.trace)]
-    return Outcome(model, {**notes, "facts": [{"title": "Weight q of each cell", "columns": columns, "rows": rows}]})
+    return Outcome(model, {**notes, "facts": [weights_by_round(study, "Weight q of each cell", minimax.trace)]})
 
 
 def _parameters(study: Study) -> GroupDro:
     return validate(GroupDro, study.method.parameters, "method")
-
-
-def _fine_tuning(study: Study, loss: str) -> Study:
-    p = _parameters(study)
-    shared = p.model_dump(mode="json", include=set(Reweighted.model_fields))
-    return study.with_method("fine_tune", loss=loss, **shared)
 
 
 METHOD = Method(
@@ -131,8 +129,5 @@ METHOD = Method(
     parameters=GroupDro,
     plan=plan,
     run=run,
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(lambda study, loss: same_rounds(_parameters(study), study, loss)),
 )

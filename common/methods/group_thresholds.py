@@ -23,7 +23,7 @@ all patients it can fall, since the information in the attribute is taken out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ from equipoise.common.errors import DataError, StudyError
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.common.fairness.noise import needed, projected
 from equipoise.common.fairness.tables import Counts, hybrid_edges, quantile_edges
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Query
 from equipoise.common.study import Study
@@ -208,13 +208,6 @@ def _parameters(study: Study) -> GroupThresholds:
     return validate(GroupThresholds, study.method.parameters, "method")
 
 
-def _controls() -> Any:
-    return {
-        "plain": lambda study: study.with_method("fine_tune", loss="plain"),
-        "balanced": lambda study: study.with_method("fine_tune", loss="cells"),
-    }
-
-
 METHOD = Method(
     name="group_thresholds",
     title="a threshold for each group from one score histogram; an operating point that needs the attribute at use",
@@ -226,5 +219,5 @@ METHOD = Method(
     plan=plan,
     run=run,
     tuned={},  # nothing is trained
-    controls=_controls(),
+    controls=plain_and_balanced(lambda study, loss: study.with_method("fine_tune", loss=loss)),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
+from equipoise.common.errors import StudyError
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
 
@@ -62,3 +63,23 @@ class Method:
     tuned: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"lr": RATE_FACTORS})
     shared: frozenset[str] = LOCAL_STEPS
     trains: bool = True
+
+
+def plain_and_balanced(build: Callable[[Study, str], Study]) -> dict[str, Callable[[Study], Study]]:
+    """Two controls that train on the task alone; `build` gives the study of `fine_tune` under the loss it is told."""
+    return {"plain": lambda study: build(study, "plain"), "balanced": lambda study: build(study, "cells")}
+
+
+def changed(**parameters: Any) -> Callable[[Study], Study]:
+    """A control: the study's own method with other `parameters`."""
+    return lambda study: study.with_method(study.method.name, **{**study.method.parameters, **parameters})
+
+
+def refuse_privacy(study: Study, reason: str) -> None:
+    """Refuse a private study where a method has no form for it; `reason` says why, and what to choose.
+
+    Raises:
+        StudyError: the study is private.
+    """
+    if study.privacy.private:
+        raise StudyError(f"method.name={study.method.name}: it has no private form: {reason}")

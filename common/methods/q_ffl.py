@@ -19,9 +19,8 @@ from pydantic import Field
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
-from equipoise.common.errors import StudyError
 from equipoise.common.methods.averaging import LocalSteps
-from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps
+from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, plain_and_balanced, refuse_privacy
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -41,11 +40,10 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         StudyError: the study is private.
     """
     p = _parameters(study)
-    if study.privacy.private:
-        raise StudyError(
-            "method.name=q_ffl: it has no private form: a hospital's loss multiplies its whole update, which no bound "
-            "on a patient limits; choose group_dro"
-        )
+    refuse_privacy(
+        study,
+        "a hospital's loss multiplies its whole update, which no bound on a patient limits; choose group_dro",
+    )
     return [_round_query(study, model, p, r) for r in range(p.rounds)]
 
 
@@ -97,8 +95,5 @@ METHOD = Method(
     plan=plan,
     run=run,
     shared=LOCAL_STEPS - {"momentum"},  # its step is that of plain descent
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(_fine_tuning),
 )

@@ -14,7 +14,7 @@ from equipoise.common.cells import task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
 from equipoise.common.methods.reweighted import Fixed, Reweighted, plan_reweighted, run_reweighted
 from equipoise.common.query import Query
 from equipoise.common.study import Study
@@ -53,12 +53,7 @@ METHOD = Method(
     parameters=Reweighted,
     plan=plan,
     run=run,
-    controls={
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
-    },
+    controls=plain_and_balanced(
+        lambda study, loss: study.with_method("fine_tune", loss=loss, **study.method.parameters)
+    ),
 )
-
-
-def _fine_tuning(study: Study, loss: str) -> Study:
-    return study.with_method("fine_tune", loss=loss, **study.method.parameters)

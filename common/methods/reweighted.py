@@ -7,7 +7,7 @@ A method that looks at the losses of the cells before it weighs them gets them a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,6 +122,18 @@ def mean_losses(study: Study, total: Sum, counts: Cells) -> Cells:
         present = total.value("patients")
     losses = np.divide(cap * total.value("losses"), present, out=np.zeros_like(present), where=present > 0)
     return np.clip(losses, 0.0, cap)
+
+
+def weights_by_round(study: Study, title: str, trace: Sequence[Cells]) -> dict[str, Any]:
+    """A table of the report: what each declared cell weighed in each round."""
+    columns = ["round", *(f"{group}, label {y}" for group in study.primary.groups for y in (0, 1))]
+    rows = [[str(t), *(f"{x:.3f}" for x in cells.ravel())] for t, cells in enumerate(trace, start=1)]
+    return {"title": title, "columns": columns, "rows": rows}
+
+
+def same_rounds(p: Reweighted, study: Study, loss: str) -> Study:
+    """Fine-tuning in the rounds of `p`."""
+    return study.with_method("fine_tune", loss=loss, **p.model_dump(mode="json", include=set(Reweighted.model_fields)))
 
 
 def _round_query(study: Study, layout: Layout, p: Reweighted, round_: int) -> Query:

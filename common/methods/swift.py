@@ -39,7 +39,7 @@ from equipoise.common.methods.averaging import (
     training_query,
 )
 from equipoise.common.methods.masked import MaskedRounds, mask_queries, plan_masked, private_mask, run_masked
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd
 from equipoise.common.methods.private_averaging import Rounds as PrivateRounds
 from equipoise.common.methods.whitened import Whitened
@@ -265,10 +265,6 @@ def _round_query(study: Study, layout: Layout, p: Swift, phase: str, round_: int
     return training_query(study, layout, phase, p, beta, round_, **kind)
 
 
-def _with(**changes: Any) -> Any:
-    return lambda study: study.with_method("swift", **{**study.method.parameters, **changes})
-
-
 def _fine_tuning(loss: str, part: str) -> Any:
     def build(study: Study) -> Study:
         p = parameters_of(study)
@@ -302,9 +298,9 @@ METHOD = Method(
     plan=plan,
     run=run,
     controls={
-        "no_mask": _with(mask="ones"),
-        "constant": _with(mask="constant"),
-        "permuted": _with(mask="permuted"),
+        "no_mask": changed(mask="ones"),
+        "constant": changed(mask="constant"),
+        "permuted": changed(mask="permuted"),
         "plain": _fine_tuning("plain", "whole"),
         "balanced": _fine_tuning("cells", "whole"),
         "head": _fine_tuning("cells", "head"),

@@ -38,7 +38,7 @@ from equipoise.common.group_fisher import PatientFisher, Scale
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask, units
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
-from equipoise.common.methods.method import Method, Outcome, Steps
+from equipoise.common.methods.method import Method, Outcome, Steps, changed, plain_and_balanced
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Query, Sum
@@ -276,10 +276,6 @@ def _parameters(study: Study) -> ZhangZhou:
     return validate(ZhangZhou, study.method.parameters, "method")
 
 
-def _with(**changes: Any) -> Any:
-    return lambda study: study.with_method("zhang_zhou", **{**study.method.parameters, **changes})
-
-
 def _fine_tuning(study: Study, loss: str) -> Study:
     p = _parameters(study)
     steps = {name: getattr(p, name) for name in LocalSteps.model_fields}
@@ -299,9 +295,8 @@ METHOD = Method(
     plan=plan,
     run=run,
     controls={
-        "no_mask": _with(importance="ones"),
-        "permuted": _with(importance="permuted"),
-        "plain": lambda study: _fine_tuning(study, "plain"),
-        "balanced": lambda study: _fine_tuning(study, "cells"),
+        "no_mask": changed(importance="ones"),
+        "permuted": changed(importance="permuted"),
+        **plain_and_balanced(_fine_tuning),
     },
 )
