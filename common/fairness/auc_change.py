@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -132,7 +133,8 @@ def _one(
     )
 
 
-def worst_group_auc_change(
+def _over_groups(
+    metric: str,
     before: Table,
     after: Table,
     names: Sequence[str] | None = None,
@@ -143,56 +145,19 @@ def worst_group_auc_change(
     minimum: int = MINIMUM_PATIENTS,
     noise: float | HistogramNoise = 0.0,
 ) -> Estimate:
-    """After minus before of the smallest AUC of the declared groups; which group is the worst may change.
-
-    Arguments as in `auc_change_by_group`.
-    """
-    metric = "worst_group_auc_change"
     single = auc_change_by_group(
         before, after, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=noise
     )[:-1]
     if lacking := missing_group(metric, single, level):
         return lacking
+    worst = metric == "worst_group_auc_change"
     # The smallest AUC is minus the largest of the negated ones.
-    groups, pairing = len(single), _pairing(before, sums, joint)
-    change, low, high, sd = _largest_contrast(-np.eye(groups), before, after, pairing, noise, level)
-    bound = max(estimate.binning_bound or 0.0 for estimate in single)
-    return Estimate.of(
-        metric,
-        -change,
-        -high,
-        -low,
-        n=sum(estimate.n or 0 for estimate in single),
-        method=f"least favourable, {_method(sums, joint)}",
-        level=level,
-        binning_bound=bound,
-        noise_sd=sd,
-    )
-
-
-def auc_gap_change(
-    before: Table,
-    after: Table,
-    names: Sequence[str] | None = None,
-    *,
-    sums: Floats | None = None,
-    joint: Counts | None = None,
-    level: float = LEVEL,
-    minimum: int = MINIMUM_PATIENTS,
-    noise: float | HistogramNoise = 0.0,
-) -> Estimate:
-    """After minus before of the largest difference between two groups' AUCs; below 0, the gap fell.
-
-    Arguments as in `auc_change_by_group`.
-    """
-    metric = "auc_gap_change"
-    single = auc_change_by_group(
-        before, after, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=noise
-    )[:-1]
-    if lacking := missing_group(metric, single, level):
-        return lacking
-    contrasts, pairing = gap_contrasts([len(single)], "max"), _pairing(before, sums, joint)
+    contrasts = -np.eye(len(single)) if worst else gap_contrasts([len(single)], "max")
+    pairing = _pairing(before, sums, joint)
     change, low, high, sd = _largest_contrast(contrasts, before, after, pairing, noise, level)
+    if worst:
+        change, low, high = -change, -high, -low
+    bounds = sorted(estimate.binning_bound or 0.0 for estimate in single)
     return Estimate.of(
         metric,
         change,
@@ -201,9 +166,16 @@ def auc_gap_change(
         n=sum(estimate.n or 0 for estimate in single),
         method=f"least favourable, {_method(sums, joint)}",
         level=level,
-        binning_bound=sum(sorted(estimate.binning_bound or 0.0 for estimate in single)[-2:]),
+        binning_bound=sum(bounds[-1 if worst else -2 :]),
         noise_sd=sd,
     )
+
+
+# Each takes the arguments of `auc_change_by_group`. The smallest AUC of the declared groups, after minus before; which
+# group is the worst may change.
+worst_group_auc_change = partial(_over_groups, "worst_group_auc_change")
+# The largest difference between two declared groups' AUCs, after minus before; below 0, the gap fell.
+auc_gap_change = partial(_over_groups, "auc_gap_change")
 
 
 def _largest_contrast(

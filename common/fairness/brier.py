@@ -17,8 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.common.errors import DataError
-from equipoise.common.fairness.calibration import SCORE_STEPS
+from equipoise.common.fairness.calibration import SCORE_STEPS, checked_scores
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.noise import shortage
@@ -33,10 +32,7 @@ def brier_sums(probability: NDArray[np.floating], label: Counts, group: Counts, 
     Raises:
         DataError: a score lies outside [0, 1] or is not finite; says how many.
     """
-    scores = np.asarray(probability, dtype=np.float64)
-    broken = int((~((scores >= 0) & (scores <= 1))).sum())
-    if broken:
-        raise DataError(f"scores: {broken} of {scores.size} are no probabilities between 0 and 1; check their scale")
+    scores = checked_scores(probability)
     squared = (np.asarray(label) - scores) ** 2
     sums = np.zeros((groups, 3), dtype=np.int64)
     sums[:, 0] = count_cells((group,), (groups,))

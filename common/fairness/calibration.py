@@ -67,6 +67,19 @@ class Calibration:
     citl: Estimate
 
 
+def checked_scores(probability: NDArray[np.floating]) -> Floats:
+    """The scores as float64.
+
+    Raises:
+        DataError: a score lies outside [0, 1] or is not finite; says how many.
+    """
+    scores = np.asarray(probability, dtype=np.float64)
+    broken = int((~((scores >= 0) & (scores <= 1))).sum())
+    if broken:
+        raise DataError(f"scores: {broken} of {scores.size} are no probabilities between 0 and 1; check their scale")
+    return scores
+
+
 def calibration_table(
     probability: NDArray[np.floating], label: Counts, group: Counts, groups: int, bins: int = CALIBRATION_BINS
 ) -> Counts:
@@ -81,10 +94,7 @@ def calibration_table(
     Raises:
         DataError: a score lies outside [0, 1] or is not finite; says how many.
     """
-    scores = np.asarray(probability, dtype=np.float64)
-    broken = int((~((scores >= 0) & (scores <= 1))).sum())
-    if broken:
-        raise DataError(f"scores: {broken} of {scores.size} are no probabilities between 0 and 1; check their scale")
+    scores = checked_scores(probability)
     bin_of = np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
     counts = count_cells((group, bin_of, label), (groups, bins, 2))
     steps = np.zeros((groups, bins), dtype=np.int64)
