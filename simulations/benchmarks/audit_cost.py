@@ -22,7 +22,8 @@ import typer
 import yaml
 
 from equipoise.common.files import write_whole
-from equipoise.simulations.benchmarks.speed import EQUIPOISE, HERE, commit, machine, spend
+from equipoise.simulations.benchmarks.origin import commit, machine
+from equipoise.simulations.benchmarks.speed import EQUIPOISE, HERE, spend
 from equipoise.simulations.sitefolder import write_site
 
 SITES, PATIENTS = 20, 100_000

@@ -29,6 +29,7 @@ import yaml
 from equipoise.common.config import read_yaml
 from equipoise.common.files import write_whole
 from equipoise.server.coordinator import CONNECTION, Coordinator
+from equipoise.simulations.benchmarks.origin import commit, machine
 from equipoise.simulations.benchmarks.speed import (
     DEMO,
     EQUIPOISE,
@@ -36,8 +37,6 @@ from equipoise.simulations.benchmarks.speed import (
     ROOT,
     SEED,
     SMALL,
-    commit,
-    machine,
     prepare,
     spend,
     train_vendor,

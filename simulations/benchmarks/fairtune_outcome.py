@@ -10,8 +10,6 @@ is not run again. Under noise the sites' draws do not repeat.
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +23,6 @@ import typer
 from safetensors.torch import load_file, save
 from scipy.stats import t as student
 
-from equipoise import __version__
 from equipoise.client.scores import patient_scores
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.files import write_whole
@@ -34,6 +31,7 @@ from equipoise.common.study import PublicPool, Recipe, Study, Weights, pin_pool,
 from equipoise.common.study_plan import arms_of
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
+from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.private_rounds import figures_of
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.hospitals import build_hospitals
@@ -182,14 +180,9 @@ def main(
 
 
 def _document(data: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return {
         "command": f"python -m equipoise.simulations.benchmarks.fairtune_outcome {data}",
-        "commit": commit.stdout.strip() or "unknown",
-        "equipoise": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, CPU",
+        **origin(),
         "delta": 1e-5,
         "method": {**SEARCH, **STEPS[data]},
         "summary": summary(found),

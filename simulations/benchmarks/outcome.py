@@ -9,8 +9,6 @@ quotes. Intervals are t-intervals over seeds; differences between arms are paire
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +17,10 @@ import numpy as np
 import typer
 from scipy.stats import t as student
 
-from equipoise import __version__
 from equipoise.common.files import write_whole
 from equipoise.common.study import load_study
 from equipoise.quiet import quiet_flower
+from equipoise.simulations.benchmarks.origin import origin
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "base"
@@ -119,10 +117,7 @@ def main(
     value = {
         "study": name,
         "command": f"python -m equipoise.simulations.benchmarks.outcome {study_file} --seeds {seeds}",
-        "commit": _commit(),
-        "equipoise": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, CPU",
+        **origin(),
         "method": method,
         "parameters": reports[0]["study"]["method"]["parameters"],
         "seeds": list(range(seeds)),
@@ -133,11 +128,6 @@ def main(
     }
     write_whole(RESULTS / f"{name}.json", json.dumps(value, indent=1).encode())
     print(RESULTS / f"{name}.json")
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from equipoise.common.privacy.rounding import clip_and_round
 from equipoise.common.query import Query
 from equipoise.common.space import RANK, Space
 from equipoise.common.study import Study
-from equipoise.simulations.benchmarks.speed import commit, machine
+from equipoise.simulations.benchmarks.origin import commit, machine
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 64  # pixels

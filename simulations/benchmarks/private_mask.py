@@ -56,6 +56,7 @@ from equipoise.simulations.benchmarks.mask_designs import (
     pool_alone,
 )
 from equipoise.simulations.benchmarks.mask_gradients import by_parameter, channel_rows, cohort_sketches, tensor_rows
+from equipoise.simulations.benchmarks.origin import commit, machine
 from equipoise.simulations.benchmarks.private_rounds import (
     CACHE,
     COUNTS_SHARE,
@@ -64,7 +65,6 @@ from equipoise.simulations.benchmarks.private_rounds import (
     RESULTS,
     Bench,
 )
-from equipoise.simulations.benchmarks.speed import commit, machine
 from equipoise.simulations.dermoscopy import DEVICES, Device, draw_images
 from equipoise.simulations.synthetic import stream
 

@@ -12,8 +12,6 @@ results file is not run again. The tables of a sweep and what it is for stand in
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,12 +27,12 @@ import typer
 from safetensors.torch import load_file, save
 from scipy.stats import t as student
 
-from equipoise import __version__
 from equipoise.common.files import write_whole
 from equipoise.common.models import resnet_small
 from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
+from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.private_rounds import Figures, figures_of, relative
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.pretrain import pretrain
@@ -281,15 +279,10 @@ def main(
 
 
 def _document(sweep: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return {
         "sweep": sweep,
         "command": f"python -m equipoise.simulations.benchmarks.private_outcome {sweep}",
-        "commit": commit.stdout.strip() or "unknown",
-        "equipoise": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, CPU",
+        **origin(),
         "delta": 1e-5,
         "designs": [asdict(design) for design in SWEEPS[sweep]],
         "summary": summary(found, SWEEPS[sweep]),

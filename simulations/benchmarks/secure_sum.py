@@ -56,7 +56,7 @@ from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, Key
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
 from equipoise.common.wire import PROTOCOL, pack, unpack
-from equipoise.simulations.benchmarks.speed import commit, machine
+from equipoise.simulations.benchmarks.origin import commit, machine
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

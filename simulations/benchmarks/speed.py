@@ -10,8 +10,6 @@ machine a ratio of neighbours means more than seconds do. Figures go to results/
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -31,6 +28,7 @@ from safetensors.torch import save_file
 
 from equipoise.common.files import write_whole
 from equipoise.common.study import load_study
+from equipoise.simulations.benchmarks.origin import commit, machine
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.pretrain import pretrain
 
@@ -199,23 +197,6 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
-        if line.startswith("model name")
-    ]
-    packages = ("equipoise", "torch", "flwr", "numpy")
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def page(result: dict[str, Any]) -> str:
     """docs/benchmarks.md."""
     compared, sites, on = result["compared"], result["small_sites"], result["machine"]
@@ -278,13 +259,6 @@ protobuf, integer sums, ledgers, transcript, the evaluation of both models on 1,
 {compared["ratio_without_compiler"]:.2f}. Where only the head is trained, the study runs the extractor once a round, and
 the script at every step. The small sites have {SMALL["patients"]} training patients each.
 """
-
-
-def commit() -> str:
-    """The checked-out commit, with `+` where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    return found.stdout.strip() or "unknown"
 
 
 def main(
