@@ -23,71 +23,26 @@ call and 7 to 11 s a million coordinates (here: 60 microseconds and 0.1 s), and 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-import mpmath
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from equipoise.common.privacy.exact import EXTRA_BITS, Uniform, arithmetic, settle
 from equipoise.common.privacy.randomness import WORD_BITS, random_words
 
 MINIMUM_SCALE, MAXIMUM_SCALE = 2.0**-4, 2.0**32  # steps of the lattice; beyond, too many samples need the slow path
 MAXIMUM_SHARE_SCALE = 2.0**16  # of a Polya share, whose privacy is computed point by point (polya.py)
 PREFIX_BITS = WORD_BITS - 1  # the first bit of a word is the sign
 GUARD = 2.0**-44  # relative error granted to ndtri and log
-EXTRA_BITS = 128  # of the slow path, beyond the bits of U: the difference of two erfc loses at most 40
 CHUNK = 2**18  # samples drawn at once, so that the temporaries stay in the cache
 MARGIN = 2  # words next to a threshold that are settled exactly
 LEAST_PREFIX = 2**12  # below, the linear bounds of an error are not trusted
 
-_local = threading.local()
 Points = NDArray[np.int64]
-
-
-def _context(bits: int) -> Any:
-    """mpmath arithmetic of this thread alone, at `bits` of precision (mpmath's own context is shared by all)."""
-    if not hasattr(_local, "context"):
-        _local.context = mpmath.MPContext()
-    _local.context.prec = bits
-    return _local.context
-
-
-class _Uniform:
-    """A real number uniform on [0, 1), whose bits are drawn as they are needed."""
-
-    def __init__(self, prefix: int, bits: int, generator: np.random.Generator) -> None:
-        self.prefix, self.bits, self.generator = prefix, bits, generator
-
-    def below(self, threshold: Callable[[Any], Any]) -> bool:
-        """Whether the number is below `threshold(context)`, a number of [0, 1]."""
-        while True:
-            context = _context(self.bits + EXTRA_BITS)
-            position = context.ldexp(threshold(context), self.bits)
-            error = context.ldexp(1, -32)  # far above the error of mpmath, far below one bit of the prefix
-            if self.prefix + 1 <= position - error:
-                return True
-            if self.prefix >= position + error:
-                return False
-            self.extend()
-
-    def extend(self) -> None:
-        """Draw 64 bits more."""
-        self.prefix = (self.prefix << WORD_BITS) | int(random_words(self.generator, 1)[0])
-        self.bits += WORD_BITS
-
-
-def _settle(guess: int, survival: Callable[[int, Any], Any], uniform: _Uniform) -> int:
-    """The largest j with U < survival(j), searched from `guess`; survival(0) = 1."""
-    magnitude = max(guess, 0)
-    while uniform.below(partial(survival, magnitude + 1)):
-        magnitude += 1
-    while magnitude > 0 and not uniform.below(partial(survival, magnitude)):
-        magnitude -= 1
-    return magnitude
 
 
 def _magnitudes(
@@ -110,8 +65,8 @@ def _magnitudes(
     undecided = (low != np.floor(centres + errors)) | (prefixes < 2**10)
     magnitudes = low.astype(np.int64)
     for index in np.flatnonzero(undecided):
-        uniform = _Uniform(int(prefixes[index]), PREFIX_BITS, generator)
-        magnitudes[index] = _settle(int(centres[index]), survival, uniform)
+        uniform = Uniform(int(prefixes[index]), PREFIX_BITS, generator)
+        magnitudes[index] = settle(int(centres[index]), survival, uniform)
     return magnitudes
 
 
@@ -199,7 +154,7 @@ def _kept(points: Points, sigma: float, generator: np.random.Generator) -> NDArr
         magnitude, word = abs(int(points[index])), int(words[index])
         low, high = _acceptance_words(magnitude, sigma)
         if low < word < high:
-            uniform = _Uniform(word, WORD_BITS, generator)
+            uniform = Uniform(word, WORD_BITS, generator)
             kept[index] = uniform.below(partial(_acceptance, magnitude, sigma))
         else:
             kept[index] = word <= low
@@ -220,7 +175,7 @@ def _acceptance(magnitude: int, sigma: float, context: Any) -> Any:
 @lru_cache(maxsize=2**14)
 def _acceptance_words(magnitude: int, sigma: float) -> tuple[int, int]:
     """Words (low, high): a word <= low is below A(k) * 2^64 with its bits to come, a word >= high is above it."""
-    context = _context(WORD_BITS + EXTRA_BITS)
+    context = arithmetic(WORD_BITS + EXTRA_BITS)
     position = int(context.floor(context.ldexp(_acceptance(magnitude, sigma, context), WORD_BITS)))
     return position - 2, position + 2
 
@@ -288,7 +243,7 @@ def _poisson_words(scale: float, shares: int) -> NDArray[np.uint64]:
     """floor(P(N >= n) 2^64) for n = 1, 2, ... down to 0."""
     words: list[int] = []
     while not words or words[-1] > 0:
-        context = _context(WORD_BITS + EXTRA_BITS)
+        context = arithmetic(WORD_BITS + EXTRA_BITS)
         survival = _poisson_survival(scale, shares, len(words) + 1, context)
         words.append(max(0, int(context.floor(context.ldexp(survival, WORD_BITS)))))
     table = np.array(words, dtype=np.uint64)
@@ -307,8 +262,8 @@ def _poisson(scale: float, shares: int, count: int, generator: np.random.Generat
     near = np.searchsorted(rising, np.minimum(words, np.uint64(2**64 - 1 - MARGIN)) + margin, side="right")
     far = np.searchsorted(rising, np.maximum(words, margin) - margin, side="left")
     for index in np.flatnonzero((near != far) | (words <= margin)):
-        uniform = _Uniform(int(words[index]), WORD_BITS, generator)
-        numbers[index] = _settle(int(numbers[index]), partial(_poisson_survival, scale, shares), uniform)
+        uniform = Uniform(int(words[index]), WORD_BITS, generator)
+        numbers[index] = settle(int(numbers[index]), partial(_poisson_survival, scale, shares), uniform)
     return numbers
 
 
@@ -318,7 +273,7 @@ def _logarithmic(scale: float, count: int, generator: np.random.Generator) -> Po
     mask = np.uint64(2**PREFIX_BITS - 1)
     prefixes_u, prefixes_v = first & mask, words & mask
     u, v = ((prefixes.astype(np.float64) + 0.5) * 2.0**-PREFIX_BITS for prefixes in (prefixes_u, prefixes_v))
-    exponents = u * float(_log_ratio(scale, _context(WORD_BITS + EXTRA_BITS)))
+    exponents = u * float(_log_ratio(scale, arithmetic(WORD_BITS + EXTRA_BITS)))
     # -ln(1 - exp(-y)), each half where it loses no digits.
     near = exponents < 0.5
     rates = np.empty_like(u)
@@ -334,16 +289,16 @@ def _logarithmic(scale: float, count: int, generator: np.random.Generator) -> Po
     undecided = (low != np.floor(centres + errors)) | (np.minimum(prefixes_u, prefixes_v) < LEAST_PREFIX)
     lengths = low.astype(np.int64) + 1
     for index in np.flatnonzero(undecided):
-        one = _Uniform(int(prefixes_u[index]), PREFIX_BITS, generator)
-        other = _Uniform(int(prefixes_v[index]), PREFIX_BITS, generator)
+        one = Uniform(int(prefixes_u[index]), PREFIX_BITS, generator)
+        other = Uniform(int(prefixes_v[index]), PREFIX_BITS, generator)
         lengths[index] = 1 + _settle_ratio(scale, one, other)
     return _signs(words) * lengths
 
 
-def _settle_ratio(scale: float, u: _Uniform, v: _Uniform) -> int:
+def _settle_ratio(scale: float, u: Uniform, v: Uniform) -> int:
     """floor(ln V / ln(1 - (1 - q)^U)) from as many bits of both as it takes."""
     while True:
-        context = _context(max(u.bits, v.bits) + EXTRA_BITS)
+        context = arithmetic(max(u.bits, v.bits) + EXTRA_BITS)
         slope = _log_ratio(scale, context)
 
         def rate(prefix: int) -> Any:

@@ -123,7 +123,7 @@ def test_bits_are_added_until_a_sample_is_settled() -> None:
     third = (2**63) // 3
     seen = set()
     for number in range(40):
-        uniform = samplers._Uniform(third, 63, generator(number))
+        uniform = samplers.Uniform(third, 63, generator(number))
         below = uniform.below(lambda context: context.mpf(1) / 3)
         assert uniform.bits > 63
         assert below == (3 * uniform.prefix < 2**uniform.bits)

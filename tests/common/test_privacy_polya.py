@@ -126,8 +126,8 @@ def test_bits_are_added_until_a_length_is_settled() -> None:
     """U and V whose known bits leave two lengths open draw more of both, and then decide."""
     lengths = set()
     for number in range(30):
-        u = samplers._Uniform(1, 1, generator(number))  # in [1/2, 1)
-        v = samplers._Uniform(0, 1, generator(number + 50))  # in [0, 1/2)
+        u = samplers.Uniform(1, 1, generator(number))  # in [1/2, 1)
+        v = samplers.Uniform(0, 1, generator(number + 50))  # in [0, 1/2)
         lengths.add(samplers._settle_ratio(3.0, u, v))
         assert u.bits > 1
         assert v.bits > 1
