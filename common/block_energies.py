@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from equipoise.common.layer_gradients import is_last_axis_norm, layer_normed, summed_gradients
 from equipoise.common.row_gradients import RowGradients
-from equipoise.common.space import is_last_axis_norm, layer_normed, summed_gradients
 
 Vector = NDArray[np.float64]
 _Call = tuple[str, nn.Module, Tensor, Tensor]

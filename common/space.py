@@ -10,32 +10,27 @@ theta, so a sum of coordinates over patients is a step of the model.
 >>> space = Space.of(model, "whole", head="head.", seed=study.seed)
 >>> logits, gradients = space.logit_gradients(model, images)   # (m,), (m, space.size)
 >>> model_change = space.weight_changes(theta)                 # parameter -> array
-
-Design note: the gradient of a row's logit by B is the sum over positions of dY[o] (A x)[r], with dY the gradient at the
-layer's output. It needs no gradient of a weight, so one forward pass and one backward pass by the activations serve
-all rows of a batch, and no array of the size (rows, weights) exists.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from equipoise.common.errors import ModelError
+from equipoise.common.layer_gradients import is_last_axis_norm, row_gradients, summed_gradients, traced
 from equipoise.common.streams import numpy_stream
 
 Kind = Literal["head", "whole"]
 Vector = NDArray[np.float64]
-_Call = tuple[str, nn.Module, Tensor, Tensor]  # the layer's name, the layer, its input, its output
 
 RANK = 4
 MIXED_KERNELS = ((3, 3), (5, 5))  # a 1x1 convolution is a mix already, and a 7x7 stem sees edges and colours
@@ -224,7 +219,7 @@ class Space:
         """
         if len(x) == 0:
             return x.new_zeros(0), x.new_zeros(0, self.size)
-        logits, calls = _traced(model, [name.rpartition(".")[0] for name in self.blocks], x)
+        logits, calls = traced(model, [name.rpartition(".")[0] for name in self.blocks], x)
         outputs, ones = [y for *_, y in calls], torch.ones_like(logits)
         by_output = torch.autograd.grad(logits, outputs, ones, allow_unused=True, materialize_grads=True)
         gradients = logits.new_zeros(len(x), self.size, requires_grad=False)
@@ -234,7 +229,7 @@ class Space:
         with torch.no_grad():
             for (path, layer, seen, _), by_y in zip(calls, by_output, strict=True):
                 for part in parts[path]:
-                    rows = _row_gradients(part, layer, seen, by_y)
+                    rows = row_gradients(layer, part.name.endswith("weight"), part.filters, seen, by_y)
                     if len(part.kept) < len(part.scale) or part.scale.min() < 1:
                         rows = rows[:, part.kept] * torch.as_tensor(part.scale[part.kept]).to(rows)
                     gradients[:, self.blocks[part.name]] += rows
@@ -262,22 +257,6 @@ class Space:
                 )
 
 
-def summed_gradients(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Autograd's gradients of the summed logits of `x` by the named parameters, frozen ones included."""
-    parameters = [model.get_parameter(name) for name in names]
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_()
-        with torch.enable_grad():
-            total = model(x).sum()
-        whole = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-    finally:
-        for parameter, needed in zip(parameters, before, strict=True):
-            parameter.requires_grad_(needed)
-    return dict(zip(names, whole, strict=True))
-
-
 def _is_mixed(prefix: str, layer: nn.Module, in_head: bool) -> bool | None:
     """Whether a layer's weight moves by a mix of filters (else by its entries); None where the layer stays as it is."""
     if in_head:
@@ -296,16 +275,6 @@ def _is_mixed(prefix: str, layer: nn.Module, in_head: bool) -> bool | None:
     )
 
 
-def is_last_axis_norm(layer: nn.Module) -> bool:
-    """Whether a layer is a LayerNorm over the last axis alone, as in a transformer."""
-    return type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1
-
-
-def layer_normed(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    """What the gain of a LayerNorm multiplies."""
-    return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-
-
 def _filters(weight: Tensor, stream: np.random.Generator, rank: int) -> Vector:
     """Random filters of the weight's mean filter norm: (rank, *shape[1:])."""
     norm = float(weight.detach().double().flatten(1).norm(dim=1).mean())
@@ -313,57 +282,6 @@ def _filters(weight: Tensor, stream: np.random.Generator, rank: int) -> Vector:
     filters = stream.standard_normal((min(rank, entries), entries))
     filters *= norm / np.linalg.norm(filters, axis=1, keepdims=True)
     return filters.reshape(-1, *weight.shape[1:])
-
-
-def _traced(model: nn.Module, paths: list[str], x: Tensor) -> tuple[Tensor, list[_Call]]:
-    """Logits, and the calls of the layers at `paths`, with a graph that begins at the first of them."""
-    calls: list[_Call] = []
-
-    def note(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            # Nothing before the first layer that moves needs a graph, so it starts here and not at the input.
-            torch.set_grad_enabled(True)
-            if not output.requires_grad:
-                output.requires_grad_()
-            calls.append((path, layer, inputs[0].detach(), output))
-
-        return hook
-
-    handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in dict.fromkeys(paths)]
-    try:
-        with torch.no_grad():  # restores the caller's mode, whatever the hooks set
-            logits: Tensor = model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits, calls
-
-
-def _row_gradients(part: Part, layer: nn.Module, x: Tensor, by_y: Tensor) -> Tensor:
-    """(m, coordinates of the part) gradients of the rows' logits, from the layer's input and those at its output."""
-    weight = part.name.endswith("weight")
-    if isinstance(layer, nn.GroupNorm):
-        if weight:
-            by_y = by_y * functional.group_norm(x, layer.num_groups, eps=layer.eps)
-        return by_y.flatten(2).sum(dim=2)
-    if isinstance(layer, nn.LayerNorm):
-        if weight:
-            by_y = by_y * layer_normed(layer, x)
-        return by_y.reshape(len(by_y), -1, by_y.shape[-1]).sum(dim=1)
-    if isinstance(layer, nn.Linear):
-        x, by_y = x.reshape(len(x), -1, x.shape[-1]), by_y.reshape(len(by_y), -1, by_y.shape[-1])
-        if not weight:
-            return by_y.sum(dim=1)
-        mixed = x if part.filters is None else functional.linear(x, torch.as_tensor(part.filters).to(x))
-        return torch.einsum("mlo,mlr->mor", by_y, mixed).flatten(1)
-    if isinstance(layer, nn.Conv2d) and part.filters is not None:
-        # The stubs do not know that these are pairs of integers here.
-        geometry: Any = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        filters = torch.as_tensor(part.filters).to(x).repeat(layer.groups, 1, 1, 1)
-        seen = functional.conv2d(x, filters, None, groups=layer.groups, **geometry)
-        by_y = by_y.reshape(len(x), layer.groups, layer.out_channels // layer.groups, -1)
-        return torch.matmul(by_y, seen.reshape(len(x), layer.groups, -1, by_y.shape[-1]).mT).flatten(1)
-    return by_y.flatten(2).sum(dim=2)
 
 
 def _float64(tensor: Tensor) -> Vector:
