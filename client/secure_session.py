@@ -30,16 +30,8 @@ from equipoise.client.secure_store import SessionStore
 from equipoise.common.canonical import canonical_json, digest_arrays, digest_json
 from equipoise.common.errors import RefusedError, SecureSumError
 from equipoise.common.secure_sum.keys import Identity
-from equipoise.common.secure_sum.messages import (
-    Arrays,
-    Consents,
-    Delivery,
-    KeyList,
-    Reply,
-    Stage,
-    names,
-    pack_reply,
-)
+from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage, names
+from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import LEAST_SITES, Part, Terms
 

@@ -18,15 +18,8 @@ from equipoise.common.errors import SecureSumError
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
 from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
-from equipoise.common.secure_sum.messages import (
-    Consents,
-    Delivery,
-    KeyList,
-    Reply,
-    Stage,
-    pack_reply,
-    split_request,
-)
+from equipoise.common.secure_sum.messages import Consents, Delivery, KeyList, Reply, Stage, split_request
+from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
 from equipoise.common.study_plan import StudyPlan

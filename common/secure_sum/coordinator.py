@@ -29,9 +29,9 @@ from equipoise.common.secure_sum.messages import (
     MaskedInput,
     Stage,
     Unmasking,
-    unpack_reply,
     view_digest,
 )
+from equipoise.common.secure_sum.reply import unpack_reply
 from equipoise.common.secure_sum.terms import Terms
 from equipoise.common.secure_sum.uses import Which, pair_mask, pair_sign, seed_digest, seed_mask, share_digest
 

@@ -32,9 +32,9 @@ from equipoise.common.secure_sum.messages import (
     MaskedInput,
     Stage,
     Unmasking,
-    statement,
     view_digest,
 )
+from equipoise.common.secure_sum.reply import statement
 from equipoise.common.secure_sum.shamir import SHARE_BYTES
 from equipoise.common.secure_sum.terms import Terms
 from equipoise.common.secure_sum.uses import pair_mask, pair_sign, seed_digest, seed_mask, share_digests, share_seal

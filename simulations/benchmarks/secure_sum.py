@@ -52,7 +52,8 @@ from numpy.typing import NDArray
 from equipoise.common.files import write_whole
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
-from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage, pack_reply
+from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage
+from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
 from equipoise.common.wire import PROTOCOL, pack, unpack

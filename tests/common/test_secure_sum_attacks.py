@@ -29,9 +29,8 @@ from equipoise.common.secure_sum.messages import (
     MaskedInput,
     Stage,
     Unmasking,
-    pack_reply,
-    statement,
 )
+from equipoise.common.secure_sum.reply import pack_reply, statement
 from equipoise.common.secure_sum.site import Secrets, SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms
 from equipoise.common.secure_sum.uses import pair_mask, pair_sign, seed_digest, seed_mask, share_digests, share_seal

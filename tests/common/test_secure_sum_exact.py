@@ -11,7 +11,8 @@ import pytest
 
 from equipoise.common.errors import QuorumError
 from equipoise.common.secure_sum import terms as terms_module
-from equipoise.common.secure_sum.messages import Stage, pack_reply
+from equipoise.common.secure_sum.messages import Stage
+from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, threshold
 from tests.secure import NEVER, Release, draw_points, make_terms, plain_sum, site_names
