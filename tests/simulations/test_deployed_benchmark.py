@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from equipoise.simulations.benchmarks import deployed
+from equipoise.simulations.benchmarks.processes import memory_mib
 
 
 def test_the_page_is_written_from_the_figures() -> None:
@@ -27,7 +28,7 @@ def test_memory_is_that_of_the_process_and_nothing_once_it_has_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert deployed.memory_mib(child.pid) == pytest.approx(64, abs=16)
+        assert memory_mib(child.pid) == pytest.approx(64, abs=16)
         child.communicate(b"")
-    assert deployed.memory_mib(child.pid) == 0.0
-    assert deployed.memory_mib(os.getpid()) > 16
+    assert memory_mib(child.pid) == 0.0
+    assert memory_mib(os.getpid()) > 16

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from equipoise.simulations.benchmarks.secure_sum import BOUNDS, HERE, beside, draw_floats, large, secagg_plus
+from equipoise.simulations.benchmarks.secagg_plus import secagg_plus
+from equipoise.simulations.benchmarks.secure_sum import BOUNDS, HERE, beside, draw_floats, large
 
 
 def test_both_protocols_give_their_sums_in_a_small_run() -> None:
