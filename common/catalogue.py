@@ -26,7 +26,8 @@ from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.private_step import joint_bound
 from equipoise.common.query import MOVED, TEMPLATE_STEPS, Block, Query, SplitName
 from equipoise.common.space import Kind
-from equipoise.common.study import Study, SyntheticHospitals
+from equipoise.common.study import Study
+from equipoise.common.study_simulation import SyntheticHospitals
 
 # Largest L2 norm of one patient's weighted gradient, and largest change of a weight in one local training. Without
 # privacy they bound the lattice and catch a site whose numbers run away; nothing is clipped.

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from equipoise.common.canonical import digest_json, sha256
-from equipoise.common.config import Strict, override, read_yaml, validate
-from equipoise.common.errors import ModelError, StudyError
+from equipoise.common.canonical import digest_json
+from equipoise.common.config import Strict
+from equipoise.common.study_privacy import Privacy
+from equipoise.common.study_simulation import Simulation
 
 UNKNOWN = "unknown"
 EXACT_BINS, PRIVATE_BINS = 1024, 16  # evaluation specification, 0.6 (measured)
@@ -170,73 +170,6 @@ class MethodSpec(Strict):
         return dict(self.model_extra or {})
 
 
-class PublicPool(Strict):
-    """Unlabelled public rows at the coordinator: bases and bounds of private releases come from them and never travel.
-
-    A `.zip` of images, a `.csv` or `.parquet` with the study's features, or a `.safetensors` with decoded `rows`.
-    """
-
-    path: str
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    labels: Literal["none"] = "none"
-
-
-Shares = dict[str, Annotated[float, Field(gt=0, le=1)]]
-
-
-class BudgetSplit(Strict):
-    """Share of the budget that each phase gets, by split of the patients; None asks for the default.
-
-    The splits are disjoint patients, so each has the whole epsilon to itself.
-    """
-
-    train: Shares | None = None
-    validation: Shares | None = None
-    test: Shares | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        for split in ("train", "validation", "test"):
-            shares: Shares | None = getattr(self, split)
-            if shares is not None and abs(math.fsum(shares.values()) - 1) > 1e-9:
-                raise ValueError(f"the shares of {split} sum to {math.fsum(shares.values()):g}, expected 1")
-        return self
-
-
-class Privacy(Strict):
-    """How a release is protected.
-
-    `none` is for simulations and data that a site declares synthetic. In `local` every hospital's release is private by
-    itself. In `distributed` hospitals add shares of one noise, inside the secure sum. `secure_sum` conceals what each
-    hospital adds; left out, it is on in a deployment and off in a simulation. `controls` says whether each control has
-    a budget of its own, which only a simulation can grant since it is charged to nobody (`own`), or shares the study's
-    (`shared`).
-    """
-
-    mode: Literal["none", "local", "distributed"] = "none"
-    secure_sum: bool | None = None
-    epsilon: float | None = Field(default=None, gt=0)
-    delta: float = Field(default=1e-5, gt=0, lt=1)
-    public_pool: PublicPool | None = None
-    split: BudgetSplit = BudgetSplit()
-    controls: Literal["own", "shared"] = "own"
-
-    @model_validator(mode="after")
-    def _priced(self) -> Self:
-        if self.mode == "none" and self.epsilon is not None:
-            raise ValueError("mode none has no epsilon; write mode: local, or leave it out")
-        if self.mode != "none" and self.epsilon is None:
-            raise ValueError(f"mode {self.mode} needs an epsilon, for instance epsilon: 3")
-        if self.mode == "distributed" and not self.secure_sum:
-            raise ValueError("mode distributed adds shares of noise in the secure sum; write secure_sum: true")
-        return self
-
-    @property
-    def private(self) -> bool:
-        """Whether noise protects the patients."""
-        return self.mode != "none"
-
-
 class Threshold(Strict):
     """The rule of the operating point and the split that it is chosen on."""
 
@@ -306,40 +239,6 @@ class Sites(Strict):
         return max(self.minimum, math.ceil(self.quorum * asked - 1e-9))
 
 
-class SyntheticHospitals(Strict):
-    """The synthetic dermoscopy benchmark (simulations/synthetic.py)."""
-
-    kind: Literal["synthetic"]
-    bench: Literal["A", "B", "C"] = "A"
-    count: int = Field(default=6, ge=1, le=1000)
-    patients: int = Field(default=300, ge=1)
-    validation: int = Field(default=100, ge=0)
-    test: int = Field(default=1600, ge=4)
-    pool: Literal["diverse", "vendor"] = "diverse"  # whose unlabelled images a private study takes for public
-
-
-class PublicHospitals(Strict):
-    """Public data read from the folder that EQUIPOISE_DATA names (simulations/public.py)."""
-
-    kind: Literal["heart", "ham10000", "adult", "diabetes"]
-
-
-class FolderHospitals(Strict):
-    """One folder per hospital, each with a site.yaml, below `path`."""
-
-    kind: Literal["folders"]
-    path: str
-
-
-class Recipe(Strict):
-    """How a simulation trains the vendor's model when the study names no weights."""
-
-    epochs: int = Field(default=8, ge=1)
-    lr: float = Field(default=3e-3, gt=0)
-    batch: int = Field(default=64, ge=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-
-
 class Card(Strict):
     """What a board asks of a model and no sum can say, in the coordinator's words; what is left out is named in red."""
 
@@ -355,14 +254,6 @@ class Card(Strict):
     residual_risk: str = ""
     monitoring: str = ""  # when it is measured again, and what triggers it
     owner: str = ""  # the person who decides
-
-
-class Simulation(Strict):
-    """Hospitals on one machine; not part of the study's hash, since a deployment has none."""
-
-    hospitals: Annotated[SyntheticHospitals | PublicHospitals | FolderHospitals, Field(discriminator="kind")]
-    pretrain: Recipe = Recipe()
-    workers: int = Field(default=2, ge=1, le=64)
 
 
 class Study(Strict):
@@ -448,79 +339,3 @@ class Study(Strict):
         """The same study under another method, without controls."""
         method = MethodSpec.model_validate({"name": name, **parameters})
         return self.model_copy(update={"method": method})
-
-
-def load_study(path: Path, assignments: list[str] | None = None) -> Study:
-    """Read, override (`--set key=value`) and check a study; resolve and digest its weights.
-
-    Raises:
-        StudyError: a key, a type or a value is wrong.
-        ModelError: the weights are missing or differ from their declared digest.
-    """
-    study = validate(Study, override(read_yaml(path), assignments or []), str(path))
-    if study.simulation is not None and isinstance(study.simulation.hospitals, FolderHospitals):
-        folder = (path.parent / study.simulation.hospitals.path).resolve()
-        hospitals = study.simulation.hospitals.model_copy(update={"path": str(folder)})
-        simulation = study.simulation.model_copy(update={"hospitals": hospitals})
-        study = study.model_copy(update={"simulation": simulation})
-    if study.privacy.public_pool is not None:
-        study = pin_pool(study, path.parent)
-    if study.model.weights is None:
-        if study.simulation is None:
-            raise StudyError(f"{path}: model.weights is missing; name a safetensors file")
-        return study
-    return pin_weights(study, path.parent)
-
-
-def pin_pool(study: Study, folder: Path) -> Study:
-    """The study with its public pool's absolute path and digest filled in.
-
-    Raises:
-        StudyError: no such file, or it is another one than declared.
-    """
-    pool = study.privacy.public_pool
-    if pool is None:
-        raise StudyError("privacy.public_pool is missing; name unlabelled public images or rows")
-    file = (folder / pool.path).resolve()
-    try:
-        digest = sha256(file.read_bytes())
-    except OSError:
-        raise StudyError(
-            f"privacy.public_pool.path={pool.path}: no readable file at {file}; give a .zip of images, a .csv or a "
-            ".parquet of rows"
-        ) from None
-    if pool.sha256 not in (None, digest):
-        raise StudyError(
-            f"privacy.public_pool.sha256: {file} has digest {digest}, the study declares {pool.sha256}; use the "
-            "declared file or correct the digest"
-        )
-    pinned = study.privacy.model_copy(update={"public_pool": PublicPool(path=str(file), sha256=digest)})
-    return study.model_copy(update={"privacy": pinned})
-
-
-def pin_weights(study: Study, folder: Path) -> Study:
-    """The study with its weights' absolute paths and digests filled in."""
-    weights = study.model.weights
-    if weights is None:
-        raise StudyError("model.weights is missing; name a safetensors file")
-    pinned = {"weights": _pinned(weights, "model.weights", folder)}
-    if study.model.after is not None:
-        pinned["after"] = _pinned(study.model.after, "model.after", folder)
-    return study.model_copy(update={"model": study.model.model_copy(update=pinned)})
-
-
-def _pinned(weights: Weights, key: str, folder: Path) -> Weights:
-    file = (folder / weights.path).resolve()
-    try:
-        digest = sha256(file.read_bytes())
-    except OSError:
-        raise ModelError(
-            f"{key}.path={weights.path}: no readable file at {file}; "
-            "`equipoise pretrain` makes one, or name the vendor's"
-        ) from None
-    if weights.sha256 not in (None, digest):
-        raise ModelError(
-            f"{key}.sha256: {file} has digest {digest}, the study declares "
-            f"{weights.sha256}; use the declared file or correct the digest"
-        )
-    return Weights(path=str(file), sha256=digest)

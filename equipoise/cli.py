@@ -116,7 +116,7 @@ def pretrain(
     from equipoise.common.canonical import sha256
     from equipoise.common.errors import StudyError
     from equipoise.common.files import write_whole
-    from equipoise.common.study import load_study
+    from equipoise.common.study_file import load_study
     from equipoise.simulations.hospitals import build_hospitals
     from equipoise.simulations.preflight import check_study
     from equipoise.simulations.pretrain import pretrain as train
@@ -223,7 +223,7 @@ def version(output: FormatOption = Format.TEXT) -> None:
 def _study(study_file: Path, method: str | None, sets: list[str] | None, allow_group_thresholds: bool = False) -> Study:
     """The study with `--method`, then `--set`, applied."""
     from equipoise.common.methods import METHOD_CONTROLS, METHODS
-    from equipoise.common.study import load_study
+    from equipoise.common.study_file import load_study
 
     assignments = list(sets or [])
     if method in METHODS:

@@ -16,8 +16,9 @@ from equipoise.common.privacy.accounting import PrivacyCost, cost_of, parallel_m
 from equipoise.common.privacy.life import LifeFilter
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Query
-from equipoise.common.study import Study, SyntheticHospitals
+from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
+from equipoise.common.study_simulation import SyntheticHospitals
 
 Row = dict[str, Any]
 SMALLER_GROUP = (20, 50, 100, 200, 400)  # positives, of whom the other group has three times as many

@@ -35,8 +35,9 @@ from equipoise.common.errors import RefusedError, StudyError, TranscriptError
 from equipoise.common.files import drop_unfinished_line, write_whole
 from equipoise.common.methods.method import Outcome
 from equipoise.common.models import build
-from equipoise.common.study import PublicPool, Study, Weights
+from equipoise.common.study import Study, Weights
 from equipoise.common.study_plan import EVALUATION, StudyPlan
+from equipoise.common.study_privacy import PublicPool
 from equipoise.server.transcript import WITNESS, Transcript
 
 ALIGNMENT = "alignment.json"

@@ -7,7 +7,8 @@ from pathlib import Path
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
 from equipoise.common.methods import SIMULATION_CONTROLS, resolve
-from equipoise.common.study import Study, load_study
+from equipoise.common.study import Study
+from equipoise.common.study_file import load_study
 from equipoise.common.study_plan import arms_of, needs_pool
 from equipoise.server.coordinator import Coordinator
 from equipoise.server.rundir import Arm, RunFolder, Task

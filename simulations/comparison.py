@@ -27,7 +27,8 @@ from equipoise.common.errors import DataError, StudyError
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
-from equipoise.common.study import Study, Weights, pin_weights
+from equipoise.common.study import Study, Weights
+from equipoise.common.study_file import pin_weights
 from equipoise.server.engine import Watcher
 from equipoise.server.report.side_by_side import findings, seed_figures, summarise, to_csv
 from equipoise.server.report.side_by_side_page import render

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from equipoise.common.errors import StudyError
 from equipoise.common.methods import METHODS, control_of, resolve
-from equipoise.common.study import FolderHospitals, ScoreInputs, Study
+from equipoise.common.study import ScoreInputs, Study
 from equipoise.common.study_plan import StudyPlan, needs_pool
+from equipoise.common.study_simulation import FolderHospitals
 from equipoise.server.report.side_by_side import PLAIN
 
 FINE_TUNE = "fine_tune"

@@ -23,7 +23,8 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.evaluation import Measured
 from equipoise.common.fairness.rates import gap
 from equipoise.common.query import Query, Sum
-from equipoise.common.study import Privacy, Study
+from equipoise.common.study import Study
+from equipoise.common.study_privacy import Privacy
 from equipoise.simulations.auc_noise import decided_scores
 
 FEWEST = 5  # patients of each group and label at a hospital that takes part in a gap at a fixed site mix

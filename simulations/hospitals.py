@@ -14,7 +14,8 @@ from torch import Tensor
 from equipoise.client.cohort import Cohort, Split
 from equipoise.common.errors import StudyError
 from equipoise.common.sitefile import load_site
-from equipoise.common.study import FolderHospitals, PublicHospitals, Study, SyntheticHospitals, TableInputs
+from equipoise.common.study import Study, TableInputs
+from equipoise.common.study_simulation import FolderHospitals, PublicHospitals, SyntheticHospitals
 from equipoise.simulations.sitefolder import SITE_FILE, SitePaths, write_site
 
 

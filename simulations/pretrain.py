@@ -18,7 +18,8 @@ from equipoise.client.cohort import Split
 from equipoise.common.errors import DataError
 from equipoise.common.models import build, normalise
 from equipoise.common.streams import stream_seed
-from equipoise.common.study import ImageInputs, Inputs, ModelSpec, Recipe
+from equipoise.common.study import ImageInputs, Inputs, ModelSpec
+from equipoise.common.study_simulation import Recipe
 
 
 def pretrain(model_spec: ModelSpec, inputs: Inputs, split: Split, recipe: Recipe, seed: int) -> dict[str, Tensor]:

@@ -23,8 +23,10 @@ from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, S
 from equipoise.common.files import write_whole
 from equipoise.common.methods import resolve
 from equipoise.common.models import given_scores
-from equipoise.common.study import PublicPool, ScoreInputs, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study import ScoreInputs, Study, Weights
+from equipoise.common.study_file import pin_pool, pin_weights
 from equipoise.common.study_plan import alone_controls, arms_of, needs_pool
+from equipoise.common.study_privacy import PublicPool
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report

@@ -20,7 +20,8 @@ from equipoise.common.config import override, read_yaml, validate
 from equipoise.common.methods import METHOD_CONTROLS, METHODS, SIMULATION_CONTROLS, resolve
 from equipoise.common.methods.whitened import Whitened
 from equipoise.common.sitefile import Caps, Site
-from equipoise.common.study import Study, load_study
+from equipoise.common.study import Study
+from equipoise.common.study_file import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

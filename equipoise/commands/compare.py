@@ -29,7 +29,7 @@ def compare(
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Run several methods on the same base model, splits, seeds and privacy, and set them side by side."""
-    from equipoise.common.study import load_study
+    from equipoise.common.study_file import load_study
     from equipoise.progress import ProgressBars
     from equipoise.quiet import quiet_flower
 

@@ -29,7 +29,7 @@ def evaluate(
     """Measure a classifier, or two, by group and hospital: from weights, or from scores that a table has."""
     from equipoise.commands.runs import submit
     from equipoise.common.errors import StudyError
-    from equipoise.common.study import load_study
+    from equipoise.common.study_file import load_study
 
     changes = list(sets or [])
     study = load_study(study_file, changes)

@@ -39,7 +39,8 @@ from equipoise.common.fairness.tables import (
 from equipoise.common.fairness.thresholds import choose_threshold, parse_rule
 from equipoise.common.fairness.within import decompose, stratum_terms
 from equipoise.common.files import write_whole
-from equipoise.common.study import Study, load_study
+from equipoise.common.study import Study
+from equipoise.common.study_file import load_study
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.pretrain import pretrain

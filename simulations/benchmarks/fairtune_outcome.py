@@ -27,8 +27,11 @@ from equipoise.client.scores import patient_scores
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.files import write_whole
 from equipoise.common.models import load_factory
-from equipoise.common.study import PublicPool, Recipe, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study import Study, Weights
+from equipoise.common.study_file import pin_pool, pin_weights
 from equipoise.common.study_plan import arms_of
+from equipoise.common.study_privacy import PublicPool
+from equipoise.common.study_simulation import Recipe
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.benchmarks.origin import origin

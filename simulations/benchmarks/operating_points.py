@@ -35,8 +35,10 @@ from equipoise.common.methods import group_thresholds
 from equipoise.common.models import build
 from equipoise.common.query import Query, Sum
 from equipoise.common.sitefile import FractionSplits, load_site
-from equipoise.common.study import PublicPool, Study, Weights, load_study, pin_pool, pin_weights
+from equipoise.common.study import Study, Weights
+from equipoise.common.study_file import load_study, pin_pool, pin_weights
 from equipoise.common.study_plan import StudyPlan
+from equipoise.common.study_privacy import PublicPool
 from equipoise.server.report import tables
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.exact import exact_points, gap_at_site_mix, measure_exactly

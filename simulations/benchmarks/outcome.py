@@ -18,7 +18,7 @@ import typer
 from scipy.stats import t as student
 
 from equipoise.common.files import write_whole
-from equipoise.common.study import load_study
+from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
 from equipoise.simulations.benchmarks.origin import origin
 

@@ -29,7 +29,9 @@ from scipy.stats import t as student
 
 from equipoise.common.files import write_whole
 from equipoise.common.models import resnet_small
-from equipoise.common.study import PublicPool, Study, Weights, pin_pool, pin_weights
+from equipoise.common.study import Study, Weights
+from equipoise.common.study_file import pin_pool, pin_weights
+from equipoise.common.study_privacy import PublicPool
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.benchmarks.origin import origin

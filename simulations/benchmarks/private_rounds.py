@@ -42,7 +42,8 @@ from equipoise.common.private_step import (
     split_total,
 )
 from equipoise.common.space import Kind, Space
-from equipoise.common.study import ImageInputs, ModelSpec, Recipe
+from equipoise.common.study import ImageInputs, ModelSpec
+from equipoise.common.study_simulation import Recipe
 from equipoise.common.whitening import Whitening, check_pool, pool_gradients, whiten
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.synthetic import (

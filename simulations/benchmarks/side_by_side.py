@@ -18,7 +18,7 @@ import typer
 
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
-from equipoise.common.study import load_study
+from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
 from equipoise.server.report.side_by_side import MATCHED
 from equipoise.server.report.side_by_side_page import cell_text

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from equipoise.common.files import write_whole
-from equipoise.common.study import load_study
+from equipoise.common.study_file import load_study
 from equipoise.simulations.benchmarks.origin import commit, machine
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.pretrain import pretrain

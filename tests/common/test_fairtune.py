@@ -19,8 +19,9 @@ from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
 from equipoise.common.methods.fairtune import Setting, plan, run
 from equipoise.common.objective import auc_of
 from equipoise.common.query import Query, Sum
-from equipoise.common.study import PublicPool, Study
+from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
+from equipoise.common.study_privacy import PublicPool
 from tests.planted import FEATURES, Task, answered, drive
 
 # Full batches, so that a round is a few exact steps.

@@ -14,7 +14,8 @@ from safetensors.torch import save
 
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.pool import Pool, network_of
-from equipoise.common.study import Study, pin_pool
+from equipoise.common.study import Study
+from equipoise.common.study_file import pin_pool
 from tests.tiny import FEATURES, WIDTH, classifier_of, make_study, network, weights_file
 
 

@@ -21,8 +21,9 @@ from equipoise.common.pool import network_of
 from equipoise.common.privacy.accounting import epsilon_of
 from equipoise.common.privacy.events import Event
 from equipoise.common.query import Query, Sum
-from equipoise.common.study import PublicPool, Study
+from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
+from equipoise.common.study_privacy import PublicPool
 from equipoise.server.engine import Engine
 from equipoise.server.transcript import Transcript
 from tests.tiny import WIDTH, Memory, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file

@@ -20,8 +20,9 @@ from equipoise.common.methods import resolve
 from equipoise.common.methods.method import Outcome
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.query import Sum
-from equipoise.common.study import PublicPool, Study
+from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
+from equipoise.common.study_privacy import PublicPool
 from equipoise.server.engine import Engine
 from equipoise.server.transcript import Transcript
 from tests.tiny import WIDTH, Memory, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file

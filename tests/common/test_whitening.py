@@ -13,7 +13,8 @@ from torch import Tensor
 from equipoise.common.errors import DataError
 from equipoise.common.models import mlp, normalise, resnet_small
 from equipoise.common.space import Space
-from equipoise.common.study import ImageInputs, ModelSpec, Recipe
+from equipoise.common.study import ImageInputs, ModelSpec
+from equipoise.common.study_simulation import Recipe
 from equipoise.common.whitening import CANNOT_SEE, PoolCheck, check_pool, pool_gradients, whiten
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.synthetic import ImageSet, diverse_pool, vendor_set

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from equipoise import __version__, cli
 from equipoise.common import errors
 from equipoise.common.methods import METHODS
-from equipoise.common.study import load_study
+from equipoise.common.study_file import load_study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import unpack
 from equipoise.server.rounds import read_rounds

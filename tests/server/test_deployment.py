@@ -18,7 +18,7 @@ from equipoise.client.resident import PAUSED, Resident
 from equipoise.common.audit import check_rows, read_rows
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError
 from equipoise.common.sitefile import load_site
-from equipoise.common.study import load_study
+from equipoise.common.study_file import load_study
 from equipoise.common.study_plan import arms_of
 from equipoise.server import attempts, deployment, proposal
 from equipoise.server.attempts import describe_run, status_lines

@@ -23,7 +23,8 @@ from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.methods import resolve
 from equipoise.common.query import Query, Sum
-from equipoise.common.study import Study, load_study
+from equipoise.common.study import Study
+from equipoise.common.study_file import load_study
 from equipoise.common.wire import unpack
 from equipoise.server.engine import Engine, _advance
 from equipoise.server.rounds import read_rounds

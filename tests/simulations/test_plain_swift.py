@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equipoise.common.models import resnet_small
-from equipoise.common.study import load_study
+from equipoise.common.study_file import load_study
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.runner import simulate
 

@@ -8,7 +8,8 @@ import torch
 from equipoise.client.cohort import Split
 from equipoise.common.errors import DataError
 from equipoise.common.models import build
-from equipoise.common.study import Feature, ImageInputs, ModelSpec, Recipe, TableInputs
+from equipoise.common.study import Feature, ImageInputs, ModelSpec, TableInputs
+from equipoise.common.study_simulation import Recipe
 from equipoise.simulations.pretrain import batch_weighted_bce, pretrain, random_flips
 from equipoise.simulations.synthetic import HOSPITALS, hospital_set, stream
 
