@@ -18,7 +18,6 @@ named it, and the reply names the head of the ledger, so each side can show that
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 from equipoise.client.accounts import Account, Accounts
 from equipoise.client.chain import Chain, Entry
-from equipoise.client.members import MEMBERS, Member, tag_of
+from equipoise.client.members import TABLES, Members
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import RefusedError
 from equipoise.common.privacy.accounting import PrivacyCost
@@ -38,7 +37,6 @@ _SEALED = (
     "attempt INTEGER NOT NULL, query TEXT NOT NULL, attempts INTEGER NOT NULL, sent INTEGER NOT NULL, reply BLOB, "
     "PRIMARY KEY (study, run, number, attempt)) STRICT"
 )
-_NOTES = "CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
 _THIS = "WHERE study = ? AND run = ? AND number = ? AND attempt = ?"
 MOST_ATTEMPTS = 16  # of a computation that broke off before it was sealed
 MOST_RESENDS = 64  # of one sealed reply
@@ -98,7 +96,7 @@ class Ledger:
 
     def __init__(self, path: Path, durable: bool = True) -> None:
         self._forget()
-        self._chain = Chain(path, (_SEALED, MEMBERS, _NOTES), self._take_in, self._forget, durable)
+        self._chain = Chain(path, (_SEALED, *TABLES), self._take_in, self._forget, durable)
 
     def close(self) -> None:
         """Close the file."""
@@ -290,15 +288,11 @@ class Ledger:
             fingerprint: of the data; data that are registered already are not read again.
         """
         with self._chain.writing():
-            note = f"patients of {account}"
-            if self._note(note) == fingerprint.encode():
+            members = Members(self._chain.db)
+            if members.fingerprint(account) == fingerprint:
                 return
-            key = self._note("member key")
-            if key is None:
-                key = secrets.token_bytes(32)
-                self._chain.db.execute("INSERT INTO note VALUES ('member key', ?)", (key,))
-            tags = {tag_of(key, patient): split for patient, split in patients}
-            overlapping, moved = self._known(tags)
+            tags = members.tags(patients)
+            overlapping, moved = members.known(tags)
             digest = sha256(b"".join(sorted(tags)))
             self._chain.append(
                 kind="patients", account=account, patients=len(tags), set=digest, fingerprint=fingerprint
@@ -308,22 +302,7 @@ class Ledger:
                 self._chain.append(kind="join", into=account, account=other)
             if moved:
                 self._chain.append(kind="mix", account=account, moved=moved)
-            rows = [Member(tag, account, split) for tag, split in tags.items()]
-            self._chain.db.executemany("INSERT OR REPLACE INTO member VALUES (?, ?, ?)", rows)
-            self._chain.db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (note, fingerprint.encode()))
-
-    def _note(self, name: str) -> bytes | None:
-        found = self._chain.db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
-        return None if found is None else bytes(found[0])
-
-    def _known(self, tags: Mapping[bytes, str]) -> tuple[set[str], int]:
-        """Accounts that some of the patients belong to, and how many patients lay in another split before."""
-        accounts, moved = set(), 0
-        for tag, account, split in self._chain.db.execute("SELECT tag, account, split FROM member"):
-            if tag in tags:
-                accounts.add(account)
-                moved += split != tags[tag]
-        return accounts, moved
+            members.keep(account, tags, fingerprint)
 
     @property
     def head(self) -> str:
