@@ -60,9 +60,10 @@ def _patients(report: Json) -> Section:
         for group in attribute["groups"]
         if group["declared"] or group["n"]
     ]
-    label = report["study"]["label"]
+    label, noisy = report["study"]["label"], report["privacy"]["mode"] != "none"
     text = (
-        f"The {report['attributes'][0]['n']} test patients of all hospitals together. With the disease means "
+        f"The {report['attributes'][0]['n']} test patients of all hospitals together"
+        f"{' (counts here have noise in them)' if noisy else ''}. With the disease means "
         f"{label['column']} = {' or '.join(label['positive'])}. Selection rates depend on the prevalence."
     )
     columns = ("attribute", "group", "patients", "with the disease", "prevalence")

@@ -121,7 +121,8 @@ def test_the_variance_is_never_below_the_claim(count: int, drops: bool, kind: st
     expected = claim * (survivors if kind == "local" else survivors / honest)
     error = squares.std() / math.sqrt(SIZE)
     assert abs(squares.mean() - expected) < 5 * error
-    assert squares.mean() - 5 * error > claim  # h < survivors, so there is more than is claimed
+    # h < survivors, so there is more than is claimed: by seven errors at 20 sites, of which chance may take five.
+    assert squares.mean() - 2 * error > claim
     if kind == "counts":
         assert squares.sum() / expected < chi2.isf(1e-6, SIZE)
 

@@ -58,6 +58,7 @@ def test_a_study_is_priced_run_charged_and_re_derived(method: str, tmp_path: Pat
     assert equipoise("verify", desk.run).code == 0
     before, after = (load_file(desk.run / f"{name}.safetensors") for name in ("base", "model"))
     assert any((before[name] != after[name]).any() for name in before)
+    assert "(counts here have noise in them)" in (desk.run / "report.html").read_text()
     notes = json.loads((desk.run / "notes.json").read_text())["dp_sgd"]
     assert {part["sampling_rate"] for part in notes.values()} == {8 / 24}
     assert {part["steps_by_round"] for part in notes.values()} == {3}

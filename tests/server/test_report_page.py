@@ -93,6 +93,7 @@ def test_stamps_and_headline_come_before_any_figure(page: str) -> None:
     head = page[: page.index("<table>")]
     assert "Privacy mode none: releases were not private" in head
     assert "Synthetic data" in head
+    assert "counts here have noise in them" not in page
     assert head.index("The declared test is") > head.index("<h2")
     assert not re.search(r"\b(unbiased|compliant|is fair|bias-free)\b", page, re.I)
 
