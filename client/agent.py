@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.computations import COMPUTATIONS
-from equipoise.client.ledger import Charge, Ledger, Request
+from equipoise.client.ledger import Charge, Ledger
 from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
 from equipoise.client.release import release
+from equipoise.client.request import Request
 from equipoise.client.scores import ScoreCache
 from equipoise.client.secure_session import Asked, Contribution, SecureSessions
 from equipoise.client.workplace import Workplace

@@ -19,13 +19,13 @@ named it, and the reply names the head of the ledger, so each side can show that
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from equipoise.client.accounts import Account, Accounts
 from equipoise.client.chain import Chain, Entry
 from equipoise.client.members import TABLES, Members
+from equipoise.client.request import Request
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import RefusedError
 from equipoise.common.privacy.accounting import PrivacyCost
@@ -41,27 +41,6 @@ _THIS = "WHERE study = ? AND run = ? AND number = ? AND attempt = ?"
 MOST_ATTEMPTS = 16  # of a computation that broke off before it was sealed
 MOST_RESENDS = 64  # of one sealed reply
 _FROM_THE_LEDGER = object()
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which release of which run, as the coordinator names it."""
-
-    study: str
-    run: str  # of one arm, "<run>/<arm>"
-    number: int
-    head: str  # of the coordinator's transcript
-    attempt: int = 0  # at a release through the secure sum, whose contributions are made anew
-
-    @property
-    def whole_run(self) -> str:
-        """The run that the arm belongs to."""
-        return self.run.partition("/")[0]
-
-    @property
-    def place(self) -> tuple[str, str, int, int]:
-        """Key of the release."""
-        return self.study, self.run, self.number, self.attempt
 
 
 class Charge:

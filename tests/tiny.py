@@ -23,9 +23,10 @@ from equipoise.client.agent import SiteAgent
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort import Split
 from equipoise.client.computations import COMPUTATIONS, Workplace
-from equipoise.client.ledger import Charge, Ledger, Request
+from equipoise.client.ledger import Charge, Ledger
 from equipoise.client.policy import check_query
 from equipoise.client.release import release as through_the_door
+from equipoise.client.request import Request
 from equipoise.client.scores import ScoreCache
 from equipoise.common.canonical import digest_arrays, digest_json, sha256
 from equipoise.common.classifier import Classifier

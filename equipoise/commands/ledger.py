@@ -72,7 +72,7 @@ def end(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
 ) -> None:
     """End a run that its coordinator abandoned: it may ask nothing more, and what it did not ask is given back."""
-    from equipoise.client.ledger import Request
+    from equipoise.client.request import Request
 
     _open(ledger_file).end_run(Request(study, run, -1, ""), done=True)
     typer.echo(f"run {run} has ended; what it had reserved and not asked is free")

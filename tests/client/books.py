@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from equipoise.client.ledger import Charge, Ledger, Request
+from equipoise.client.ledger import Charge, Ledger
+from equipoise.client.request import Request
 from equipoise.common.privacy.accounting import PrivacyCost
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Block, Query, SplitName

@@ -17,7 +17,8 @@ import pytest
 
 from equipoise.client import chain
 from equipoise.client.accounts import Account
-from equipoise.client.ledger import MOST_ATTEMPTS, MOST_RESENDS, Charge, Ledger, Request
+from equipoise.client.ledger import MOST_ATTEMPTS, MOST_RESENDS, Charge, Ledger
+from equipoise.client.request import Request
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import RefusedError, StorageError
 from equipoise.common.privacy.accounting import ORDERS, PrivacyCost, rdp_curve
