@@ -18,6 +18,7 @@ from equipoise.server.report.words import (
     LABELS,
     LEVEL_TEXT,
     POINT_LABELS,
+    count_text,
     estimate_text,
     number,
     side_columns,
@@ -131,7 +132,7 @@ def _rates(report: Json) -> Section:
         panels = []
         for rate in SHOWN_RATES:
             drawn = [
-                Row(cells[0]["group"], tuple(zip(shapes, cells, strict=True)), note=f"n = {cells[0]['n']}")
+                Row(cells[0]["group"], tuple(zip(shapes, cells, strict=True)), note=f"n = {count_text(cells[0]['n'])}")
                 for cells in _by_group(report, name, rate)
             ]
             title = f"{LABELS[rate]} by {name}"
@@ -139,7 +140,7 @@ def _rates(report: Json) -> Section:
                 Panel(LABELS[rate], interval_rows(identifier("rate", index, rate), title, _RATE_AXES[rate], drawn))
             )
         rows = [
-            [LABELS[rate], cells[0]["group"], str(cells[0]["n"]), *map(estimate_text, cells)]
+            [LABELS[rate], cells[0]["group"], count_text(cells[0]["n"]), *map(estimate_text, cells)]
             for rate in (*SHOWN_RATES, "balanced_accuracy")
             for cells in _by_group(report, name, rate)
         ]
@@ -237,7 +238,7 @@ def _roc_figure(report: Json, index: int, attribute: str) -> Figure | Table:
     rows = [
         [
             label,
-            str(cells[0]["n"]),
+            count_text(cells[0]["n"]),
             *map(estimate_text, cells[: len(found)]),
             *(estimate_text(cell, change=True) for cell in cells[len(found) :]),
         ]

@@ -152,11 +152,15 @@ def _aucs(measured: Measured, model: str, attribute: Attribute) -> Json:
 
 def _not_released(names: Sequence[str], auc: str, worst: str, apart: str) -> Json:
     """AUC figures of an attribute whose score histogram was not asked for."""
-    reason = "not released: under noise the score histogram is asked for the primary attribute alone"
+
+    def absent(metric: str, group: str | None = None) -> Json:
+        reason = "under noise the score histogram is asked for the primary attribute alone"
+        return Estimate.missing(metric, reason, n=None, group=group, status="not_released").to_json()
+
     return {
-        "auc_by_group": [Estimate.missing(auc, reason, n=0, group=group).to_json() for group in (*names, UNKNOWN_NAME)],
-        "worst_group_auc": Estimate.missing(worst, reason, n=0).to_json(),
-        "auc_gap": Estimate.missing(apart, reason, n=0).to_json(),
+        "auc_by_group": [absent(auc, group) for group in (*names, UNKNOWN_NAME)],
+        "worst_group_auc": absent(worst),
+        "auc_gap": absent(apart),
     }
 
 
