@@ -10,14 +10,11 @@ attributes.
 
 >>> combined_group([np.array([0, 1, 2]), np.array([2, 0, 0])], [2, 3]).tolist()  # 2 is unknown in the first attribute
 [2, 3, 6]
->>> intersection_names([["female", "male"], ["<40", "40+"]])
-('female & <40', 'female & 40+', 'male & <40', 'male & 40+')
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 
@@ -52,11 +49,6 @@ def combined_group(groups: Sequence[Counts], sizes: Sequence[int]) -> Counts:
     return combined
 
 
-def intersection_names(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names of the rows of an intersection, in the order of `combined_group`, without `unknown`."""
-    return tuple(" & ".join(parts) for parts in product(*names))
-
-
 def intersection_rates(
     metric: str,
     counts: Counts,
@@ -71,7 +63,7 @@ def intersection_rates(
 
     Args:
         counts: (product of sizes + 1, 2, 2).
-        names: from `intersection_names`.
+        names: from `equipoise.common.attribute.intersection_names`.
         smallest: patients that an intersection must have; with fewer its rate is not estimable.
         metric, level, minimum, noise: as in `rates.rate_by_group`.
     """

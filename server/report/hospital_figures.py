@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.common.attribute import Attribute
 from equipoise.common.catalogue import sites_of
 from equipoise.common.evaluation import Measured
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
@@ -21,7 +22,7 @@ from equipoise.common.fairness.rates import rate_by_group
 from equipoise.common.fairness.reference import difference, largest_group
 from equipoise.common.fairness.tables import Counts, counts_after, counts_before
 from equipoise.common.fairness.within import decompose, stratum_terms
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
 
 Json = dict[str, Any]
 RATES = ("tpr", "fpr")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.common.alignment import Alignment
+from equipoise.common.attribute import Attribute
 from equipoise.common.evaluation import BASE, POINTS, ByAttribute, Measured
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
 from equipoise.common.fairness.auc_change import (
@@ -36,7 +37,7 @@ from equipoise.common.fairness.tables import (
     counts_before,
     group_names,
 )
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
 
 GAPS = (
     "equalized_odds_difference",

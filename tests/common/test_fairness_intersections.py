@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.common.fairness.intersections import combined_group, intersection_names, intersection_rates
+from equipoise.common.attribute import intersection_names
+from equipoise.common.fairness.intersections import combined_group, intersection_rates
 from equipoise.common.fairness.rates import rate_by_group
 
 
