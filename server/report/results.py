@@ -9,6 +9,7 @@ from equipoise.common.evaluation import BASE, POINTS
 from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.coverage import coverage_figures
+from equipoise.server.report.lists import NO_MAXIMUM
 from equipoise.server.report.plots.intervals import Row, interval_rows
 from equipoise.server.report.plots.roc import roc
 from equipoise.server.report.plots.svg import identifier, stepped_up
@@ -157,8 +158,11 @@ def _gaps(report: Json) -> Section:
         "equalized_odds_difference is the larger of the gaps in true and false positive rate, equalized_odds_mean is "
         "their mean; equal_opportunity_difference is the gap in true positive rate, demographic_parity_difference that "
         "in selection rate. Thresholds stand under Thresholds.",
+        *(f"{row['attribute']}: {NO_MAXIMUM}." for row in report["attributes"] if row["of"]),
     )
-    figures = [_gap_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"])]
+    figures = [
+        _gap_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"]) if not row["of"]
+    ]
     return Section("gaps", "Gaps between groups", text, figures)
 
 

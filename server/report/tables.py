@@ -74,6 +74,7 @@ def coverage(study: Study, measured: Measured) -> list[Json]:
             {
                 "attribute": attribute.name,
                 "primary": attribute.primary,
+                "of": attribute.of,
                 "n": total,
                 "positives": positives,
                 "groups": groups,
