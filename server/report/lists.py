@@ -25,6 +25,11 @@ NO_MAXIMUM = "an intersection is read as a list of groups; a largest difference 
 SEPARATORS = (" less ", " over ")  # in the name of a pair of groups
 
 
+def no_maximum(metric: str) -> Estimate:
+    """In place of a figure over an intersection's groups at once."""
+    return Estimate.missing(metric, NO_MAXIMUM, n=None)
+
+
 def read_as_lists(report: Json, study: Study, measured: Measured) -> None:
     """Take out of a report's figures, in place, what an intersection does not support."""
     for attribute in study.attributes:
@@ -81,8 +86,6 @@ def _take_out(estimate: Json, few: Mapping[str, str]) -> None:
     if reason and estimate["status"] in (*ESTIMATED, "not_estimable"):
         kept = {key: estimate[key] for key in ("n", "level", "method", "group")}
         estimate.update(Estimate.missing(estimate["metric"], reason, **kept).to_json())
-    if reason and "expected_if_equal" in estimate:
-        estimate["expected_if_equal"] = None
 
 
 def _why(group: str, few: Mapping[str, str]) -> str:
@@ -102,8 +105,7 @@ def _without_curves(scores: Json, few: Mapping[str, str]) -> None:
 
 
 def _without_bounds(decisions: Json, small: list[bool], study: Study) -> None:
-    gap = Estimate.missing(study.evaluation.primary, NO_MAXIMUM, n=None)
-    decisions["statement"] = vars(equivalence(gap, study.evaluation.margin))
+    decisions["statement"] = vars(equivalence(no_maximum(study.evaluation.primary), study.evaluation.margin))
     if decisions["unknown"] is not None:
         decisions["unknown"].update(gap_at_least=None, gap_at_most=None)
     everybody = decisions["net_benefit"]["flag_everybody"]

@@ -38,6 +38,7 @@ from equipoise.common.fairness.tables import (
     group_names,
 )
 from equipoise.common.study import Study
+from equipoise.server.report.lists import no_maximum
 
 GAPS = (
     "equalized_odds_difference",
@@ -133,7 +134,7 @@ def _model_by_group(measured: Measured, model: str, attribute: Attribute) -> Jso
         "points": {
             point: {
                 "by_group": {rate: _all(rate_by_group(rate, counts[i], names, noise=noise[i])) for rate in RATES},
-                "gaps": {metric: _gap(metric, counts[i], names, noise[i]) for metric in GAPS},
+                "gaps": {metric: _gap(attribute, metric, counts[i], noise[i]) for metric in GAPS},
             }
             for i, point in enumerate(POINTS)
         },
@@ -166,7 +167,10 @@ def _not_released(names: Sequence[str], auc: str, worst: str, apart: str) -> Jso
     }
 
 
-def _gap(metric: str, counts: Counts, names: Sequence[str], noise: Floats) -> Json:
+def _gap(attribute: Attribute, metric: str, counts: Counts, noise: Floats) -> Json:
+    names = attribute.groups
+    if attribute.of is not None:
+        return {**no_maximum(metric).to_json(), "expected_if_equal": None}
     expected = expected_if_equal(metric, counts, names, noise=noise)
     return {**gap(metric, counts, names, noise=noise).to_json(), "expected_if_equal": expected}
 
@@ -218,7 +222,15 @@ def _change_by_group(measured: Measured, before: str, after: str, attribute: Att
         "points": {
             point: {
                 "by_group": {rate: _all(rate_change_by_group(rate, pair[i], names, noise=noise[i])) for rate in RATES},
-                "gaps": {metric: gap_change(metric, pair[i], names, noise=noise[i]).to_json() for metric in GAPS},
+                "gaps": {
+                    # The interval of a maximum over many groups takes long, and an intersection shows none.
+                    metric: (
+                        gap_change(metric, pair[i], names, noise=noise[i])
+                        if attribute.of is None
+                        else no_maximum(metric)
+                    ).to_json()
+                    for metric in GAPS
+                },
             }
             for i, point in enumerate(POINTS)
         },
