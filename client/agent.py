@@ -111,7 +111,9 @@ class SiteAgent:
         self._bundles.add(split_bundles(rest), {header["study"], header["plan"], *header["inputs"].values()})
         study = self._study(header["study"])
         if study.hash not in self._approved:
-            raise RefusedError(f"study {study.study}: hash {study.hash} is no longer approved at {self.site.site}")
+            raise RefusedError(
+                f"study {study.study}: hash {study.hash} is no longer approved at {self.site.site} (E121)"
+            )
         asked = replace(asked, study=study.hash)
         entry = self._entry(study, header, asked)
         query = entry.query.with_inputs(**self._inputs(study, header["inputs"]))
@@ -250,7 +252,7 @@ class SiteAgent:
             if role.endswith(".base") and (study.hash, digest) not in self._checked:
                 weights = study.model.weights
                 if weights is None or sha256(bundle["file"].tobytes()) != weights.sha256:
-                    raise RefusedError(f"{role}: the weights are not those of the approved study")
+                    raise RefusedError(f"{role}: the weights are not those of the approved study (E121)")
                 self._checked.add((study.hash, digest))
             inputs[role] = bundle
         return inputs

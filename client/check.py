@@ -20,10 +20,11 @@ from pathlib import Path
 from cryptography import x509
 
 from equipoise import __version__
+from equipoise.common.attribute import UNKNOWN
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.errors import EquipoiseError
 from equipoise.common.sitefile import Site, load_site
-from equipoise.common.study import UNKNOWN, Study
+from equipoise.common.study import Study
 
 LEAST_FREE_BYTES = 2**30
 LEAST_DAYS = 30

@@ -13,11 +13,12 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
+from equipoise.common.attribute import UNKNOWN, Attribute
 from equipoise.common.errors import DataError
 from equipoise.common.features import feature_table
 from equipoise.common.manifest import Manifest, number, same
 from equipoise.common.sitefile import Site
-from equipoise.common.study import UNKNOWN, Attribute, Label, ScoreInputs, TableInputs
+from equipoise.common.study import Label, ScoreInputs, TableInputs
 
 SMALLEST_SCORE = 1e-15  # probabilities of 0 and 1 have no logit; no risk score says as much
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from equipoise.client.coding import Coding
 from equipoise.common.canonical import digest_json
 from equipoise.common.errors import DataError
+from equipoise.common.fairness.intersections import combined_group
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest
 from equipoise.common.sitefile import FractionSplits, Site
@@ -93,7 +94,9 @@ class Cohort:
                 self._one_per_patient(coding.levels(attribute), coding, coding.name(attribute.column))
             )
             for attribute in study.attributes
+            if attribute.of is None
         }
+        self._groups |= {a.name: self._intersection(study, a.of) for a in study.attributes if a.of is not None}
         self._patients = list(numbering)
         self._split = self._splits(self._patients, coding, site)
 
@@ -148,6 +151,11 @@ class Cohort:
                 groups={attribute: group[index] for attribute, group in self._groups.items()},
             )
         return self._warm[name]
+
+    def _intersection(self, study: Study, parts: Sequence[str]) -> Tensor:
+        """Each patient's row in the intersection of attributes; the last one where any of them is unknown."""
+        groups = [self._groups[part].numpy() for part in parts]
+        return torch.from_numpy(combined_group(groups, [len(study.attribute(part).groups) for part in parts]))
 
     def _decode(self, rows: list[int]) -> Tensor:
         if self._table is not None:

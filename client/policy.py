@@ -27,7 +27,7 @@ def check_study(site: Site, study: Study, approved: Container[str], scratch: boo
         RefusedError: not approved, or a method, the model or the privacy mode is not allowed here.
     """
     if study.hash not in approved:
-        raise RefusedError(f"study {study.study}: hash {study.hash} is not approved at {site.site}")
+        raise RefusedError(f"study {study.study}: hash {study.hash} is not approved at {site.site} (E121)")
     caps = site.caps
     for arm in arms_of(study).values():
         if isinstance(caps.methods, list) and arm.method.name not in caps.methods:

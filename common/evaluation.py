@@ -24,6 +24,7 @@ from equipoise.common.fairness.joint import pairs_of_joint
 from equipoise.common.fairness.noise import HistogramNoise, anchored
 from equipoise.common.fairness.tables import Counts, Floats, Table, hybrid_edges, quantile_edges
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
+from equipoise.common.headcount import Headcount
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Arrays, Query, SplitName, Sum
 from equipoise.common.study import ScoreInputs, Study
@@ -199,14 +200,16 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
 
     Raises:
         DataError: there is no positive or no negative test patient anywhere, so nothing can be measured.
+        QuorumError: exact tables of the same patients disagree.
     """
-    names = list(models)
+    names, headcount = list(models), Headcount()
     measured = Measured(_edges(study, models))
     edges: Arrays = {"edges": measured.edges}
     for split in splits_needed(study):
         for name in names:
             query = catalogue.score_histogram(study, split, name)
             total = yield query.with_inputs(**models[name].inputs(), edges=edges)
+            headcount.check(total)
             measured.histograms[name, split] = {attribute: total.count(attribute) for attribute in query.blocks}
             measured.histogram_noise[name, split] = total.noise_variance
         _check_labels(study, measured.histograms[BASE, split][study.primary.name], split)
@@ -218,6 +221,7 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
         total = yield query.with_inputs(
             **models[before].inputs("before"), **models[after].inputs("after"), thresholds={"thresholds": thresholds}
         )
+        headcount.check(total)
         joint = {a.name: total.count(a.name) for a in study.attributes}
         measured.add_joint(before, after, joint, total.noise_variance)
     if study.privacy.private:
@@ -239,6 +243,7 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
         total = yield query.with_inputs(
             **models[BASE].inputs("before"), **models[after].inputs("after"), thresholds={"thresholds": thresholds}
         )
+        headcount.check(total, label_axis=2)
         measured.site_pairs = {a.name: total.count(a.name) for a in study.attributes}
     return measured
 

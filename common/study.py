@@ -8,17 +8,16 @@ the digests of what they name.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from equipoise.common.attribute import Attribute, with_levels
 from equipoise.common.canonical import digest_json
 from equipoise.common.config import Strict
 from equipoise.common.study_privacy import Privacy
 from equipoise.common.study_simulation import Simulation
 
-UNKNOWN = "unknown"
 EXACT_BINS, PRIVATE_BINS = 1024, 16  # evaluation specification, 0.6 (measured)
 Scalar = bool | int | float | str
 
@@ -59,47 +58,6 @@ class Label(Strict):
             items = given if isinstance(given, list) else [given]
             return {**value, "positive": [str(item) for item in items]}
         return value
-
-
-class Attribute(Strict):
-    """A sensitive attribute: declared levels, or a number cut at declared points (left-closed)."""
-
-    name: str
-    kind: Literal["levels", "cut"] = "levels"
-    column: str
-    levels: list[str] | None = None
-    cuts: list[float] | None = None
-    primary: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _column_defaults_to_name(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "name" in value:
-            return {"column": value["name"], **value}
-        return value
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if self.kind == "levels" and (not self.levels or self.cuts is not None):
-            raise ValueError("kind 'levels' needs `levels` and no `cuts`")
-        if self.kind == "cut" and (not self.cuts or self.levels is not None):
-            raise ValueError("kind 'cut' needs `cuts` and no `levels`")
-        if self.cuts is not None and sorted(set(self.cuts)) != self.cuts:
-            raise ValueError("cuts must increase")
-        if len(self.groups) < 2 or len(set(self.groups)) != len(self.groups):
-            raise ValueError("an attribute needs at least two different levels")
-        if UNKNOWN in self.groups:
-            raise ValueError(f"{UNKNOWN!r} is a level of every attribute already")
-        return self
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of the levels, in order, without `unknown` (which is always the last index)."""
-        if self.levels is not None:
-            return tuple(self.levels)
-        cuts = [f"{cut:g}" for cut in self.cuts or []]
-        inner = [f"{low}-<{high}" for low, high in pairwise(cuts)]
-        return (f"<{cuts[0]}", *inner, f">={cuts[-1]}")
 
 
 class ImageInputs(Strict):
@@ -281,6 +239,13 @@ class Study(Strict):
                 raise ValueError("inputs.kind=score audits columns of scores; leave model out")
             return {**value, "model": given}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels_of_intersections(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("attributes"), list):
+            return value
+        return {**value, "attributes": [with_levels(one, value["attributes"]) for one in value["attributes"]]}
 
     @model_validator(mode="after")
     def _one_primary(self) -> Self:

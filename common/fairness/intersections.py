@@ -1,30 +1,19 @@
-"""Declared intersections of attributes, such as sex by age: their index, their names and their rates as a list.
-
-Only intersections that a study declares before it runs are made: searching all of them finds gaps by chance. They are a
-list, each with its number of patients and its own status; there is no maximum over them, which would be read as a
-result and is mostly the noise of the smallest one. A patient whose group is unknown in one attribute is `unknown` in
-the intersection.
+"""Declared intersections of attributes, such as sex by age: the group of each patient, `unknown` where a part is.
 
 The table of an intersection is made at the sites from the combined index; it cannot be computed from the tables of its
 attributes.
 
 >>> combined_group([np.array([0, 1, 2]), np.array([2, 0, 0])], [2, 3]).tolist()  # 2 is unknown in the first attribute
 [2, 3, 6]
->>> intersection_names([["female", "male"], ["<40", "40+"]])
-('female & <40', 'female & 40+', 'male & <40', 'male & 40+')
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 
-from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
-from equipoise.common.fairness.noise import CellNoise, cell_variances, shortage
-from equipoise.common.fairness.rates import rate_by_group
-from equipoise.common.fairness.tables import Counts, group_names
+from equipoise.common.fairness.tables import Counts
 
 MINIMUM_GROUP = 50  # patients of an intersection, whatever a rate's denominator
 
@@ -50,36 +39,3 @@ def combined_group(groups: Sequence[Counts], sizes: Sequence[int]) -> Counts:
     inside = [np.where(known, column, 0) for column in columns]
     combined: Counts = np.where(known, np.ravel_multi_index(inside, tuple(sizes)), int(np.prod(sizes))).astype(np.int64)
     return combined
-
-
-def intersection_names(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names of the rows of an intersection, in the order of `combined_group`, without `unknown`."""
-    return tuple(" & ".join(parts) for parts in product(*names))
-
-
-def intersection_rates(
-    metric: str,
-    counts: Counts,
-    names: Sequence[str],
-    *,
-    smallest: int = MINIMUM_GROUP,
-    level: float = LEVEL,
-    minimum: int = MINIMUM_PATIENTS,
-    noise: CellNoise = 0.0,
-) -> tuple[Estimate, ...]:
-    """`rates.rate_by_group` for the rows of an intersection, `unknown` last.
-
-    Args:
-        counts: (product of sizes + 1, 2, 2).
-        names: from `intersection_names`.
-        smallest: patients that an intersection must have; with fewer its rate is not estimable.
-        metric, level, minimum, noise: as in `rates.rate_by_group`.
-    """
-    variances = cell_variances(noise, counts)
-    rates = rate_by_group(metric, counts, names, level=level, minimum=minimum, noise=variances)
-    found = []
-    for rate, table, cells, name in zip(rates, counts, variances, group_names(len(counts), names), strict=True):
-        lacking = shortage(int(table.sum()), "patients in the intersection", smallest, float(cells.sum()))
-        missing = Estimate.missing(metric, lacking, n=rate.n, level=level, group=name) if lacking else None
-        found.append(missing or rate)
-    return tuple(found)

@@ -30,6 +30,7 @@ from equipoise.server.report.decision_figures import decision_figures
 from equipoise.server.report.export import report_csv
 from equipoise.server.report.hospital_figures import hospital_figures
 from equipoise.server.report.limits import limits
+from equipoise.server.report.lists import read_as_lists
 from equipoise.server.report.noise import add_auc_noise
 from equipoise.server.report.notices import notices
 from equipoise.server.report.page import render
@@ -129,6 +130,7 @@ def compose(
         "decisions": decision_figures(study, measured, shown),
         "hospitals": hospital_figures(study, measured),
     }
+    read_as_lists(report, study, measured)
     report["averages"] = tables.averages(study, report["models"])
     report["verdict"] = (
         None if alone else verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.common.attribute import Attribute
 from equipoise.common.evaluation import Measured
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.net_benefit import net_benefit, treat_all
@@ -20,7 +21,7 @@ from equipoise.common.fairness.reference import differences_from_reference, larg
 from equipoise.common.fairness.statements import equivalence
 from equipoise.common.fairness.tables import Counts, Floats, group_names
 from equipoise.common.fairness.unknown import allocation_bounds, unknown_warnings
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
 from equipoise.server.report.score_figures import probability
 from equipoise.server.report.tables import decisions
 

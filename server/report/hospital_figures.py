@@ -12,29 +12,38 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.common.attribute import Attribute
 from equipoise.common.catalogue import sites_of
 from equipoise.common.evaluation import Measured
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.common.fairness.heterogeneity import from_sites, shrunken, site_contrast
+from equipoise.common.fairness.outliers import FAR, leave_one_out
 from equipoise.common.fairness.rates import rate_by_group
 from equipoise.common.fairness.reference import difference, largest_group
 from equipoise.common.fairness.tables import Counts, counts_after, counts_before
 from equipoise.common.fairness.within import decompose, stratum_terms
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
 
 Json = dict[str, Any]
 RATES = ("tpr", "fpr")
 
 
 def hospital_figures(study: Study, measured: Measured) -> Json | None:
-    """attribute -> `contrasts` (each other group than the reference, each rate) and `coverage`, each hospital's groups.
+    """attribute -> `contrasts`, `coverage` and `far`.
+
+    Contrasts are of each other group than the reference, for each rate; coverage is each hospital's groups; far are
+    hospitals whose rate of a group lies far from that of the others.
 
     None where nobody was asked.
     """
     if not measured.site_pairs:
         return None
     return {
-        a.name: {"contrasts": _contrasts(study, measured, a), "coverage": _coverage(study, measured, a)}
+        a.name: {
+            "contrasts": _contrasts(study, measured, a),
+            "coverage": _coverage(study, measured, a),
+            "far": _far(study, measured, a),
+        }
         for a in study.attributes
     }
 
@@ -63,6 +72,19 @@ def _coverage(study: Study, measured: Measured, attribute: Attribute) -> list[Js
         }
         for site, table in zip(sites_of(study), tables, strict=True)
     ]
+
+
+def _far(study: Study, measured: Measured, attribute: Attribute) -> list[Json]:
+    """Hospitals beyond `FAR`, under the base model, the farthest first."""
+    tables = counts_before(measured.site_pairs[attribute.name])
+    found = [
+        {"hospital": site, "group": group, "rate": rate, "z": float(z)}
+        for row, group in enumerate(attribute.groups)
+        for rate in RATES
+        for site, z in zip(sites_of(study), leave_one_out(rate, tables[:, row]), strict=True)
+        if abs(z) > FAR
+    ]
+    return sorted(found, key=lambda one: -abs(one["z"]))
 
 
 def _contrasts(study: Study, measured: Measured, attribute: Attribute) -> list[Json]:

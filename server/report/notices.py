@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.server.report.blocks import Section, Table
-from equipoise.server.report.words import listed, number
+from equipoise.server.report.words import LABELS, listed, number
 
 Json = dict[str, Any]
 SHIFT = 0.05  # of prevalence between groups, or by composition, from which it is worth a sentence
@@ -122,6 +122,15 @@ def _of_hospitals(report: Json) -> Iterator[tuple[str, str]]:
                 "honestly, and one that does not could move that group's rate by up to its share.",
             )
 
+        if found["far"]:
+            far = found["far"][0]
+            yield (
+                "W311",
+                f"{name}: {far['hospital']}'s {LABELS[far['rate']]} of {far['group']} lies {number(abs(far['z']), 1)} "
+                f"standard errors {'above' if far['z'] > 0 else 'below'} that of the other hospitals together; ask "
+                "there for the coding, the device and the table.",
+            )
+
 
 def _one_class(groups: Sequence[Json]) -> bool:
     n, positives = (sum(group[key] for group in groups) for key in ("n", "positives"))
@@ -149,7 +158,7 @@ def _of_absences(report: Json) -> Iterator[tuple[str, str]]:
                 f"{arm['arm']}: {hospitals - len(absent)} of {hospitals} hospitals answered every release; "
                 f"{listed(absent)} did not. Not comparable with a report of all of them.",
             )
-    if any("not released" in figures["auc_gap"]["reason"] for figures in report["models"][BASE]["attributes"].values()):
+    if any(figures["auc_gap"]["status"] == "not_released" for figures in report["models"][BASE]["attributes"].values()):
         yield "E171", "AUC by some attributes was not released: under noise the budget goes to the primary attribute."
 
 

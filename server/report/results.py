@@ -9,6 +9,7 @@ from equipoise.common.evaluation import BASE, POINTS
 from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.coverage import coverage_figures
+from equipoise.server.report.lists import NO_MAXIMUM
 from equipoise.server.report.plots.intervals import Row, interval_rows
 from equipoise.server.report.plots.roc import roc
 from equipoise.server.report.plots.svg import identifier, stepped_up
@@ -18,6 +19,7 @@ from equipoise.server.report.words import (
     LABELS,
     LEVEL_TEXT,
     POINT_LABELS,
+    count_text,
     estimate_text,
     number,
     side_columns,
@@ -132,7 +134,7 @@ def _rates(report: Json) -> Section:
         panels = []
         for rate in SHOWN_RATES:
             drawn = [
-                Row(cells[0]["group"], tuple(zip(shapes, cells, strict=True)), note=f"n = {cells[0]['n']}")
+                Row(cells[0]["group"], tuple(zip(shapes, cells, strict=True)), note=f"n = {count_text(cells[0]['n'])}")
                 for cells in _by_group(report, name, rate)
             ]
             title = f"{LABELS[rate]} by {name}"
@@ -140,7 +142,7 @@ def _rates(report: Json) -> Section:
                 Panel(LABELS[rate], interval_rows(identifier("rate", index, rate), title, _RATE_AXES[rate], drawn))
             )
         rows = [
-            [LABELS[rate], cells[0]["group"], str(cells[0]["n"]), *map(estimate_text, cells)]
+            [LABELS[rate], cells[0]["group"], count_text(cells[0]["n"]), *map(estimate_text, cells)]
             for rate in (*SHOWN_RATES, "balanced_accuracy")
             for cells in _by_group(report, name, rate)
         ]
@@ -157,8 +159,11 @@ def _gaps(report: Json) -> Section:
         "equalized_odds_difference is the larger of the gaps in true and false positive rate, equalized_odds_mean is "
         "their mean; equal_opportunity_difference is the gap in true positive rate, demographic_parity_difference that "
         "in selection rate. Thresholds stand under Thresholds.",
+        *(f"{row['attribute']}: {NO_MAXIMUM}." for row in report["attributes"] if row["of"]),
     )
-    figures = [_gap_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"])]
+    figures = [
+        _gap_figure(report, index, row["attribute"]) for index, row in enumerate(report["attributes"]) if not row["of"]
+    ]
     return Section("gaps", "Gaps between groups", text, figures)
 
 
@@ -238,7 +243,7 @@ def _roc_figure(report: Json, index: int, attribute: str) -> Figure | Table:
     rows = [
         [
             label,
-            str(cells[0]["n"]),
+            count_text(cells[0]["n"]),
             *map(estimate_text, cells[: len(found)]),
             *(estimate_text(cell, change=True) for cell in cells[len(found) :]),
         ]

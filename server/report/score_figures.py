@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.common.attribute import Attribute
 from equipoise.common.evaluation import Measured
 from equipoise.common.fairness.auc import xauc
 from equipoise.common.fairness.auprc import FEWEST_BINS, auprc_by_group
@@ -27,7 +28,7 @@ from equipoise.common.fairness.calibration import (
 from equipoise.common.fairness.curves import gap_at_every_edge, reliability
 from equipoise.common.fairness.estimate import LEVEL, Estimate
 from equipoise.common.fairness.tables import Counts, Floats, group_names
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
 
 Json = dict[str, Any]
 CURVE_POINTS = 120  # of a drawn curve of gaps

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.common.alignment import Alignment
+from equipoise.common.attribute import Attribute
 from equipoise.common.evaluation import BASE, POINTS, ByAttribute, Measured
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
 from equipoise.common.fairness.auc_change import (
@@ -36,7 +37,8 @@ from equipoise.common.fairness.tables import (
     counts_before,
     group_names,
 )
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
+from equipoise.server.report.lists import no_maximum
 
 GAPS = (
     "equalized_odds_difference",
@@ -73,6 +75,7 @@ def coverage(study: Study, measured: Measured) -> list[Json]:
             {
                 "attribute": attribute.name,
                 "primary": attribute.primary,
+                "of": attribute.of,
                 "n": total,
                 "positives": positives,
                 "groups": groups,
@@ -131,7 +134,7 @@ def _model_by_group(measured: Measured, model: str, attribute: Attribute) -> Jso
         "points": {
             point: {
                 "by_group": {rate: _all(rate_by_group(rate, counts[i], names, noise=noise[i])) for rate in RATES},
-                "gaps": {metric: _gap(metric, counts[i], names, noise[i]) for metric in GAPS},
+                "gaps": {metric: _gap(attribute, metric, counts[i], noise[i]) for metric in GAPS},
             }
             for i, point in enumerate(POINTS)
         },
@@ -152,15 +155,22 @@ def _aucs(measured: Measured, model: str, attribute: Attribute) -> Json:
 
 def _not_released(names: Sequence[str], auc: str, worst: str, apart: str) -> Json:
     """AUC figures of an attribute whose score histogram was not asked for."""
-    reason = "not released: under noise the score histogram is asked for the primary attribute alone"
+
+    def absent(metric: str, group: str | None = None) -> Json:
+        reason = "under noise the score histogram is asked for the primary attribute alone"
+        return Estimate.missing(metric, reason, n=None, group=group, status="not_released").to_json()
+
     return {
-        "auc_by_group": [Estimate.missing(auc, reason, n=0, group=group).to_json() for group in (*names, UNKNOWN_NAME)],
-        "worst_group_auc": Estimate.missing(worst, reason, n=0).to_json(),
-        "auc_gap": Estimate.missing(apart, reason, n=0).to_json(),
+        "auc_by_group": [absent(auc, group) for group in (*names, UNKNOWN_NAME)],
+        "worst_group_auc": absent(worst),
+        "auc_gap": absent(apart),
     }
 
 
-def _gap(metric: str, counts: Counts, names: Sequence[str], noise: Floats) -> Json:
+def _gap(attribute: Attribute, metric: str, counts: Counts, noise: Floats) -> Json:
+    names = attribute.groups
+    if attribute.of is not None:
+        return {**no_maximum(metric).to_json(), "expected_if_equal": None}
     expected = expected_if_equal(metric, counts, names, noise=noise)
     return {**gap(metric, counts, names, noise=noise).to_json(), "expected_if_equal": expected}
 
@@ -212,7 +222,15 @@ def _change_by_group(measured: Measured, before: str, after: str, attribute: Att
         "points": {
             point: {
                 "by_group": {rate: _all(rate_change_by_group(rate, pair[i], names, noise=noise[i])) for rate in RATES},
-                "gaps": {metric: gap_change(metric, pair[i], names, noise=noise[i]).to_json() for metric in GAPS},
+                "gaps": {
+                    # The interval of a maximum over many groups takes long, and an intersection shows none.
+                    metric: (
+                        gap_change(metric, pair[i], names, noise=noise[i])
+                        if attribute.of is None
+                        else no_maximum(metric)
+                    ).to_json()
+                    for metric in GAPS
+                },
             }
             for i, point in enumerate(POINTS)
         },

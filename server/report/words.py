@@ -45,13 +45,18 @@ def interval(estimate: Json, digits: int = 3) -> str:
 
 
 def estimate_text(estimate: Json, *, change: bool = False, digits: int = 3) -> str:
-    """A figure, its interval and its status: `0.071 [0.012, 0.140]`, or `not estimable`."""
+    """A figure, its interval and its status: `0.071 [0.012, 0.140]`, `not estimable`, `not released`."""
     if estimate["value"] is None:
-        return NOT_ESTIMABLE
+        return str(estimate["status"]).replace("_", " ")
     write = signed if change else number
     value, low, high = (write(estimate[key], digits) for key in ("value", "low", "high"))
     mark = " (imprecise)" if estimate["status"] == "imprecise" else ""
     return f"{value} [{low}, {high}]{mark}"
+
+
+def count_text(count: int | None) -> str:
+    """A number of patients; a dash where it is not known or may not be shown."""
+    return "–" if count is None else str(count)
 
 
 def of_hundred(estimate: Json) -> str:

@@ -1,4 +1,4 @@
-"""Intersections: the combined index, names in its order, a smallest size of their own."""
+"""Intersections: the combined index, and names in its order."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.common.fairness.intersections import combined_group, intersection_names, intersection_rates
-from equipoise.common.fairness.rates import rate_by_group
+from equipoise.common.attribute import intersection_names
+from equipoise.common.fairness.intersections import combined_group
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 100), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3))
@@ -30,17 +30,3 @@ def test_every_known_patient_is_in_the_row_of_that_name(seed: int, n: int, sizes
 def test_an_index_beyond_unknown_is_refused() -> None:
     with pytest.raises(ValueError, match=r"outside 0\.\.2"):
         combined_group([np.array([0, 3]), np.array([0, 0])], [2, 1])
-
-
-def test_small_intersections_have_no_number_and_the_list_has_no_maximum() -> None:
-    names = intersection_names([["f", "m"], ["<40", "40+"]])
-    counts = np.zeros((5, 2, 2), dtype=np.int64)
-    counts[0], counts[1], counts[2] = [[30, 10], [10, 40]], [[10, 5], [4, 12]], [[50, 5], [1, 3]]
-    found = intersection_rates("tpr", counts, names)
-    assert [e.group for e in found] == [*names, "unknown"]
-    assert found[0] == rate_by_group("tpr", counts, names)[0]
-    assert (found[1].value, found[1].reason) == (None, "31 patients in the intersection, 50 needed")
-    assert (found[2].value, found[2].reason) == (None, "4 positives, 10 needed")
-    assert intersection_rates("tpr", counts, names, smallest=20)[1].value == pytest.approx(0.75)
-    noisy = intersection_rates("tpr", counts, names, smallest=20, noise=90.0)[1]
-    assert noisy.reason == "31 patients in the intersection counted with noise of 19.0, 38 needed"

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from equipoise.common.attribute import Attribute
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import ModelError, StudyError
 from equipoise.common.methods import METHOD_CONTROLS, SIMULATION_CONTROLS, control_of, resolve
 from equipoise.common.streams import numpy_stream, stream_seed, torch_stream
-from equipoise.common.study import Attribute, Study
+from equipoise.common.study import Study
 from equipoise.common.study_file import load_study, pin_weights
 from tests.tiny import make_study, weights_file, write_study
 

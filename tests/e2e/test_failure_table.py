@@ -7,6 +7,7 @@ from the page and from the terminal's lines of made-up evaluations. In none of t
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from collections.abc import Callable
@@ -17,14 +18,11 @@ import pytest
 import yaml
 
 from equipoise.common.evaluation import BASE
-from equipoise.server.report.build import compose
-from equipoise.server.report.notices import notices
 from equipoise.server.report.page import render
-from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import summary_lines
-from equipoise.server.rundir import Arm, Task
+from tests.e2e.icu import HOSPITALS
 from tests.e2e.terminal import Run
-from tests.server.report_case import METHOD, NOTES, ROUNDS, SITES, draw, make_report, make_study, measure, rows_of
+from tests.server.report_case import METHOD, draw, make_report, make_study
 
 Json = dict[str, Any]
 EQUAL = {BASE: [0.0] * 5, METHOD: [0.0] * 5}
@@ -121,13 +119,13 @@ def test_e150_too_few_hospitals_give_no_result(icu: Path, equipoise: Run) -> Non
     assert not (icu.parent / "run" / "report.json").exists()
 
 
-def test_e121_a_study_with_other_thresholds_or_bins_is_another_study(icu: Path, equipoise: Run) -> None:
+def test_a_run_goes_on_with_the_study_that_it_began_with(icu: Path, equipoise: Run) -> None:
     assert equipoise("evaluate", icu, "--out", icu.parent / "run").code == 0
     before = (icu.parent / "run" / "report.json").read_bytes()
     error = equipoise(
         "evaluate", icu, "--out", icu.parent / "run", "--resume", "--set", "evaluation.threshold.rule=given:0.3"
     ).error
-    assert "study" in error
+    assert "the run there is of another study (evaluation differs)" in error
     assert (icu.parent / "run" / "report.json").read_bytes() == before
 
 
@@ -163,6 +161,45 @@ def test_e101_e102_and_w310_name_hospitals_that_cannot_be_compared(by_site: Path
     assert forest_rows
     assert all("not estimable" in row and "0.000" not in row for row in forest_rows)
     assert equipoise("verify", out).code == 0
+
+
+def test_w302_composition_is_named_and_no_cause_is_claimed(icu: Path, equipoise: Run) -> None:
+    def women_where_the_model_misses(rows: list[dict[str, str]], site: str) -> None:
+        for row in rows:
+            patient = int(row["patient"][1:])
+            row["sex"] = "female" if (site == "ash") != (patient % 10 == 0) else "male"
+            if row["died"] == "1":
+                row["risk"] = "0.05" if site == "ash" and patient // 10 % 2 else "0.9"
+
+    for site in HOSPITALS:
+        edit(icu, site, lambda rows, site=site: women_where_the_model_misses(rows, site))  # type: ignore[misc]
+    icu.write_text(icu.read_text().replace("evaluation: {", "evaluation: {by_site: true, "))
+    out = icu.parent / "run"
+    ended = equipoise("evaluate", icu, "--out", out)
+    assert ended.code == 0, ended.err
+    (found,) = re.findall(r"^ *W302 sex: of the pooled difference in tpr of female less male, (.*)$", ended.out, re.M)
+    report = json.loads((out / "report.json").read_text())
+    entry = next(one for one in report["hospitals"]["sex"]["contrasts"] if one["rate"] == "tpr")["base"]
+    assert entry["composition"] < -0.2
+    assert abs(entry["within"]["value"]) < 0.1
+    assert entry["pooled"]["value"] == pytest.approx(entry["within"]["value"] + entry["composition"])
+    words = f"{entry['composition']:.3f}".replace("-", "−")
+    assert found == f"{words} is composition: where the groups are treated, which is no cause yet."
+    assert found in html.unescape((out / "report.html").read_text())
+    assert "Neither names a cause" in (out / "report.html").read_text()
+
+
+def test_w311_a_hospital_whose_rate_lies_far_from_the_others_is_named(icu: Path, equipoise: Run) -> None:
+    edit(icu, "birch", lambda rows: [row.update(risk="0.9") for row in rows if row["sex"] == "male"])
+    icu.write_text(icu.read_text().replace("evaluation: {", "evaluation: {by_site: true, "))
+    ended = equipoise("evaluate", icu, "--out", icu.parent / "run")
+    assert ended.code == 0, ended.err
+    report = json.loads((icu.parent / "run" / "report.json").read_text())
+    farthest = report["hospitals"]["sex"]["far"][0]
+    assert (farthest["hospital"], farthest["group"], farthest["rate"]) == ("birch", "male", "fpr")
+    text = next(notice["text"] for notice in report["notices"] if notice["code"] == "W311" and "sex" in notice["text"])
+    assert f"birch's false positive rate of male lies {farthest['z']:.1f} standard errors above" in text
+    assert f"W311 {text}" in ended.out
 
 
 def test_hospitals_own_tables_need_mode_none(icu: Path, equipoise: Run) -> None:
@@ -218,27 +255,6 @@ def test_w301_another_prevalence_is_said_and_predictive_values_are_standardised(
     report = make_report(make_study(), type(patients)(label, patients.group, patients.logits))
     assert "depend on the prevalence" in codes(report)["W301"]
     assert rows_of_page(report, "positive predictive value at prevalence", "dark")
-
-
-def test_w302_composition_is_named_and_no_cause_is_claimed() -> None:
-    report = make_report(make_study(), draw([300, 300], EQUAL))
-    coverage = [
-        {"hospital": site, "groups": [{"group": g, "n": 100, "positives": 50} for g in ("light", "dark")]}
-        for site in SITES
-    ]
-    entry = {"rate": "tpr", "group": "dark", "reference": "light", "base": {"composition": -0.2}}
-    report["hospitals"] = {"tone": {"coverage": coverage, "contrasts": [entry]}}
-    found = {notice["code"]: notice["text"] for notice in notices(report)}
-    assert "−0.200 is composition: where the groups are treated, which is no cause yet" in found["W302"]
-
-
-def test_w320_absent_hospitals_are_listed() -> None:
-    study, patients = make_study(controls=()), draw([300, 300], EQUAL)
-    task = Task(study, (Arm(METHOD, study),), SITES, (METHOD,), {})
-    rows = {METHOD: rows_of(METHOD), "evaluation": rows_of("evaluation", {1: "west"})}
-    report = compose(task, None, measure(study, patients), rows, NOTES, None)  # type: ignore[arg-type]
-    report["run_time"] = run_time(ROUNDS)
-    assert "1 of 2 hospitals answered every release; west did not" in codes(report)["W320"]
 
 
 def test_a_group_that_the_method_serves_worse_is_said_first() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from equipoise.server.report.plots.svg import WIDTH, Drawing, Scale, rounded_up, shortened, tick_text
-from equipoise.server.report.words import NOT_ESTIMABLE, estimate_text
+from equipoise.server.report.words import estimate_text
 
 Json = dict[str, Any]
 LEFT, RIGHT, TOP, BOTTOM = 8, 14, 6, 40
@@ -77,11 +77,11 @@ def _row(drawing: Drawing, scale: Scale, row: Row, top: float) -> None:
     if len(ends) == 2:
         drawing.path(ends, "link")
     if not ends:
-        drawing.text(LEFT, sum(lanes) / len(lanes) + 4, NOT_ESTIMABLE, "missing halo")
+        drawing.text(LEFT, sum(lanes) / len(lanes) + 4, estimate_text(row.marks[0][1]), "missing halo")
         return
     for (shape, estimate), y in zip(row.marks, lanes, strict=True):
         if estimate["value"] is None:
-            drawing.text(LEFT, y + 4, NOT_ESTIMABLE, "missing halo")
+            drawing.text(LEFT, y + 4, estimate_text(estimate), "missing halo")
             continue
         dashed = " imprecise" if estimate["status"] == "imprecise" else ""
         left, right = scale(estimate["low"]), scale(estimate["high"])
