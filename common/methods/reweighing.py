@@ -15,7 +15,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
-from equipoise.common.methods.reweighted import Fixed, Reweighted, plan_reweighted, run_reweighted
+from equipoise.common.methods.reweighted import Fixed, Reweighted, plan_reweighted, run_reweighted, same_rounds
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -53,7 +53,5 @@ METHOD = Method(
     parameters=Reweighted,
     plan=plan,
     run=run,
-    controls=plain_and_balanced(
-        lambda study, loss: study.with_method("fine_tune", loss=loss, **study.method.parameters)
-    ),
+    controls=plain_and_balanced(lambda study, loss: same_rounds(_parameters(study), study, loss)),
 )

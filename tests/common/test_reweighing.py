@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from equipoise.common.cells import task_weights
-from equipoise.common.methods import resolve
+from equipoise.common.methods import METHODS, resolve
 from tests.driving import parts_of, town
 
 COUNTS = np.array([[30.0, 10.0], [20.0, 40.0], [5.0, 5.0]])
@@ -55,4 +55,9 @@ def test_full_gradient_rounds_are_the_same_for_every_partition() -> None:
 
 
 def test_the_controls_resolve() -> None:
-    resolve(town("reweighing", controls=["plain", "balanced"]).study)
+    study = town("reweighing", controls=["plain", "balanced"]).study
+    resolve(study)
+    for name, loss in (("plain", "plain"), ("balanced", "cells")):
+        method = METHODS["reweighing"].controls[name](study).method
+        assert (method.name, method.parameters["loss"]) == ("fine_tune", loss)
+        assert method.parameters["rounds"] == 10  # as many as reweighing has where the study names none
