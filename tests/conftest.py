@@ -1,9 +1,14 @@
-"""What every test has: one torch thread, since sums must not depend on the machine's cores."""
+"""What every test has: one torch thread, since sums must not depend on the machine's cores, and all the time it takes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Two workers share two cores, so how long an example takes says nothing.
+settings.register_profile("equipoise", deadline=None)
+settings.load_profile("equipoise")
 
 
 @pytest.fixture(autouse=True)
