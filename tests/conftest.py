@@ -1,4 +1,4 @@
-"""What every test has: one torch thread, since sums must not depend on the machine's cores, and all the time it takes."""
+"""What every test has: one torch thread, since sums must not depend on the cores, and all the time that it takes."""
 
 from __future__ import annotations
 
