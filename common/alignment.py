@@ -101,6 +101,9 @@ def increasing(values: Floats) -> Floats:
 def _through(values: Floats, knots: Floats, images: Floats) -> Floats:
     """The piecewise linear map with `knots` to `images`, of slope 1 beyond the ends."""
     inside: Floats = np.interp(values, knots, images)
+    # Rounding may carry a value past the image of the next knot, and two patients would change places.
+    after = np.searchsorted(knots, values, side="right")
+    inside = np.clip(inside, images[np.maximum(after - 1, 0)], images[np.minimum(after, len(knots) - 1)])
     below, above = values < knots[0], values > knots[-1]
     inside[below] = images[0] + (values[below] - knots[0])
     inside[above] = images[-1] + (values[above] - knots[-1])

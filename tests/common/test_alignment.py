@@ -40,6 +40,13 @@ def test_no_two_patients_of_a_group_change_places(found: Alignment, scores: list
         assert (np.diff(moved) >= 0).all()
 
 
+def test_a_score_just_below_a_knot_stays_below_it() -> None:
+    knots = [0.0, 1e-6, 0.23828125, 1.0, 1.000001]
+    found = Alignment.checked(np.array(knots), np.array([knots, [-3.0, -2.999999, 0.0, 1e-6, 2e-6]]))
+    just_below, at = found(np.array([-5e-324, 0.0]), np.array([1, 1]))
+    assert just_below <= at == 0.23828125
+
+
 def test_by_hand() -> None:
     found = Alignment.checked(np.array([0.0, 1.0]), np.array([[0.0, 1.0], [2.0, 4.0], [0.0, 1.0]]))
     np.testing.assert_allclose(found(np.array([-1.0, 0.5, 3.0]), np.array([0, 2, 0])), [-1.0, 0.5, 3.0])
