@@ -246,7 +246,7 @@ def test_data_that_are_known_are_not_read_again(tmp_path: Path) -> None:
 
 
 def test_identifiers_are_kept_as_keyed_hashes_alone(tmp_path: Path) -> None:
-    names = ["Ada Lovelace 1815", "Charles Babbage 1791"]
+    names = ["Augusta Lovelace 18151210", "Charles Babbage 17911226"]  # words too long to stand in a hash by chance
     books = [opened(tmp_path / folder) for folder in ("one", "two")]
     for book in books:
         book.register("main", [(name, "train") for name in names], "1")
