@@ -290,6 +290,27 @@ def test_inputs_that_do_not_fit_are_refused_whoever_is_there(name: str, inputs: 
             unnoised(query, split)
 
 
+def test_a_loss_is_cut_at_the_cap_and_means_are_taken_before() -> None:
+    """By hand, and before the door bounds a patient once more, which would hide a loss that nothing cut."""
+    query, split = private_queries(MODEL)["cell_losses"], PEOPLE.split(range(40))
+    contribution = COMPUTATIONS["cell_losses"](place_of(query, split))
+    assert isinstance(contribution, Rows)
+    found = np.concatenate(list(contribution.parts))
+    model = network()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in MODEL.state.items()})
+    with torch.no_grad():
+        z = model(split.inputs).double()
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        z, split.label[split.patient].double(), reduction="none"
+    )
+    means = np.array([float(losses[split.patient == patient].mean()) for patient in range(40)])
+    expected = np.zeros_like(found)
+    cell = 2 * split.groups["sex"] + split.label
+    expected[np.arange(40), cell.numpy()] = np.minimum(means / query.parameters["cap"], 1.0)
+    assert (means > 2 * query.parameters["cap"]).any()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 # --- cells --------------------------------------------------------------------------------------------------------
 
 
