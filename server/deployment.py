@@ -23,6 +23,7 @@ from equipoise.common.errors import EquipoiseError, StorageError
 from equipoise.common.files import write_whole
 from equipoise.common.query import Query
 from equipoise.server.engine import Finished, Watcher
+from equipoise.server.orphan import end_without_superlink
 from equipoise.server.proposal import propose
 from equipoise.server.release import quorum
 from equipoise.server.report.build import build_report
@@ -41,6 +42,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Carry out the run whose folder the configuration names."""
+    end_without_superlink()
     config = context.run_config
     trackers = [name for name in str(config.get("track", "")).split(",") if name]
     carry_out(grid, RunFolder(Path(str(config["folder"]))), float(config.get("approval-wait-s", 7 * 86400.0)), trackers)
