@@ -7,10 +7,12 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt
 DEMO := runs/demo
+BENCHMARK = $(BIN)/python -m equipoise.simulations.benchmarks
+RESULTS := simulations/benchmarks/results
 FAILURES := failures-coordinator failures-site failures-network failures-answers failures-disk failures-users
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint e2e e2e-deploy e2e-failures $(FAILURES) bench clean
+.PHONY: help demo test lint e2e e2e-deploy e2e-failures $(FAILURES) bench evidence clean
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -47,7 +49,25 @@ failures-users: $(DEV)
 	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_users.py
 
 bench: $(RUN) ## Speed and memory beside a frozen plain script; writes docs/benchmarks.md (about five minutes).
-	$(BIN)/python -m equipoise.simulations.benchmarks.speed --date $$(date +%F)
+	$(BENCHMARK).speed --date $$(date +%F)
+
+evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hours, goes on where it was; FRESH=1 begins anew.
+	$(if $(FRESH),rm -rf runs/evidence $(RESULTS)/private-outcome-*.json $(RESULTS)/coverage.json)
+	for study in bench-a heart; do $(BENCHMARK).outcome configs/$$study.yaml --seeds 5 --out runs/evidence/outcome || exit; done
+	$(BENCHMARK).outcome configs/ham10000.yaml --seeds 3 --out runs/evidence/outcome
+	$(BENCHMARK).outcome configs/collapse.yaml --seeds 2 --out runs/evidence/outcome
+	for sweep in utility bench-b; do $(BENCHMARK).private_outcome $$sweep --seeds 5 --draws 3 || exit; done
+	$(BENCHMARK).private_outcome frontier --seeds 5 --draws 2
+	$(BENCHMARK).private_outcome mask --seeds 10 --draws 1
+	$(BENCHMARK).private_outcome dp-sgd --seeds 5 --draws 1
+	$(BENCHMARK).private_mask $(foreach seed,0 1 2 3 4,--seeds $(seed))
+	$(BENCHMARK).operating_points --out runs/evidence/operating-points
+	$(BENCHMARK).fairtune_outcome heart --seeds 3
+	$(BENCHMARK).audits
+	$(BENCHMARK).coverage --replications 1000
+	$(BENCHMARK).coverage_table
+	$(BENCHMARK).side_by_side heart heart-epsilon-8 heart-epsilon-3 heart-tuned --out runs/evidence/side-by-side
+	$(BENCHMARK).evidence
 
 clean: ## Remove the environment and what tools left; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.common.files import write_whole
+from equipoise.simulations.benchmarks import frontier
+from equipoise.simulations.benchmarks.evidence_private import private_sections
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = "docs/evidence.md"
@@ -23,7 +25,7 @@ What the program did, over seeds, each with data and a base model of its own. Wr
 Gaps are `equalized_odds_mean` between the groups of the primary attribute on the test patients; *gap* at the declared
 rule, *rate-matched* at the base model's selection rate (on the synthetic benches at the median score). Brackets hold
 95 % t-intervals over seeds, or with fewer than three seeds the least and the largest value. *Method less this*
-compares SWiFT with the row, paired by seed: below 0, SWiFT's gap is the smaller one. But for the section on privacy,
+compares SWiFT with the row, paired by seed: below 0, SWiFT's gap is the smaller one. But for the sections on privacy,
 nothing here is private (`privacy.mode: none`). No table of a paper is reproduced.
 """
 
@@ -49,23 +51,6 @@ With the published share of the task loss (0.1) and the published batch losses t
 decides alike for everybody. Its gap is small or 0, and the gates fail it.
 """,
 }
-PRIVATE = """## Under privacy: bench A, and bench C where named
-
-Six hospitals of 300 training patients (or as named), a public pool of unlabelled images; the whole budget is accounted
-at delta 1e-5, for one patient with all images. *local*: each hospital adds its own noise. *once*: all patients at one
-site, whose noise is added once: what no federation reaches, for comparison. Methods are `private_head` and `swift` with
-masked whitened rounds of the whole network. Models are scored without noise on 1,600 test patients of the same
-hospitals, so the figures speak of training alone. Falls are shares of the base model's `equalized_odds_mean`; intervals
-are over the seeds' means, *least* is the worst single run. No control is in this table: it says what is left of the gap
-under privacy, and not that the mask, or either method, is what made it fall.
-"""
-PRIVATE_COLUMNS = {
-    "fall of the gap": ("equalized_odds_mean_fall", True),
-    "rate-matched": ("equalized_odds_mean_rate_matched_fall", True),
-    "change of AUC": ("auc_change", False),
-    "of the worst group's": ("worst_group_auc_change", False),
-    "balanced accuracy": ("balanced_accuracy", False),
-}
 COLUMNS = ("gap", "gap_rate_matched", "auc", "worst_group_auc", "balanced_accuracy", "gap_method_minus_this")
 FEWEST_SEEDS = 3  # with fewer, a t-interval says nothing
 HEADS = ("gap", "rate-matched", "AUC", "worst-group AUC", "balanced accuracy", "method less this")
@@ -79,31 +64,7 @@ def page() -> str:
         if file.exists():
             parts.append(note)
             parts.append(_section(json.loads(file.read_text())))
-    private = RESULTS / "private-outcome-utility.json"
-    if private.exists():
-        parts += [PRIVATE, _private_section(json.loads(private.read_text()))]
-    return "\n".join(parts)
-
-
-def _private_section(value: dict[str, Any]) -> str:
-    rows = [
-        f"| {' | '.join(('design, epsilon', 'runs', *PRIVATE_COLUMNS))} |",
-        f"|{'---|' * (len(PRIVATE_COLUMNS) + 2)}",
-    ]
-    for line in value["summary"]:
-        cells = []
-        for key, share in PRIVATE_COLUMNS.values():
-            figure, scale, digits = line[key], 100 if share else 1, 0 if share else 3
-            mean, low, high, least = (f"{scale * figure[k]:.{digits}f}" for k in ("mean", "low", "high", "least"))
-            cells.append(f"{mean}{' %' if share else ''} [{low}, {high}], least {least}")
-        rows.append(f"| {line['design']} | {line['runs']} | {' | '.join(cells)} |")
-    seeds = sorted({row["seed"] for row in value["rows"]})
-    collapsed = sum(line["collapsed"] for line in value["summary"])
-    facts = [
-        f"Runs that ended for a collapse: {collapsed} of {len(value['rows'])}.",
-        f"`{value['command']}`, commit {value['commit']}, {value['machine']}, seeds {seeds}; noise does not repeat.",
-    ]
-    return "\n".join([*rows, "", *facts, ""])
+    return "\n".join([*parts, *private_sections(RESULTS)])
 
 
 def _section(value: dict[str, Any]) -> str:
@@ -171,4 +132,5 @@ def _percent(figure: dict[str, Any], seeds: int) -> str:
 
 if __name__ == "__main__":
     write_whole(Path(PAGE), page().encode())
+    write_whole(Path(frontier.IMAGE), frontier.drawing(frontier.read(RESULTS)).encode())
     print(PAGE)

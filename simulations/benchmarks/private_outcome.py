@@ -4,8 +4,9 @@
 
 Bench A or C, each seed with data and a base model of its own; every row is one run of the method by the real agents on
 the in-process grid, scored exactly on the joint test patients (1,600, no noise), so that the figures speak of training
-alone. `once` is a simulation's oracle: all patients at one site, whose noise is then added once. Noise comes from the
-sites' cryptographic generators and does not repeat; data, base models and pools do. Resumable: a row that is in the
+alone. `once` and `pooled` are a simulation's oracles: all patients at one site, with its noise added once, or without
+noise; `alone` is each hospital by itself, the mean over their models. Noise comes from the sites' cryptographic
+generators and does not repeat; data, base models and pools do. Resumable: a row that is in the
 results file is not run again. The tables of a sweep and what it is for stand in `SWEEPS`.
 """
 
@@ -44,7 +45,9 @@ from equipoise.simulations.synthetic import joint_test
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(tempfile.gettempdir()) / "private-outcome"
 HOSPITALS = 6
-Mode = Literal["none", "once", "local"]
+Mode = Literal["none", "once", "local", "distributed", "pooled", "alone"]
+MODES: dict[str, str] = {"once": "local", "pooled": "none", "alone": "local"}
+"""What the study's privacy mode is, where it is not the design's own; none where there is no epsilon."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def _both(mode: Mode, epsilon: float | None, suffix: str = "", **changes: Any) -
 # Chosen on seed 100.
 DP_SGD: Mapping[str, Any] = {"step": "fedavg", "lr": 0.005, "momentum": 0.5, "batch": 100, "local_epochs": 1}
 
+NOISY: tuple[Mode, ...] = ("distributed", "local")
 SWEEPS: dict[str, list[Design]] = {
     # The two methods at every budget, mode, size, bench and pool.
     "utility": [
@@ -100,15 +104,27 @@ SWEEPS: dict[str, list[Design]] = {
     ],
     # A base model that has lost the disease signal in a group.
     "bench-b": _both("local", 3, bench="B"),
+    # From all patients in one place without noise to every hospital by itself.
+    "frontier": [
+        *_both("pooled", None),
+        *_both("none", None),
+        *(design for mode in NOISY for epsilon in (8, 3, 1) for design in _both(mode, epsilon)),
+        *_both("alone", None),
+        *_both("alone", 3),
+    ],
 }
 
 
 def study_of(design: Design, seed: int) -> Study:
-    """The study of a design; in mode none the whitened rounds run without noise."""
+    """The study of a design; without an epsilon the whitened rounds run without noise."""
     method = {"name": design.method, **design.parameters}
     if design.method == "swift":
         method.setdefault("step", "whitened")
-    privacy = {"mode": "none"} if design.mode == "none" else {"mode": "local", "epsilon": design.epsilon}
+    privacy: dict[str, Any] = {"mode": "none"}
+    if design.epsilon is not None:
+        privacy = {"mode": MODES.get(design.mode, design.mode), "epsilon": design.epsilon}
+    if design.mode == "distributed":
+        privacy["secure_sum"] = True
     return Study.model_validate(
         {
             "study": "private-outcome",
@@ -119,7 +135,7 @@ def study_of(design: Design, seed: int) -> Study:
             "attributes": [{"name": "tone", "levels": ["light", "dark"], "primary": True}],
             "method": method,
             "privacy": privacy,
-            "sites": {"minimum": 1},
+            "sites": {"minimum": 3 if design.mode == "distributed" else 1},
             "simulation": {
                 "hospitals": {
                     "kind": "synthetic",
@@ -164,17 +180,22 @@ def prepared(design: Design, seed: int, cache: Path) -> tuple[Study, Hospitals]:
     return pin_pool(pin_weights(study, cache), cache), hospitals
 
 
-def trained(design: Design, seed: int, cache: Path, folder: Path) -> RunFolder:
-    """One run of the design's method by the sites' agents."""
+def trained(design: Design, seed: int, cache: Path, folder: Path) -> list[RunFolder]:
+    """The design's method run by the sites' agents: once, or in mode `alone` once a hospital."""
     study, hospitals = prepared(design, seed, cache)
-    files = {site: [file] for site, file in hospitals.sites.items()}
-    if design.mode == "once":
-        files = {"together": list(hospitals.sites.values())}
-    total = HOSPITALS * design.patients
-    declared = {site: total // len(files) for site in files}
+    each = {site: [file] for site, file in hospitals.sites.items()}
+    if design.mode in ("once", "pooled"):
+        return [_run(study, {"together": list(hospitals.sites.values())}, HOSPITALS * design.patients, folder)]
+    if design.mode == "alone":
+        return [_run(study, {site: files}, design.patients, folder / site) for site, files in each.items()]
+    return [_run(study, each, design.patients, folder)]
+
+
+def _run(study: Study, files: dict[str, list[Path]], patients: int, folder: Path) -> RunFolder:
+    declared = dict.fromkeys(files, patients)
     study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     run = RunFolder(folder)
-    task = Task(study, (Arm(design.method, study),), tuple(files), (), {})
+    task = Task(study, (Arm(study.method.name, study),), tuple(files), (), {})
     begin_run(run, task, files)
     start_run(study, run, task, "in-process")
     return run
@@ -202,7 +223,7 @@ def rows(
     """One row for every design, seed and draw that is not known yet."""
     for seed in seeds:
         for design in designs:
-            for draw in range(1 if design.mode == "none" else draws):
+            for draw in range(1 if design.epsilon is None else draws):
                 key = f"{design.name} | {seed} | {draw}"
                 if key not in known:
                     yield {"key": key, "design": design.name, "seed": seed, "draw": draw, **_row(design, seed, cache)}
@@ -211,11 +232,11 @@ def rows(
 def _row(design: Design, seed: int, cache: Path) -> dict[str, Any]:
     begun = time.process_time()
     with tempfile.TemporaryDirectory(prefix="private-outcome-") as folder:
-        run = trained(design, seed, cache, Path(folder) / "run")
-        base, after = (score(run.path / f"{name}.safetensors", seed) for name in ("base", "model"))
-        notes = json.loads((run.path / "notes.json").read_text())
-        # Whitened rounds are one part; averages of DP-SGD have their notes by part.
-        parts = list(notes["dp_sgd"].values()) if "dp_sgd" in notes else [notes["rounds"]]
+        runs = trained(design, seed, cache, Path(folder) / "run")
+        base = score(runs[0].path / "base.safetensors", seed)
+        each = [score(run.path / "model.safetensors", seed) for run in runs]
+        after = {key: float(np.mean([figures[key] for figures in each])) for key in base}
+        parts = [part for run in runs for part in _parts(run)]
     return {
         "base": base,
         "after": after,
@@ -224,6 +245,12 @@ def _row(design: Design, seed: int, cache: Path) -> dict[str, Any]:
         "guard_blind": any(part["guard_blind"] for part in parts),
         "cpu_s": round(time.process_time() - begun, 1),
     }
+
+
+def _parts(run: RunFolder) -> list[Any]:
+    """Notes on the training: whitened rounds are one part, averages of DP-SGD have several."""
+    notes = json.loads((run.path / "notes.json").read_text())
+    return list(notes["dp_sgd"].values()) if "dp_sgd" in notes else [notes["rounds"]]
 
 
 def summary(found: Sequence[Mapping[str, Any]], designs: Sequence[Design]) -> list[dict[str, Any]]:
