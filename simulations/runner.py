@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,12 +137,18 @@ def _prepared(study: Study, hospitals: Hospitals, census: Census, run: RunFolder
     if set(study.sites.declared_patients) != set(hospitals.sites):
         strangers = sorted(set(study.sites.declared_patients) ^ set(hospitals.sites))
         raise StudyError(f"sites.declared_patients and the hospitals differ in: {', '.join(strangers)}")
-    if study.privacy.secure_sum and not study.sites.keys:
-        keys = {site: site_identity(run.path, site).text for site in hospitals.sites}
-        study = study.model_copy(update={"sites": study.sites.model_copy(update={"keys": keys})})
+    study = with_keys(study, hospitals.sites, run)
     if sum(study.sites.declared_patients.values()) == 0:
         raise StudyError("sites.declared_patients: every number is 0; declare the hospitals' training patients")
     return study
+
+
+def with_keys(study: Study, sites: Iterable[str], run: RunFolder) -> Study:
+    """The study with the sites' identity keys, made here, where a secure sum needs them and it names none."""
+    if not study.privacy.secure_sum or study.sites.keys:
+        return study
+    keys = {site: site_identity(run.path, site).text for site in sites}
+    return study.model_copy(update={"sites": study.sites.model_copy(update={"keys": keys})})
 
 
 def _with_pool(study: Study, hospitals: Hospitals, run: RunFolder) -> Study:

@@ -39,7 +39,7 @@ from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.private_rounds import Figures, figures_of, relative
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.pretrain import pretrain
-from equipoise.simulations.runner import begin_run, start_run
+from equipoise.simulations.runner import begin_run, start_run, with_keys
 from equipoise.simulations.synthetic import joint_test
 
 RESULTS = Path(__file__).parent / "results"
@@ -195,6 +195,7 @@ def _run(study: Study, files: dict[str, list[Path]], patients: int, folder: Path
     declared = dict.fromkeys(files, patients)
     study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     run = RunFolder(folder)
+    study = with_keys(study, files, run)
     task = Task(study, (Arm(study.method.name, study),), tuple(files), (), {})
     begin_run(run, task, files)
     start_run(study, run, task, "in-process")
