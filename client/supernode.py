@@ -1,14 +1,19 @@
-"""Flower's `flower-supernode`, which looks for the next message more often while a run goes on.
+"""Flower's `flower-supernode`, which looks for messages more often while a run goes on, and ends when it gives up.
 
 A SuperNode that finds no message waits 3 s before it looks again, and nothing configures that. A release through the
 secure sum is five round trips, each of which would wait for the slowest of these looks (docs/decisions/0054). What runs
-is Flower's own program; only the length of its pauses is another. The folder of a site puts this program before
+is Flower's own program; only its pauses and its end are others. The folder of a site puts this program before
 Flower's on the path of its start script.
+
+Where Flower gives a connection up for good, as it does when the coordinator's certificate has ended, its loop ends, but
+a thread keeps the process: it would stand there, doing nothing, and nobody would start it again.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 import time
 from types import SimpleNamespace
 
@@ -39,10 +44,12 @@ class Pauses:
 
 
 def main() -> None:
-    """Run Flower's `flower-supernode` with this process's arguments."""
+    """Run Flower's `flower-supernode` with this process's arguments; it ends by a signal, or with code 1."""
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     vars(loop)["time"] = SimpleNamespace(sleep=Pauses().sleep)
     importlib.import_module("flwr.supernode.cli.flower_supernode").flower_supernode()
+    print("gave up the connection to the coordinator; `equipoise site check` says why", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

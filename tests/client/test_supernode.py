@@ -55,6 +55,24 @@ def test_flowers_loop_pauses_by_this_name_and_uses_nothing_else_of_it() -> None:
     assert f"time.sleep({IDLE_S:.0f})" in file.read_text()
 
 
+GIVES_UP = """
+import importlib, threading
+from equipoise.client import supernode
+cli = importlib.import_module("flwr.supernode.cli.flower_supernode")
+cli.flower_supernode = threading.Thread(target=threading.Event().wait).start
+supernode.main()
+"""
+
+
+def test_it_ends_when_flower_gives_the_connection_up_although_a_thread_goes_on() -> None:
+    command = [sys.executable, "-c", GIVES_UP]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2]
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("gave up the connection to the coordinator; `equipoise site check` says why\n")
+
+
 def test_the_program_is_flowers_own() -> None:
     command = [sys.executable, "-m", "equipoise.client.supernode", "--help"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
