@@ -200,7 +200,8 @@ class Transport:
                 try:
                     site, version = _introduction(arrival.message)
                 except ValueError as error:
-                    complaint = f" (a node answered {error})"
+                    if str(error) != TIMEOUT:  # a node that is gone answered nothing
+                        complaint = f" (a node answered {error})"
                     asked.discard(arrival.node)
                     continue
                 _check_newcomer(site, version, arrival.node, found)

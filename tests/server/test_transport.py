@@ -234,6 +234,12 @@ def test_a_node_that_cannot_say_who_it_is_is_reported_by_code() -> None:
             assert str(caught.value).endswith("(a node answered internal)")
 
 
+def test_a_node_that_is_gone_is_a_site_that_did_not_connect_and_no_answer(remote: RemoteGrid) -> None:
+    remote.dead = {node_id("b")}
+    with pytest.raises(QuorumError, match=r"did not connect within 0\.2 s: b$"):
+        Transport(remote).connect(["a", "b", "c"], 0.2)
+
+
 def test_codes_carry_no_text(grid: Grid) -> None:
     transport = Transport(grid)
     transport.connect(3, 5)
