@@ -104,7 +104,8 @@ def hospitals_of(count: int) -> tuple[Hospital, ...]:
     return tuple(HOSPITALS[index % len(HOSPITALS)] for index in range(count))
 
 
-def _draw_set(labels: Integers, groups: Integers, devices: Integers, rng: np.random.Generator) -> ImageSet:
+def draw_set(labels: Integers, groups: Integers, devices: Integers, rng: np.random.Generator) -> ImageSet:
+    """One image of each patient, from the device with this index into `DEVICES`."""
     images = np.empty((len(labels), SIZE, SIZE, 3), dtype=np.uint8)
     for device in np.unique(devices):
         chosen = devices == device
@@ -112,7 +113,7 @@ def _draw_set(labels: Integers, groups: Integers, devices: Integers, rng: np.ran
     return ImageSet(images, labels, groups)
 
 
-def _draw_patients(
+def draw_patients(
     count: int, share_dark: float, prevalence: tuple[float, float], rng: np.random.Generator
 ) -> tuple[Integers, Integers]:
     """Labels and groups of `count` patients; `prevalence` on light and on dark skin."""
@@ -125,14 +126,14 @@ def vendor_set(bench: Bench, seed: int) -> ImageSet:
     """The 4,000 images that the vendor trains on, from devices 0 and 1; `bench` sets P(malignant | dark skin)."""
     rng = stream(seed, "vendor", bench)
     prevalence = (VENDOR_PREVALENCE_LIGHT, VENDOR_PREVALENCE_DARK[bench])
-    labels, groups = _draw_patients(VENDOR_IMAGES, VENDOR_SHARE_DARK, prevalence, rng)
-    return _draw_set(labels, groups, rng.choice(np.array(VENDOR_DEVICES), VENDOR_IMAGES), rng)
+    labels, groups = draw_patients(VENDOR_IMAGES, VENDOR_SHARE_DARK, prevalence, rng)
+    return draw_set(labels, groups, rng.choice(np.array(VENDOR_DEVICES), VENDOR_IMAGES), rng)
 
 
 def hospital_set(hospital: Hospital, patients: int, rng: np.random.Generator) -> ImageSet:
     """`patients` patients as they come to a hospital."""
     prevalence = (hospital.prevalence_light, hospital.prevalence_dark)
-    labels, groups = _draw_patients(patients, hospital.share_dark, prevalence, rng)
+    labels, groups = draw_patients(patients, hospital.share_dark, prevalence, rng)
     return ImageSet(draw_images(labels, groups, DEVICES[hospital.device], rng), labels, groups)
 
 
@@ -189,7 +190,7 @@ def diverse_pool(seed: int, hospitals: int = 6, count: int = 600) -> NDArray[np.
     rng = stream(seed, "pool")
     cells = rng.permutation(np.arange(count) % 4)
     free = np.arange(min(hospitals, len(DEVICES) - 2), len(DEVICES))
-    return _draw_set(cells // 2, cells % 2, rng.choice(free, count), rng).images
+    return draw_set(cells // 2, cells % 2, rng.choice(free, count), rng).images
 
 
 def write_hospitals(

@@ -6,8 +6,8 @@ Bench A or C, each seed with data and a base model of its own; every row is one 
 the in-process grid, scored exactly on the joint test patients (1,600, no noise), so that the figures speak of training
 alone. `once` and `pooled` are a simulation's oracles: all patients at one site, with its noise added once, or without
 noise; `alone` is each hospital by itself, the mean over their models. Noise comes from the sites' cryptographic
-generators and does not repeat; data, base models and pools do. Resumable: a row that is in the
-results file is not run again. The tables of a sweep and what it is for stand in `SWEEPS`.
+generators and does not repeat; data, base models and pools do. Resumable: a row that is in the results file is not run
+again. What a sweep is made of stands in `private_designs`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -36,83 +36,17 @@ from equipoise.common.study_privacy import PublicPool
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.benchmarks.origin import origin
+from equipoise.simulations.benchmarks.planted_base import planted_base
+from equipoise.simulations.benchmarks.private_designs import MODES, SWEEPS, Design
 from equipoise.simulations.benchmarks.private_rounds import Figures, figures_of, relative
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.runner import begin_run, start_run, with_keys
-from equipoise.simulations.synthetic import joint_test
+from equipoise.simulations.synthetic import ImageSet, concatenate, hospital_tests, joint_test
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(tempfile.gettempdir()) / "private-outcome"
 HOSPITALS = 6
-Mode = Literal["none", "once", "local", "distributed", "pooled", "alone"]
-MODES: dict[str, str] = {"once": "local", "pooled": "none", "alone": "local"}
-"""What the study's privacy mode is, where it is not the design's own; none where there is no epsilon."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """One design, run for every seed and draw."""
-
-    name: str
-    method: str
-    mode: Mode
-    epsilon: float | None = None
-    bench: Literal["A", "B", "C"] = "A"
-    patients: int = 300
-    pool: Literal["diverse", "vendor"] = "diverse"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _both(mode: Mode, epsilon: float | None, suffix: str = "", **changes: Any) -> list[Design]:
-    text = mode if epsilon is None else f"{mode} {epsilon:g}"
-    return [Design(f"{m} {text}{suffix}", m, mode, epsilon, **changes) for m in ("private_head", "swift")]
-
-
-# Chosen on seed 100.
-DP_SGD: Mapping[str, Any] = {"step": "fedavg", "lr": 0.005, "momentum": 0.5, "batch": 100, "local_epochs": 1}
-
-NOISY: tuple[Mode, ...] = ("distributed", "local")
-SWEEPS: dict[str, list[Design]] = {
-    # The two methods at every budget, mode, size, bench and pool.
-    "utility": [
-        *_both("local", 3),
-        *_both("once", 3),
-        *_both("once", 1),
-        *_both("local", 1),
-        *_both("once", 3, " n=100", patients=100),
-        *_both("local", 3, " n=100", patients=100),
-        *_both("once", 3, " bench C", bench="C"),
-        *_both("local", 3, " bench C", bench="C"),
-        *_both("local", 3, " pool U1", pool="vendor"),
-        *_both("none", None),
-    ],
-    # Does the mask do anything? The same rounds with the mask permuted, constant, or left out.
-    "mask": [
-        Design(f"{mask} {mode} 3", "swift", mode, 3, parameters={"mask": mask})
-        for mode in ("local", "once")
-        for mask in ("soft", "permuted", "constant", "ones")
-    ],
-    # Federated averaging of local DP-SGD, beside the whitened rounds of the other sweeps.
-    "dp-sgd": [
-        Design(f"{method} fedavg local {epsilon:g}", method, "local", epsilon, parameters={**DP_SGD, **rounds})
-        for epsilon in (8, 3)
-        for method, rounds in (
-            ("fine_tune", {"rounds": 5}),
-            ("swift", {"rounds": {"extractor": 3, "head": 2}, "head_reset": "none"}),
-        )
-    ],
-    # A base model that has lost the disease signal in a group.
-    "bench-b": _both("local", 3, bench="B"),
-    # From all patients in one place without noise to every hospital by itself.
-    "frontier": [
-        *_both("pooled", None),
-        *_both("none", None),
-        *(design for mode in NOISY for epsilon in (8, 3, 1) for design in _both(mode, epsilon)),
-        *_both("alone", None),
-        *_both("alone", 3),
-    ],
-}
 
 
 def study_of(design: Design, seed: int) -> Study:
@@ -162,12 +96,16 @@ def prepared(design: Design, seed: int, cache: Path) -> tuple[Study, Hospitals]:
     """The study with its base model and pool, both made once and kept in `cache`."""
     study = study_of(design, seed)
     hospitals = _hospitals(design.bench, design.patients, design.pool, seed, cache)
-    base, pool = cache / f"base-{design.bench}-{seed}.safetensors", cache / f"pool-{design.pool}-{seed}.safetensors"
+    made = f"planted-{design.planted}" if design.planted else design.bench
+    base, pool = cache / f"base-{made}-{seed}.safetensors", cache / f"pool-{design.pool}-{seed}.safetensors"
     if not base.exists():
         recipe = study.simulation.pretrain if study.simulation else None
         if recipe is None:
             raise ValueError("no recipe")
-        state = pretrain(study.model, study.inputs, hospitals.vendor_split(study), recipe, seed)
+        if design.planted:
+            state = planted_base(study, design.planted, seed)
+        else:
+            state = pretrain(study.model, study.inputs, hospitals.vendor_split(study), recipe, seed)
         write_whole(base, save(state))
     if not pool.exists():
         if hospitals.pool is None:
@@ -202,16 +140,16 @@ def _run(study: Study, files: dict[str, list[Path]], patients: int, folder: Path
     return run
 
 
-@lru_cache(maxsize=2)
-def _test(seed: int) -> Any:
-    return joint_test(seed, HOSPITALS)
+@lru_cache(maxsize=4)
+def _test(seed: int, unseen: bool) -> ImageSet:
+    return concatenate(hospital_tests(seed, HOSPITALS + 2)[HOSPITALS:]) if unseen else joint_test(seed, HOSPITALS)
 
 
-def score(file: Path, seed: int) -> Figures:
-    """Figures of a model on the joint test patients."""
+def score(file: Path, seed: int, unseen: bool = False) -> Figures:
+    """Figures of a model on the joint test patients, or on those of two devices that no hospital has."""
     model = resnet_small().eval()
     model.load_state_dict(load_file(file))
-    drawn = _test(seed)
+    drawn = _test(seed, unseen)
     images = torch.from_numpy(np.ascontiguousarray(drawn.images)).permute(0, 3, 1, 2)
     with torch.no_grad():
         logits = torch.cat([model((x.float() / 255 - 0.5) / 0.25) for x in torch.split(images, 256)])
@@ -234,18 +172,27 @@ def _row(design: Design, seed: int, cache: Path) -> dict[str, Any]:
     begun = time.process_time()
     with tempfile.TemporaryDirectory(prefix="private-outcome-") as folder:
         runs = trained(design, seed, cache, Path(folder) / "run")
-        base = score(runs[0].path / "base.safetensors", seed)
-        each = [score(run.path / "model.safetensors", seed) for run in runs]
-        after = {key: float(np.mean([figures[key] for figures in each])) for key in base}
+        base, after = _figures(runs, seed)
+        further = {}
+        if design.unseen:
+            further = dict(zip(("unseen_base", "unseen_after"), _figures(runs, seed, unseen=True), strict=True))
         parts = [part for run in runs for part in _parts(run)]
     return {
         "base": base,
         "after": after,
+        **further,
         **relative(base, after),
         "collapsed": any(part["collapsed"] for part in parts),
         "guard_blind": any(part["guard_blind"] for part in parts),
         "cpu_s": round(time.process_time() - begun, 1),
     }
+
+
+def _figures(runs: Sequence[RunFolder], seed: int, unseen: bool = False) -> tuple[Figures, Figures]:
+    """Of the base model, and the mean over the runs' models."""
+    base = score(runs[0].path / "base.safetensors", seed, unseen)
+    each = [score(run.path / "model.safetensors", seed, unseen) for run in runs]
+    return base, {key: float(np.mean([figures[key] for figures in each])) for key in base}
 
 
 def _parts(run: RunFolder) -> list[Any]:
