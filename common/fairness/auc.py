@@ -11,7 +11,9 @@ ten positives the normal quantile covers .91 to .94, this one .93 to .95, and wi
 Histograms may carry noise (`noise`: variance of one cell, or what `noise.anchored` returned with the histogram). The
 AUC is bilinear in the counts, so a noisy histogram gives it without bias as it is, negative bins included; the noise
 adds the variance of sum_b (F_b - A) times the noise of bin b, with F the placements, over n+, and likewise over n-. The
-interval joins DeLong's on the logit scale, taken at the projected histogram, with that of the noise (MOVER).
+interval joins DeLong's on the logit scale, taken at the projected histogram, with that of the noise (MOVER). Noisy
+histograms have few bins, whose AUC lies below that of the scores; `placements.coarseness` makes up for it (decision
+0044). Where noise over all bins is half of a class or more, there is no figure.
 
 References:
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837-845. Sun and Xu, IEEE SPL 2014;21:1389-1393 (placements).
@@ -36,7 +38,7 @@ from scipy.special import ndtr, stdtrit
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.noise import HistogramNoise, histogram_noise, needed, projected, summed_noise
-from equipoise.common.fairness.placements import auc_influence, placement_sums, placements_of_bins
+from equipoise.common.fairness.placements import auc_influence, coarseness, placement_sums, placements_of_bins
 from equipoise.common.fairness.tables import Table, group_names
 
 __all__ = [
@@ -130,6 +132,7 @@ def binned_auc(counts: Table, noise: float | HistogramNoise = 0.0) -> BinnedAUC:
     if total.min() <= 0:
         raise ValueError("the AUC needs patients of both classes")
     value = float((counts[1] * placements_of_bins(counts[None])[0, 1]).sum()) / float(total[1])
+    value += float(coarseness(counts))
     nearest = projected(counts, total)
     shape = _exact_auc(nearest)
     rests = auc_influence(nearest, shape.value)
@@ -166,9 +169,11 @@ def auc_estimate(
     negatives, positives = (round(float(n)) for n in counts.sum(axis=1))
     n = negatives + positives
     blur = histogram_noise(noise, counts.shape[-1])
-    need = max(needed(minimum, blur.total), 1)
+    # The bins' noise moves patients along the curve although their number is known better.
+    variance = max(blur.total, blur.cell * counts.shape[-1])
+    need = max(needed(minimum, variance), 1)
     if min(negatives, positives) < need:
-        noisy = f", counted with noise of {blur.total**0.5:.1f}" if blur.total else ""
+        noisy = f", counted with noise of {variance**0.5:.1f}" if variance else ""
         reason = f"{positives} positives and {negatives} negatives{noisy}, {need} of each needed"
         return Estimate.missing(metric, reason, n=n, level=level, group=group)
     auc = binned_auc(counts, noise)

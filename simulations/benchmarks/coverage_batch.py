@@ -18,7 +18,7 @@ from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS
 from equipoise.common.fairness.intervals import mover, normal_quantile, score_limits
 from equipoise.common.fairness.noise import DETECTABLE, HistogramNoise, projected
 from equipoise.common.fairness.paired import MEMBERS
-from equipoise.common.fairness.placements import placements_of_bins
+from equipoise.common.fairness.placements import coarseness, placements_of_bins
 from equipoise.common.fairness.shares import fraction
 from equipoise.common.fairness.tables import Counts, Floats, Table
 
@@ -116,7 +116,8 @@ class Aucs:
 
     def __init__(self, hist: Table, noise: HistogramNoise) -> None:
         total = hist.sum(axis=-1).astype(np.float64)
-        need = max(MINIMUM_PATIENTS, float(np.ceil(DETECTABLE * noise.total**0.5)))
+        variance = max(noise.total, noise.cell * hist.shape[-1])
+        need = max(MINIMUM_PATIENTS, float(np.ceil(DETECTABLE * variance**0.5)))
         self.there = (np.rint(total) >= need).all(axis=-1)
         hist = np.where(self.there[..., None, None], hist, 1.0)
         total = hist.sum(axis=-1)
@@ -138,7 +139,7 @@ class Aucs:
         cells = ((self.influence - mean) ** 2).sum(axis=(-2, -1))
         self.added = noise.cell * cells + noise.total * (mean**2).sum(axis=(-2, -1))
         if noise.cell:
-            self.value = np.clip(self.value, 0.0, 1.0)
+            self.value = np.clip(self.value + coarseness(hist), 0.0, 1.0)
 
     def limits(self, z: float) -> tuple[Floats, Floats]:
         """(R, G) limits, as `auc.BinnedAUC.limits`."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from equipoise.common.fairness.auc import (
@@ -24,7 +25,7 @@ from equipoise.common.fairness.auc_change import (
     overall_auc_change,
     worst_group_auc_change,
 )
-from equipoise.common.fairness.placements import auc_covariance
+from equipoise.common.fairness.placements import auc_covariance, coarseness
 from equipoise.common.fairness.tables import bin_scores, histogram, hybrid_edges
 
 EDGES = hybrid_edges(None, 1024)
@@ -86,6 +87,31 @@ def test_with_a_bin_for_each_score_it_equals_scikit_learn(seed: int, n: int) -> 
         [np.ones(((group == 0) & (label == 1)).sum()), np.zeros(((group == 1) & (label == 0)).sum())]
     )
     assert xauc(hist, ["a", "b"], minimum=1)["a", "b"].value == pytest.approx(roc_auc_score(truth, across), abs=1e-12)
+
+
+def test_what_bins_lack_is_a_third_of_what_merging_neighbours_takes() -> None:
+    hist = np.random.default_rng(3).integers(1, 50, (2, 16))
+    pairings = np.arange(0, 16, 2), np.concatenate([[0], np.arange(1, 16, 2)])
+    merged = [np.add.reduceat(hist, starts, axis=1) for starts in pairings]
+    lost = binned_auc(hist).value - np.mean([binned_auc(coarse).value for coarse in merged])
+    assert coarseness(hist) == pytest.approx(lost / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "share"), [(2.12, 1, 0.2), (1.55, 1, 0.2), (0.8, 1, 0.2), (2.8, 1, 0.1), (2.13, 2, 0.2)]
+)
+def test_sixteen_bins_give_the_auc_of_the_scores_once_what_they_lack_is_added(
+    mean: float, spread: float, share: float
+) -> None:
+    at = np.linspace(-6, 12, 200_001)
+    mixed = share * norm.cdf((at - mean) / spread) + (1 - share) * norm.cdf(at)
+    edges = np.interp(np.arange(1, 16) / 16, mixed, at)
+    parts = [np.diff(norm.cdf((edges - m) / s), prepend=0.0, append=1.0) for m, s in ((0.0, 1.0), (mean, spread))]
+    counts = 1e6 * np.stack(parts)
+    true = float(norm.cdf(mean / (1 + spread**2) ** 0.5))
+    before = true - binned_auc(counts).value
+    assert before > 0.001
+    assert abs(before - coarseness(counts)) < before / 3
 
 
 def test_delong_by_hand() -> None:
