@@ -13,7 +13,7 @@ AUC is bilinear in the counts, so a noisy histogram gives it without bias as it 
 adds the variance of sum_b (F_b - A) times the noise of bin b, with F the placements, over n+, and likewise over n-. The
 interval joins DeLong's on the logit scale, taken at the projected histogram, with that of the noise (MOVER). Noisy
 histograms have few bins, whose AUC lies below that of the scores; `placements.coarseness` makes up for it (decision
-0044). Where noise over all bins is half of a class or more, there is no figure.
+0044).
 
 References:
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988;44:837-845. Sun and Xu, IEEE SPL 2014;21:1389-1393 (placements).
@@ -169,11 +169,9 @@ def auc_estimate(
     negatives, positives = (round(float(n)) for n in counts.sum(axis=1))
     n = negatives + positives
     blur = histogram_noise(noise, counts.shape[-1])
-    # The bins' noise moves patients along the curve although their number is known better.
-    variance = max(blur.total, blur.cell * counts.shape[-1])
-    need = max(needed(minimum, variance), 1)
+    need = max(needed(minimum, blur.total), 1)
     if min(negatives, positives) < need:
-        noisy = f", counted with noise of {variance**0.5:.1f}" if variance else ""
+        noisy = f", counted with noise of {blur.total**0.5:.1f}" if blur.total else ""
         reason = f"{positives} positives and {negatives} negatives{noisy}, {need} of each needed"
         return Estimate.missing(metric, reason, n=n, level=level, group=group)
     auc = binned_auc(counts, noise)

@@ -116,8 +116,7 @@ class Aucs:
 
     def __init__(self, hist: Table, noise: HistogramNoise) -> None:
         total = hist.sum(axis=-1).astype(np.float64)
-        variance = max(noise.total, noise.cell * hist.shape[-1])
-        need = max(MINIMUM_PATIENTS, float(np.ceil(DETECTABLE * variance**0.5)))
+        need = max(MINIMUM_PATIENTS, float(np.ceil(DETECTABLE * noise.total**0.5)))
         self.there = (np.rint(total) >= need).all(axis=-1)
         hist = np.where(self.there[..., None, None], hist, 1.0)
         total = hist.sum(axis=-1)
