@@ -9,7 +9,7 @@ the noisy counts are safe to print and the policy is a courtesy, judged on the n
     totals    a hidden count must not follow from the rest of its row or column and the totals: further cells, totals
               included, are hidden until it does not (`hidden_cells`), smallest first
     rates     hidden where the numerator, the rest or the denominator is 1 to k - 1, since a rate and its n give both;
-              a single hidden group next to an overall rate takes the next smallest with it (`screened`)
+              a single hidden group next to an overall rate takes another one with it (`complemented`)
 
 Rules in use: no cell of 1 to 10 nor derivable (CMS); below 10 including 0 (UK LLC); 1 to 7 (NHS Digital).
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,9 @@ from scipy.optimize import linprog
 
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import Estimate
-from equipoise.common.fairness.tables import Counts
+from equipoise.common.fairness.tables import Counts, Floats
+from equipoise.common.study import SMALLEST_CELLS
 
-ALLOWED = (0, 5, 8, 10, 11)
 HIDDEN = "hidden"
 Mask = NDArray[np.bool_]
 
@@ -48,8 +49,8 @@ class Policy:
     zero_shown: bool = True
 
     def __post_init__(self) -> None:
-        if self.minimum not in ALLOWED:
-            raise StudyError(f"policy.min_cell={self.minimum}: choose one of {', '.join(map(str, ALLOWED))}")
+        if self.minimum not in SMALLEST_CELLS:
+            raise StudyError(f"evaluation.min_cell={self.minimum}: choose one of {', '.join(map(str, SMALLEST_CELLS))}")
 
     def small(self, counts: Counts) -> Mask:
         """Which counts are hidden for their own sake; noise may have made some negative, which are small too."""
@@ -138,31 +139,73 @@ def _alone(hidden: Mask) -> tuple[int, int] | None:
 
 
 def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] | None:
-    """A small cell whose value follows from what is shown, found by its least and greatest possible value."""
-    cells, small = np.argwhere(hidden), policy.small(whole)[hidden]
-    # Every row and column: its parts less its total are 0.
-    signs = np.ones(whole.shape)
-    lines, totals = [], []
-    for axis in (0, 1):
-        signed = signs.copy()
-        (signed[-1] if axis == 0 else signed[:, -1])[...] = -1.0
-        for k in range(whole.shape[1 - axis]):
-            line = np.zeros_like(hidden)
-            (line[:, k] if axis == 0 else line[k])[...] = True
-            lines.append(np.where(line, signed, 0.0)[hidden])
-            totals.append(-float((signed * whole)[line & ~hidden].sum()))
-    least = 1 if policy.zero_shown else 0
-    known = [
-        (least, policy.minimum - 1) if is_small else (min(policy.minimum, int(count)), None)
-        for is_small, count in zip(small, whole[hidden], strict=True)
-    ]
-    for index in np.flatnonzero(small):
-        direction = np.zeros(len(cells))
-        direction[index] = 1.0
-        found = [linprog(sign * direction, A_eq=np.array(lines), b_eq=totals, bounds=known).fun for sign in (1, -1)]
-        if -found[1] - found[0] < 1 - 1e-6:
-            return int(cells[index, 0]), int(cells[index, 1])
+    """A small cell whose value follows from what is shown."""
+    places = np.arange(whole.size).reshape(whole.shape)
+    lines = np.zeros((sum(whole.shape), whole.size))
+    for number, line in enumerate([*places, *places.T]):
+        # Every row and column: its parts less its total are 0.
+        lines[number, line[:-1]], lines[number, line[-1]] = 1.0, -1.0
+    system = _System(whole.ravel(), lines, policy)
+    small = policy.small(whole)
+    for row, column in np.argwhere(hidden & small):
+        if system.gives(int(places[row, column]), hidden.ravel()):
+            return int(row), int(column)
     return None
+
+
+def complemented(
+    values: Counts, lines: Floats, hidden: Mask, policy: Policy, units: Counts, order: Sequence[Any]
+) -> Mask:
+    """What is hidden where counts are linked by more sums than those of one table.
+
+    Args:
+        values: (n,) exact counts, each cell and each total once.
+        lines: (m, n) what a reader knows of them: the sum `lines @ values`, for each line.
+        hidden: (n,) hidden at first; every small count has to be.
+        policy: what is small.
+        units: (n,) counts with the same number of 0 or more are hidden together; a negative one is never hidden.
+        order: (n,) sortable; among the units that could protect a count the least is hidden.
+
+    Returns:
+        (n,) with as many further units hidden as it takes until each small count keeps two possible values at least,
+        for a reader who knows which counts are small. Where no unit is left that could be hidden, it stays as it is.
+    """
+    system, found = _System(values, lines, policy), hidden.copy()
+    # A count that does not follow from what is shown does not follow from less.
+    for cell in np.flatnonzero(policy.small(values)):
+        while system.gives(int(cell), found):
+            near = (lines[lines[:, cell] != 0] != 0).any(axis=0)
+            left = ~found & (units >= 0)
+            choice = np.flatnonzero(left & near) if (left & near).any() else np.flatnonzero(left)
+            if not choice.size:
+                break
+            found[units == units[min(choice, key=lambda place: order[int(place)])]] = True
+    return found
+
+
+@dataclass(frozen=True)
+class _System:
+    """Counts (n,) with known sums over `lines` (m, n), some of them small."""
+
+    values: Counts
+    lines: Floats
+    policy: Policy
+
+    def gives(self, cell: int, hidden: Mask) -> bool:
+        """Whether a hidden small count has one possible value only: its least is its greatest."""
+        inside = np.flatnonzero(hidden)
+        coefficients = self.lines[:, inside]
+        used = (coefficients != 0).any(axis=1)
+        known = self.lines[used] @ np.where(hidden, self.values, 0)
+        least, k = (1 if self.policy.zero_shown else 0), self.policy.minimum
+        counts = self.values[inside]
+        bounds = [
+            (least, k - 1) if small else (min(k, int(count)), None)
+            for small, count in zip(self.policy.small(counts), counts, strict=True)
+        ]
+        direction = (inside == cell).astype(np.float64)
+        limits = [linprog(sign * direction, A_eq=coefficients[used], b_eq=known, bounds=bounds).fun for sign in (1, -1)]
+        return bool(-limits[1] - limits[0] < 1 - 1e-6)
 
 
 def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from equipoise.common.fairness.verdict import Bounds, verdict
 from equipoise.common.study import Study
 from equipoise.server.report import tables
 from equipoise.server.report.build import evidence
+from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
 PLAIN = "plain"
@@ -35,7 +36,8 @@ FEWEST_SEEDS = 3  # for an interval: two points say next to nothing of their spr
 
 def seed_figures(study: Study, measured: Measured) -> Json:
     """Per model: its figures (None where not estimable) and, but for the base, the outcome of each gate."""
-    models, primary = tables.models(study, measured), study.primary.name
+    hidden = Suppression.of(study, measured)
+    models, primary = tables.models(study, measured, hidden), study.primary.name
     found: Json = {}
     for name, figures in models.items():
         own = figures["attributes"][primary]
@@ -46,7 +48,7 @@ def seed_figures(study: Study, measured: Measured) -> Json:
         row["balanced_accuracy"] = figures["points"]["rule"]["balanced_accuracy"]["value"]
         found[name] = {"figures": row}
         if name != BASE:
-            judged = verdict(evidence(study, measured, name), Bounds.of(study.evaluation))
+            judged = verdict(evidence(study, measured, name, hidden), Bounds.of(study.evaluation))
             found[name]["gates"] = {gate.name: gate.outcome for gate in judged.gates}
     return found
 

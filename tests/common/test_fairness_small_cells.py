@@ -87,7 +87,7 @@ def test_zero_is_shown_or_not_as_the_policy_says() -> None:
     table = np.array([[0, 40], [30, 50]])
     assert not hidden_cells(table, Policy(11)).any()
     assert hidden_cells(table, Policy(11, zero_shown=False))[0, 0]
-    with pytest.raises(StudyError, match=r"policy.min_cell=7: choose one of 0, 5, 8, 10, 11"):
+    with pytest.raises(StudyError, match=r"evaluation.min_cell=7: choose one of 0, 5, 8, 10, 11"):
         Policy(7)
     with pytest.raises(ValueError, match="carries noise"):
         hidden_cells(np.array([[-1, 40]]), Policy(11))

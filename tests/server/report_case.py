@@ -67,7 +67,7 @@ def make_study(
             "label": {"column": "malignant", "positive": 1},
             "attributes": [{"name": "tone", "levels": list(groups), "primary": True}],
             "method": {"name": METHOD, "controls": list(controls)},
-            "evaluation": {"threshold": {"rule": "fixed:0.5"}, "bins": 256, **evaluation},
+            "evaluation": {"threshold": {"rule": "fixed:0.5"}, "bins": 256, "min_cell": 0, **evaluation},
         }
     )
 
