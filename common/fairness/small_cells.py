@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from equipoise.common.errors import StudyError
-from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.estimate import MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.tables import Counts, Floats
 from equipoise.common.study import SMALLEST_CELLS
 
@@ -197,15 +197,22 @@ class _System:
         coefficients = self.lines[:, inside]
         used = (coefficients != 0).any(axis=1)
         known = self.lines[used] @ np.where(hidden, self.values, 0)
-        least, k = (1 if self.policy.zero_shown else 0), self.policy.minimum
-        counts = self.values[inside]
-        bounds = [
-            (least, k - 1) if small else (min(k, int(count)), None)
-            for small, count in zip(self.policy.small(counts), counts, strict=True)
-        ]
+        bounds = [self._known(int(count)) for count in self.values[inside]]
         direction = (inside == cell).astype(np.float64)
         limits = [linprog(sign * direction, A_eq=coefficients[used], b_eq=known, bounds=bounds).fun for sign in (1, -1)]
         return bool(-limits[1] - limits[0] < 1 - 1e-6)
+
+    def _known(self, count: int) -> tuple[int, int | None]:
+        """Between which values a reader knows a hidden count to lie.
+
+        `<k` says so of a small one; of another, whether a figure of so many patients would be estimable.
+        """
+        k = self.policy.minimum
+        if self.policy.small(np.array(count)):
+            return (1 if self.policy.zero_shown else 0), k - 1
+        if 0 < count < MINIMUM_PATIENTS:
+            return k, MINIMUM_PATIENTS - 1
+        return (max(k, MINIMUM_PATIENTS), None) if count else (0, None)
 
 
 def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.estimate import ESTIMATED, Estimate
 from equipoise.common.fairness.thresholds import parse_rule
-from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
+from equipoise.common.fairness.verdict import Bounds, Evidence, Verdict, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import RateMatch, Study, Threshold
@@ -135,10 +135,10 @@ def compose(
     }
     read_as_lists(report, study, measured, hidden)
     report["averages"] = tables.averages(study, report["models"])
-    report["verdict"] = (
-        None if alone else verdict(evidence(study, measured, method, hidden), Bounds.of(study.evaluation)).to_json()
+    report["verdict"] = None if alone else judged(study, measured, method, hidden).to_json()
+    report["level_down"], report["more_false_alarms"] = (
+        ([], []) if alone else _worse(report, study, measured, method, hidden)
     )
-    report["level_down"], report["more_false_alarms"] = ([], []) if alone else _worse(report, study, measured, method)
     report["training"] = _training(notes, rows[method])
     report["method_warnings"] = notes.get("warnings", [])
     if "alignment" in notes:
@@ -232,6 +232,12 @@ def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:
     return {"connected": sorted(task.sites), "declared_patients": task.study.sites.declared_patients, "arms": arms}
 
 
+def judged(study: Study, measured: Measured, method: str, hidden: Suppression) -> Verdict:
+    """The verdict on a method."""
+    found = evidence(study, measured, method, hidden)
+    return verdict(found, Bounds.of(study.evaluation), minimum=hidden.least)
+
+
 def evidence(study: Study, measured: Measured, method: str, hidden: Suppression) -> Evidence:
     """What a verdict on a method is made from, and what may be shown of it."""
     name = study.primary.name
@@ -256,7 +262,9 @@ def evidence(study: Study, measured: Measured, method: str, hidden: Suppression)
     )
 
 
-def _worse(report: Json, study: Study, measured: Measured, method: str) -> tuple[list[Json], list[Json]]:
+def _worse(
+    report: Json, study: Study, measured: Measured, method: str, hidden: Suppression
+) -> tuple[list[Json], list[Json]]:
     """Declared groups of any attribute that lost, and those with more false alarms.
 
     A group has lost where its TPR at the declared rule, or its AUC, is `lost`; it has more false alarms where its FPR
@@ -270,10 +278,12 @@ def _worse(report: Json, study: Study, measured: Measured, method: str) -> tuple
         for metric, shown in by_metric.items():
             true: Sequence[Estimate] = [Estimate(**e) for e in shown]
             if any(e.status == "suppressed" for e in true):
-                true = tables.change_by_group(metric, measured, BASE, method, study.attribute(name))
-            for e, found in zip(shown[:-1], true, strict=False):
+                true = tables.change_by_group(metric, measured, BASE, method, study.attribute(name), hidden.least)
+            for row, (e, found) in enumerate(zip(shown[:-1], true, strict=False)):
+                # An intersection's group needs more patients to be judged; a flag would say that it has them.
+                silent = study.attribute(name).of is not None and hidden.hides(name, [row])
                 flagged = found.low is not None and found.low > 0 if metric == "fpr" else lost(found)
-                if flagged and e["status"] in (*ESTIMATED, "suppressed"):
+                if flagged and not silent and e["status"] in (*ESTIMATED, "suppressed"):
                     (higher if metric == "fpr" else lower).append({"attribute": name, **e})
     return lower, higher
 

@@ -48,7 +48,9 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
     reference = largest_group(counts, names)
     base = names.index(reference)
     others = [row for row in range(len(names)) if row != base]
-    primary = hidden.of_gap(gap(study.evaluation.primary, counts, names, noise=noise), name, [model], 0)
+    primary = hidden.of_gap(
+        gap(study.evaluation.primary, counts, names, minimum=hidden.least, noise=noise), name, [model], 0
+    )
     ratio = demographic_parity_ratio(counts, names, noise=noise)
 
     def by_group(found: Sequence[Estimate]) -> list[Json]:
@@ -116,7 +118,7 @@ def _unknown(
     if not exact or not counts[-1].sum():
         return None
     name, row, warnings = attribute.name, len(attribute.groups), list(unknown_warnings(counts))
-    bounds = allocation_bounds(primary.metric, counts, attribute.groups)
+    bounds = allocation_bounds(primary.metric, counts, attribute.groups, minimum=hidden.least)
     if primary.value is None or hidden.hides_decisions(name, [row], [model], 0):
         bounds = None
     if warnings and hidden.hides(name, [row]):

@@ -89,7 +89,9 @@ def _far(study: Study, measured: Measured, attribute: Attribute, hidden: Suppres
         (abs(float(z)), {"hospital": site, "group": group, "rate": rate, "z": None if kept_back else float(z)})
         for row, group in enumerate(attribute.groups)
         for rate in RATES
-        for place, (site, z) in enumerate(zip(sites_of(study), leave_one_out(rate, tables[:, row]), strict=True))
+        for place, (site, z) in enumerate(
+            zip(sites_of(study), leave_one_out(rate, tables[:, row], hidden.least), strict=True)
+        )
         if abs(z) > FAR
         for kept_back in [hidden.hides_at_site("base", attribute.name, place, [row], rate)]
     ]
@@ -141,7 +143,8 @@ def _suppressed(found: Json, at: Sequence[bool], *, pooled: bool, policy: Policy
         shown["composition"] = None
     if not any(at):
         return shown
-    none = dict.fromkeys(("prediction", "tau", "tau_interval", "i_squared"))
+    none: Json = dict.fromkeys(("prediction", "tau", "tau_interval", "i_squared"))
+    none["note"] = "figures of single hospitals, and what they add up to, are suppressed where a count is small"
     hospitals = [
         {**row, "difference": without(row["difference"]) if kept_back else row["difference"]}
         | {"shrunken": None, "weight": None}

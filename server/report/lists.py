@@ -61,7 +61,7 @@ def _small(measured: Measured, attribute: Attribute, hidden: Suppression) -> dic
     lacking = [shortage(int(n), what, MINIMUM_GROUP, variance) for n in sizes]
     for row, why in enumerate(lacking):
         if why and hidden.hides(attribute.name, [row]):
-            lacking[row] = f"fewer than {MINIMUM_GROUP} {what}"
+            lacking[row] = ""  # suppressed; how many they are is not to be told
     return {name: why for name, why in zip(group_names(len(sizes), attribute.groups), lacking, strict=True) if why}
 
 

@@ -93,7 +93,10 @@ def _calibration(
     for row, calibration in enumerate(calibration_by_group(table, attribute.groups, noise=noise)):
         ece, citl = (hidden.of_scores(e, attribute.name, [row]) for e in (calibration.ece, calibration.citl))
         shown = not hidden.hides(attribute.name, [row])
-        drawn = table[row] if bins is None else tenths(bins.of_group(fine[row].T, row).T) if shown else table[row]
+        drawn: list[list[float]] = []
+        if ece.value is not None:
+            rows = table[row] if bins is None else tenths(bins.of_group(fine[row].T, row).T)
+            drawn = reliability_points(rows, noise)
         found.append(
             {
                 "group": ece.group,
@@ -102,7 +105,7 @@ def _calibration(
                 "ece_if_calibrated_p95": calibration.null_p95 if shown else None,
                 "ece_debiased_sq": calibration.ece_debiased_sq if shown else None,
                 "citl": citl.to_json(),
-                "reliability": [] if ece.value is None else reliability_points(drawn, noise),
+                "reliability": drawn,
             }
         )
     return found

@@ -305,7 +305,7 @@ def _warnings(report: Json) -> list[str]:
     joined = [f"not every group is judged by {listed(names)} ({reason})" for reason, names in gates.items()]
     withheld = [gate["name"] for gate in report["verdict"]["gates"] if gate["estimate"]["status"] == "suppressed"]
     if withheld:
-        joined.append(f"judged, but their figures suppressed: {listed(withheld)}")
+        joined.append(f"suppressed figures of gates: {listed(withheld)}")
     return [_sentence(text) for text in (*report["method_warnings"], *others, *joined)] + unknown
 
 

@@ -105,6 +105,11 @@ class Suppression:
         """Whether anything could be hidden."""
         return self.policy.minimum > 0
 
+    @property
+    def least(self) -> int:
+        """Patients in a denominator from which a gap compares a group: never fewer than are shown."""
+        return max(MINIMUM_PATIENTS, self.policy.minimum)
+
     def count(self, attribute: str, row: int, label: int | None = None) -> int | str:
         """Patients of a row with a label, or of both; `<k` or `hidden` in place of a number that is not shown."""
         return self._count(self.counts[attribute][row], self.patients[attribute][row], label)
@@ -141,27 +146,30 @@ class Suppression:
     ) -> Estimate:
         """A largest difference between the declared groups of some rates, which its metric names unless `rates` does.
 
-        Where it leaves out a group with too few patients, the reason no longer says how few.
+        Which groups it leaves out, and whether it is suppressed, follows from what is shown of their numbers alone.
         """
         if not self.active:
             return found
-        counts, names = self.counts[attribute], self.groups[attribute][:-1]
-        left_out, kept_back = [], False
+        names, left_out, kept_back = self.groups[attribute][:-1], [], False
         for rate in rates or GAPS[found.metric.removesuffix("_change")].rates:
-            labels = self.labels(rate)
+            labels, what = list(self.labels(rate)), RATES[rate][2]
             for row, name in enumerate(names):
-                hidden = bool(self.patients[attribute][row, list(labels)].any())
-                lacking = shortage(int(counts[row, list(labels)].sum()), RATES[rate][2], MINIMUM_PATIENTS)
-                if lacking:
-                    left_out.append(f"{name}: too few {RATES[rate][2]} to be shown" if hidden else f"{name}: {lacking}")
-                    kept_back |= hidden and found.value is None
+                counts = self.counts[attribute][row, labels]
+                small = len(labels) == 1 and bool(self.policy.small(counts).any())
+                if small:
+                    left_out.append(f"{name}: fewer than {self.policy.minimum} {what}")
+                elif self.hides(attribute, [row], labels):
+                    kept_back = True
+                elif lacking := shortage(int(counts.sum()), what, self.least):
+                    left_out.append(f"{name}: {lacking}")
                 else:
                     kept_back |= self.hides_decisions(attribute, [row], models, point, labels)
         if kept_back:
             return suppressed(found, self.policy)
-        return (
-            replace(found, reason="without " + "; ".join(left_out)) if left_out and found.value is not None else found
-        )
+        reason = "without " + "; ".join(left_out) if left_out else ""
+        if found.value is None:
+            return replace(found, reason=f"fewer than two groups to compare: {reason}")
+        return replace(found, reason=reason)
 
     def hides_gap(self, metric: str, attribute: str) -> bool:
         """Whether a gap at any threshold would compare a group whose patients are hidden."""

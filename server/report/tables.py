@@ -134,6 +134,7 @@ def _model(study: Study, measured: Measured, model: str, hidden: Suppression) ->
 def _model_by_group(measured: Measured, model: str, attribute: Attribute, hidden: Suppression) -> Json:
     name, names = attribute.name, attribute.groups
     counts, noise = measured.decisions(model, name)
+    least = hidden.least
 
     def rates(rate: str, i: int) -> list[Json]:
         return hidden.by_group(rate_by_group(rate, counts[i], names, noise=noise[i]), name, [model], i)
@@ -141,8 +142,10 @@ def _model_by_group(measured: Measured, model: str, attribute: Attribute, hidden
     def gap_of(metric: str, i: int) -> Json:
         if attribute.of is not None:
             return {**no_maximum(metric).to_json(), "expected_if_equal": None}
-        found = hidden.of_gap(gap(metric, counts[i], names, noise=noise[i]), name, [model], i)
-        expected = None if found.value is None else expected_if_equal(metric, counts[i], names, noise=noise[i])
+        found = hidden.of_gap(gap(metric, counts[i], names, minimum=least, noise=noise[i]), name, [model], i)
+        expected = (
+            None if found.value is None else expected_if_equal(metric, counts[i], names, minimum=least, noise=noise[i])
+        )
         return {**found.to_json(), "expected_if_equal": expected}
 
     return {
@@ -233,7 +236,9 @@ def _change_by_group(measured: Measured, before: str, after: str, attribute: Att
         # The interval of a maximum over many groups takes long, and an intersection shows none.
         if attribute.of is not None:
             return no_maximum(metric).to_json()
-        return hidden.of_gap(gap_change(metric, pair[i], names, noise=noise[i]), name, both, i).to_json()
+        return hidden.of_gap(
+            gap_change(metric, pair[i], names, minimum=hidden.least, noise=noise[i]), name, both, i
+        ).to_json()
 
     return {
         **_auc_changes(measured, before, after, attribute, hidden),
@@ -268,16 +273,16 @@ def _placements(measured: Measured, before: str, after: str, attribute: str) -> 
 
 
 def change_by_group(
-    metric: str, measured: Measured, before: str, after: str, attribute: Attribute
+    metric: str, measured: Measured, before: str, after: str, attribute: Attribute, least: int
 ) -> tuple[Estimate, ...]:
     """The paired change of a rate at the declared rule, or of the `auc`, for each row, `unknown` last; none hidden."""
     name, names = attribute.name, attribute.groups
     if metric != "auc":
         pair, noise = measured.pairs[before, after][name], measured.pair_noise[before, after]
-        return rate_change_by_group(metric, pair[0], names, noise=noise[0])
+        return rate_change_by_group(metric, pair[0], names, minimum=least, noise=noise[0])
     first, second, blur, joint = measured.score_pair(before, after, name)
     sums = _placements(measured, before, after, name)
-    return auc_change_by_group(first, second, names, sums=sums, joint=joint, noise=blur)
+    return auc_change_by_group(first, second, names, sums=sums, joint=joint, minimum=least, noise=blur)
 
 
 def averages(study: Study, table: Mapping[str, Any]) -> Json:
