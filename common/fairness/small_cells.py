@@ -33,6 +33,7 @@ from equipoise.common.fairness.tables import Counts, Floats
 from equipoise.common.study import SMALLEST_CELLS
 
 HIDDEN = "hidden"
+_UNBOUNDED = 3  # status of scipy's linprog
 Mask = NDArray[np.bool_]
 
 
@@ -145,7 +146,7 @@ def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] 
     for number, line in enumerate([*places, *places.T]):
         # Every row and column: its parts less its total are 0.
         lines[number, line[:-1]], lines[number, line[-1]] = 1.0, -1.0
-    system = _System(whole.ravel(), lines, policy)
+    system = _System(whole.ravel(), lines, policy, np.ones(whole.size, dtype=bool))
     small = policy.small(whole)
     for row, column in np.argwhere(hidden & small):
         if system.gives(int(places[row, column]), hidden.ravel()):
@@ -154,7 +155,14 @@ def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] 
 
 
 def complemented(
-    values: Counts, lines: Floats, hidden: Mask, policy: Policy, units: Counts, order: Sequence[Any]
+    values: Counts,
+    lines: Floats,
+    hidden: Mask,
+    policy: Policy,
+    units: Counts,
+    order: Sequence[Any],
+    *,
+    marked: Mask | None = None,
 ) -> Mask:
     """What is hidden where counts are linked by more sums than those of one table.
 
@@ -165,12 +173,14 @@ def complemented(
         policy: what is small.
         units: (n,) counts with the same number of 0 or more are hidden together; a negative one is never hidden.
         order: (n,) sortable; among the units that could protect a count the least is hidden.
+        marked: (n,) whether a reader is told that a hidden count is small, or that it is not; None: of all.
 
     Returns:
         (n,) with as many further units hidden as it takes until each small count keeps two possible values at least,
-        for a reader who knows which counts are small. Where no unit is left that could be hidden, it stays as it is.
+        for a reader who knows which marked counts are small. Where no unit is left to hide, it stays as it is.
     """
-    system, found = _System(values, lines, policy), hidden.copy()
+    told = np.ones(len(values), dtype=bool) if marked is None else marked
+    system, found = _System(values, lines, policy, told), hidden.copy()
     # A count that does not follow from what is shown does not follow from less.
     for cell in np.flatnonzero(policy.small(values)):
         while system.gives(int(cell), found):
@@ -190,6 +200,7 @@ class _System:
     values: Counts
     lines: Floats
     policy: Policy
+    marked: Mask
 
     def gives(self, cell: int, hidden: Mask) -> bool:
         """Whether a hidden small count has one possible value only: its least is its greatest."""
@@ -197,10 +208,15 @@ class _System:
         coefficients = self.lines[:, inside]
         used = (coefficients != 0).any(axis=1)
         known = self.lines[used] @ np.where(hidden, self.values, 0)
-        bounds = [self._known(int(count)) for count in self.values[inside]]
+        bounds = [self._known(int(self.values[i])) if self.marked[i] else (0, None) for i in inside]
         direction = (inside == cell).astype(np.float64)
-        limits = [linprog(sign * direction, A_eq=coefficients[used], b_eq=known, bounds=bounds).fun for sign in (1, -1)]
-        return bool(-limits[1] - limits[0] < 1 - 1e-6)
+        ends = []
+        for sign in (1, -1):
+            found = linprog(sign * direction, A_eq=coefficients[used], b_eq=known, bounds=bounds)
+            if found.status == _UNBOUNDED:
+                return False
+            ends.append(found.fun)
+        return bool(-ends[1] - ends[0] < 1 - 1e-6)
 
     def _known(self, count: int) -> tuple[int, int | None]:
         """Between which values a reader knows a hidden count to lie.

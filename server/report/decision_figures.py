@@ -63,13 +63,15 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
             for row, estimate in zip(others, found, strict=True)
         ]
 
+    def at_common_prevalence(value: str) -> list[Json]:
+        found = standardised_predictive_value(value, counts, prevalence, names, noise=noise)
+        # Each figure says at which prevalence it stands.
+        return by_group([hidden.of_scores(estimate, None, [ALL]) for estimate in found])
+
     return {
         "by_group": {rate: by_group(rate_by_group(rate, counts, names, noise=noise)) for rate in FURTHER},
         "prevalence": None if hidden.hides(None, [ALL]) else prevalence,
-        "at_common_prevalence": {
-            value: by_group(standardised_predictive_value(value, counts, prevalence, names, noise=noise))
-            for value in ("ppv", "npv")
-        },
+        "at_common_prevalence": {value: at_common_prevalence(value) for value in ("ppv", "npv")},
         "net_benefit": _net_benefit(counts, float(measured.thresholds[model][0]), attribute, noise, by_group, hidden),
         "demographic_parity_ratio": hidden.of_gap(ratio, name, [model], 0, ["selection_rate"]).to_json(),
         "reference": {"group": reference, "differences": {rate: against_reference(rate) for rate in COMPARED}},

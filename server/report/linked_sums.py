@@ -22,47 +22,64 @@ ALL = -1  # the row of all patients, last in every vector
 
 @dataclass(frozen=True)
 class Sums:
-    """Counts by group of several attributes in one vector, all patients last, and the sums that link them.
+    """Counts by group of several attributes in one vector, and the sums that link them.
+
+    The vector has the rows of each attribute, `unknown` last; then, for each intersection, the patients of each group
+    of its parts whose other part is unknown, which no report shows and which may follow; all patients last.
 
     Attributes:
         names, sizes: the attributes, and how many rows each has, `unknown` included.
-        lines: (m, n) sums that a reader knows.
+        leftover: for each count that no report shows, the row of the part's group and those of the intersection in it.
+        lines: (m, n) sums that are 0.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    leftover: tuple[tuple[int, Counts], ...]
     lines: Floats
 
     @classmethod
     def of(cls, attributes: Sequence[Attribute]) -> Sums:
+        """The sums of a study's attributes."""
         names, sizes = tuple(a.name for a in attributes), tuple(len(a.groups) + 1 for a in attributes)
-        starts = dict(zip(names, np.cumsum([0, *sizes[:-1]]), strict=True))
-        lines = []
+        starts = dict(zip(names, (int(start) for start in np.cumsum([0, *sizes[:-1]])), strict=True))
+        unknown = {name: starts[name] + size - 1 for name, size in zip(names, sizes, strict=True)}
+        leftover: list[tuple[int, Counts]] = []
+        sums: list[tuple[Sequence[int], Sequence[int]]] = []  # what is added, and what it adds up to
         for attribute, size in zip(attributes, sizes, strict=True):
-            line = np.zeros(sum(sizes) + 1)
-            line[starts[attribute.name] : starts[attribute.name] + size], line[ALL] = 1.0, -1.0
-            lines.append(line)
+            sums.append((range(starts[attribute.name], starts[attribute.name] + size), [ALL]))
             parts = [next(a for a in attributes if a.name == part) for part in attribute.of or ()]
             grid = starts[attribute.name] + np.arange(size - 1).reshape([len(part.groups) for part in parts] or [-1])
             for axis, part in enumerate(parts):
-                # Equal up to the patients whose other part is unknown; the reader is taken to know how many these are.
-                for level in range(len(part.groups)):
-                    line = np.zeros(sum(sizes) + 1)
-                    line[grid.take(level, axis=axis).ravel()], line[starts[part.name] + level] = 1.0, -1.0
-                    lines.append(line)
-        return cls(names, sizes, np.array(lines))
+                first = sum(sizes) + len(leftover)
+                rows = [grid.take(level, axis=axis).ravel() for level in range(len(part.groups))]
+                leftover += [(starts[part.name] + level, inside) for level, inside in enumerate(rows)]
+                sums += [([*inside, first + level], [starts[part.name] + level]) for level, inside in enumerate(rows)]
+                sums.append(([*range(first, first + len(rows)), unknown[part.name]], [unknown[attribute.name]]))
+        lines = np.zeros((len(sums), sum(sizes) + len(leftover) + 1))
+        for line, (added, total) in zip(lines, sums, strict=True):
+            line[list(added)], line[list(total)] = 1.0, -1.0
+        return cls(names, sizes, tuple(leftover), lines)
 
     @property
     def unknown(self) -> Mask:
         """(n,) which places are those of `unknown`."""
-        found = np.zeros(sum(self.sizes) + 1, dtype=bool)
+        found = np.zeros(self.lines.shape[1], dtype=bool)
         found[np.cumsum(self.sizes) - 1] = True
+        return found
+
+    @property
+    def nowhere(self) -> Mask:
+        """(n,) which counts no report shows."""
+        found = np.zeros(self.lines.shape[1], dtype=bool)
+        found[sum(self.sizes) : ALL] = True
         return found
 
     def joined(self, tables: Mapping[str, Counts]) -> Counts:
         """(n, ...) of attribute -> (G + 1, ...)."""
-        rows = [tables[name] for name in self.names]
-        return np.concatenate([*rows, rows[0].sum(axis=0, keepdims=True)])
+        rows = np.concatenate([tables[name] for name in self.names])
+        others = [rows[part] - rows[inside].sum(axis=0) for part, inside in self.leftover]
+        return np.concatenate([rows, *(other[None] for other in others), tables[self.names[0]].sum(axis=0)[None]])
 
     def apart(self, joined: Any, axis: int = 0) -> dict[str, Any]:
         """attribute -> its rows along `axis`, that of all patients last where the vector stands alone."""
@@ -76,21 +93,25 @@ class Sums:
     def order(self, counts: Counts) -> list[tuple[bool, bool, int]]:
         """Which row is hidden first to protect another: an `unknown`, then the smallest, all patients last."""
         last = len(counts) - 1
-        return [
-            (i == last, not unknown, int(n)) for i, (unknown, n) in enumerate(zip(self.unknown, counts, strict=True))
-        ]
+        rows = enumerate(zip(self.unknown, counts, strict=True))
+        return [(place == last, not unknown, int(n)) for place, (unknown, n) in rows]
+
+    def _units(self, counts: Counts) -> Counts:
+        return np.where((counts > 0) & ~self.nowhere, np.arange(len(counts)), -1)
 
     def hidden_patients(self, counts: Counts, policy: Policy) -> Mask:
         """(n,) which counts of patients with one label are hidden."""
-        units = np.where(counts > 0, np.arange(len(counts)), -1)
-        return complemented(counts, self.lines, policy.small(counts), policy, units, self.order(counts))
+        first = policy.small(counts) | self.nowhere
+        units, order = self._units(counts), self.order(counts)
+        return complemented(counts, self.lines, first, policy, units, order, marked=~self.nowhere)
 
     def hidden_decisions(self, table: Counts, patients: Mask, policy: Policy) -> Mask:
         """(n,) where table[row, decision] is hidden, of patients with one label whose number may be hidden."""
         counts = table.sum(axis=1)
-        units = np.where(counts > 0, np.arange(len(counts)), -1)
         first = patients | policy.small(table).any(axis=1)
-        return _of_both(table, counts, self.lines, patients, first, policy, units, self.order(counts))
+        return _of_both(
+            table, counts, self.lines, patients, first, policy, self._units(counts), self.order(counts), ~self.nowhere
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +134,13 @@ class SiteSums:
     @property
     def nowhere(self) -> Mask:
         """(sites, n) what no report shows of a hospital."""
-        own = self.pooled.unknown.copy()
+        own = self.pooled.unknown | self.pooled.nowhere
         own[ALL] = True
         return np.tile(own, (self.sites, 1))
+
+    @property
+    def _marked(self) -> Mask:
+        return np.concatenate([~self.nowhere.ravel(), ~self.pooled.nowhere])
 
     def joined(self, pairs: Mapping[str, Counts], side: Callable[[Counts], Counts]) -> Counts:
         """(sites, n, label, decision) of attribute -> pairs[site, g, y, before, after], of one model."""
@@ -135,7 +160,7 @@ class SiteSums:
             values = np.concatenate([own.ravel(), total[:, y]])
             first = np.concatenate([(policy.small(own) | self.nowhere).ravel(), pooled[:, y]])
             order = [int(n) for n in values]
-            hidden = complemented(values, self.lines, first, policy, self._units(own), order)
+            hidden = complemented(values, self.lines, first, policy, self._units(own), order, marked=self._marked)
             found.append(hidden[: own.size].reshape(own.shape))
         return np.stack(found, axis=-1)
 
@@ -153,7 +178,8 @@ class SiteSums:
             )
             sizes = whole.sum(axis=1)
             order = [int(n) for n in sizes]
-            hidden = _of_both(whole, sizes, self.lines, margins, first, policy, self._units(counts), order)
+            units = self._units(counts)
+            hidden = _of_both(whole, sizes, self.lines, margins, first, policy, units, order, self._marked)
             found.append(hidden[: counts.size].reshape(counts.shape))
         return np.stack(found, axis=-1)
 
@@ -167,6 +193,7 @@ def _of_both(
     policy: Policy,
     units: Counts,
     order: Sequence[Any],
+    marked: Mask,
 ) -> Mask:
     """(n,) where table[row, decision] is hidden; each row adds up to its count, of which `margins` are hidden."""
     n = len(counts)
@@ -179,5 +206,6 @@ def _of_both(
         policy,
         np.concatenate([np.full(n, -1), units, units]),
         [*order] * 3,
+        marked=np.tile(marked, 3),
     )
     return hidden[n : 2 * n]
