@@ -103,27 +103,6 @@ def display(table: Counts, policy: Policy) -> list[list[str]]:
     ]
 
 
-def screened(
-    rates: Sequence[Estimate], above: Counts, below: Counts, policy: Policy, *, overall_shown: bool = True
-) -> tuple[Estimate, ...]:
-    """Rates of the groups of one attribute, `suppressed` where a small count could be read from them.
-
-    Args:
-        rates: one a group.
-        above, below: (G,) their numerators and denominators, as `shares.fraction` gives them.
-        policy: what is small.
-        overall_shown: whether the rate of all groups together is shown; then a single suppressed group could be
-            computed from the others, and the group with the next fewest patients is suppressed with it.
-    """
-    if policy.minimum == 0:
-        return tuple(rates)
-    parts = np.stack([above, below - above, below])
-    hidden = np.array(policy.small(parts).any(axis=0))
-    if overall_shown and hidden.sum() == 1 and not hidden.all():
-        hidden[int(np.where(hidden, np.iinfo(np.int64).max, below).argmin())] = True
-    return tuple(suppressed(rate, policy) if is_hidden else rate for rate, is_hidden in zip(rates, hidden, strict=True))
-
-
 def suppressed(estimate: Estimate, policy: Policy) -> Estimate:
     """The estimate without its numbers, n included."""
     reason = f"a count below {policy.minimum} could be read from it"
