@@ -343,6 +343,7 @@ def summary_lines(report: Json) -> list[str]:
         *(line for key in ("others", "worse", "warnings") for line in report["summary"][key]),
         *(f"{notice['code']} {notice['text']}" for notice in report["notices"]),
         report["privacy"]["text"],
+        *([report["small_cells"]["text"]] if report["small_cells"]["minimum"] else []),
     ]
     if report["data"]["synthetic"]:
         lines.append("Synthetic data.")
