@@ -33,6 +33,7 @@ from equipoise.common.fairness.tables import Counts, Floats
 from equipoise.common.study import SMALLEST_CELLS
 
 HIDDEN = "hidden"
+NOTHING, SOMEBODY, SMALL = 0, 1, 2  # what a reader is told of a hidden count; the first two are its least value, too
 _UNBOUNDED = 3  # status of scipy's linprog
 Mask = NDArray[np.bool_]
 
@@ -125,7 +126,7 @@ def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] 
     for number, line in enumerate([*places, *places.T]):
         # Every row and column: its parts less its total are 0.
         lines[number, line[:-1]], lines[number, line[-1]] = 1.0, -1.0
-    system = _System(whole.ravel(), lines, policy, np.ones(whole.size, dtype=bool))
+    system = _System(whole.ravel(), lines, policy, np.full(whole.size, SMALL))
     small = policy.small(whole)
     for row, column in np.argwhere(hidden & small):
         if system.gives(int(places[row, column]), hidden.ravel()):
@@ -141,7 +142,7 @@ def complemented(
     units: Counts,
     order: Sequence[Any],
     *,
-    marked: Mask | None = None,
+    told: Counts | None = None,
 ) -> Mask:
     """What is hidden where counts are linked by more sums than those of one table.
 
@@ -152,13 +153,14 @@ def complemented(
         policy: what is small.
         units: (n,) counts with the same number of 0 or more are hidden together; a negative one is never hidden.
         order: (n,) sortable; among the units that could protect a count the least is hidden.
-        marked: (n,) whether a reader is told that a hidden count is small, or that it is not; None: of all.
+        told: (n,) what a reader is told of a hidden count: `NOTHING`, `SOMEBODY` (it is not 0), or whether it is
+            `SMALL`; None: the last, of all.
 
     Returns:
         (n,) with as many further units hidden as it takes until each small count keeps two possible values at least,
-        for a reader who knows which marked counts are small. Where no unit is left to hide, it stays as it is.
+        for a reader who knows what is told. Where no unit is left to hide, it stays as it is.
     """
-    told = np.ones(len(values), dtype=bool) if marked is None else marked
+    told = np.full(len(values), SMALL) if told is None else told
     system, found = _System(values, lines, policy, told), hidden.copy()
     # A count that does not follow from what is shown does not follow from less.
     for cell in np.flatnonzero(policy.small(values)):
@@ -179,7 +181,7 @@ class _System:
     values: Counts
     lines: Floats
     policy: Policy
-    marked: Mask
+    told: Counts
 
     def gives(self, cell: int, hidden: Mask) -> bool:
         """Whether a hidden small count has one possible value only: its least is its greatest."""
@@ -187,7 +189,9 @@ class _System:
         coefficients = self.lines[:, inside]
         used = (coefficients != 0).any(axis=1)
         known = self.lines[used] @ np.where(hidden, self.values, 0)
-        bounds = [self._known(int(self.values[i])) if self.marked[i] else (0, None) for i in inside]
+        bounds = [
+            self._known(int(self.values[i])) if self.told[i] == SMALL else (int(self.told[i]), None) for i in inside
+        ]
         direction = (inside == cell).astype(np.float64)
         ends = []
         for sign in (1, -1):

@@ -114,7 +114,8 @@ def _contrasts(study: Study, measured: Measured, attribute: Attribute, hidden: S
         rows = [group, reference]
         at = [hidden.hides_at_site(role, attribute.name, site, rows, rate) for site in range(len(sites_of(study)))]
         pooled = hidden.hides_decisions(attribute.name, rows, [models[role]], 0, hidden.labels(rate))
-        return _suppressed(found, at, pooled=pooled, policy=hidden.policy)
+        numbers = hidden.site_patients[attribute.name][:, rows][..., list(hidden.labels(rate))]
+        return _suppressed(found, at, bool(numbers.any()), pooled=pooled, policy=hidden.policy)
 
     return [
         {
@@ -129,10 +130,11 @@ def _contrasts(study: Study, measured: Measured, attribute: Attribute, hidden: S
     ]
 
 
-def _suppressed(found: Json, at: Sequence[bool], *, pooled: bool, policy: Policy) -> Json:
+def _suppressed(found: Json, at: Sequence[bool], patients: bool, *, pooled: bool, policy: Policy) -> Json:
     """The figures of `_of_model` without those that a hidden count could be read from.
 
-    What sums over hospitals weighs each by its patients, so one hidden hospital hides all of it; not the pooled figure.
+    `at` says of each hospital whether its rates are hidden, `patients` whether any number of patients is. What sums
+    over hospitals weighs each by its patients, so one hidden hospital hides all of it; not the pooled figure.
     """
 
     def without(estimate: Json) -> Json:
@@ -144,6 +146,7 @@ def _suppressed(found: Json, at: Sequence[bool], *, pooled: bool, policy: Policy
     if not any(at):
         return shown
     none: Json = dict.fromkeys(("prediction", "tau", "tau_interval", "i_squared"))
+    none["hospitals_with_both_groups"] = None if patients else found["hospitals_with_both_groups"]
     none["note"] = "figures of single hospitals, and what they add up to, are suppressed where a count is small"
     hospitals = [
         {**row, "difference": without(row["difference"]) if kept_back else row["difference"]}

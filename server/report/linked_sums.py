@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from equipoise.common.attribute import Attribute
-from equipoise.common.fairness.small_cells import Mask, Policy, complemented
+from equipoise.common.fairness.small_cells import NOTHING, SMALL, SOMEBODY, Mask, Policy, complemented
 from equipoise.common.fairness.tables import Counts, Floats
 
 ALL = -1  # the row of all patients, last in every vector
@@ -96,6 +96,10 @@ class Sums:
         rows = enumerate(zip(self.unknown, counts, strict=True))
         return [(place == last, not unknown, int(n)) for place, (unknown, n) in rows]
 
+    @property
+    def _told(self) -> Counts:
+        return np.where(self.nowhere, NOTHING, SMALL)
+
     def _units(self, counts: Counts) -> Counts:
         return np.where((counts > 0) & ~self.nowhere, np.arange(len(counts)), -1)
 
@@ -103,22 +107,23 @@ class Sums:
         """(n,) which counts of patients with one label are hidden."""
         first = policy.small(counts) | self.nowhere
         units, order = self._units(counts), self.order(counts)
-        return complemented(counts, self.lines, first, policy, units, order, marked=~self.nowhere)
+        return complemented(counts, self.lines, first, policy, units, order, told=self._told)
 
     def hidden_decisions(self, table: Counts, patients: Mask, policy: Policy) -> Mask:
         """(n,) where table[row, decision] is hidden, of patients with one label whose number may be hidden."""
         counts = table.sum(axis=1)
         first = patients | policy.small(table).any(axis=1)
-        return _of_both(
-            table, counts, self.lines, patients, first, policy, self._units(counts), self.order(counts), ~self.nowhere
-        )
+        units, order, told = self._units(counts), self.order(counts), (self._told, self._told)
+        return _of_both(table, self.lines, patients, first, policy, units, order, told)
 
 
 @dataclass(frozen=True)
 class SiteSums:
     """The same at every hospital: one vector of `pooled` after the other, then their sum.
 
-    A report shows hospitals' declared groups; `unknown` and all patients of a hospital are nowhere, and may follow.
+    A report shows hospitals' declared groups; `unknown` and all patients of a hospital are nowhere, and may follow. A
+    hospital's hidden count is told from 0 and no more; where the sum over hospitals is hidden, not even that, since ten
+    hospitals that are not 0 with a sum below 11 have one patient each.
     """
 
     pooled: Sums
@@ -127,85 +132,107 @@ class SiteSums:
 
     @classmethod
     def of(cls, sums: Sums, sites: int) -> SiteSums:
+        """The sums over `sites` hospitals."""
         n = sums.lines.shape[1]
         added = np.concatenate([np.tile(np.eye(n), (1, sites)), -np.eye(n)], axis=1)
         return cls(sums, sites, np.concatenate([block_diag(*[sums.lines] * (sites + 1)), added]))
-
-    @property
-    def nowhere(self) -> Mask:
-        """(sites, n) what no report shows of a hospital."""
-        own = self.pooled.unknown | self.pooled.nowhere
-        own[ALL] = True
-        return np.tile(own, (self.sites, 1))
-
-    @property
-    def _marked(self) -> Mask:
-        return np.concatenate([~self.nowhere.ravel(), ~self.pooled.nowhere])
 
     def joined(self, pairs: Mapping[str, Counts], side: Callable[[Counts], Counts]) -> Counts:
         """(sites, n, label, decision) of attribute -> pairs[site, g, y, before, after], of one model."""
         own = {name: side(table) for name, table in pairs.items()}
         return np.stack([self.pooled.joined({name: t[site] for name, t in own.items()}) for site in range(self.sites)])
 
-    def _units(self, counts: Counts) -> Counts:
-        places = np.arange(counts.size).reshape(counts.shape)
-        own = np.where((counts > 0) & ~self.nowhere, places, -1).ravel()
-        return np.concatenate([own, np.full(counts.shape[1], -1)])
+    @property
+    def _nowhere(self) -> Mask:
+        """(sites, n) what no report shows of a hospital."""
+        own = self.pooled.unknown | self.pooled.nowhere
+        own[ALL] = True
+        return np.tile(own, (self.sites, 1))
 
-    def hidden_patients(self, counts: Counts, pooled: Mask, total: Counts, policy: Policy) -> Mask:
-        """(sites, n, 2) of counts[site, row, label] and the pooled (n, 2) that are hidden."""
-        found = []
-        for y in (0, 1):
-            own = counts[..., y]
-            values = np.concatenate([own.ravel(), total[:, y]])
-            first = np.concatenate([(policy.small(own) | self.nowhere).ravel(), pooled[:, y]])
-            order = [int(n) for n in values]
-            hidden = complemented(values, self.lines, first, policy, self._units(own), order, marked=self._marked)
-            found.append(hidden[: own.size].reshape(own.shape))
-        return np.stack(found, axis=-1)
+    def _whole(self, at_sites: Counts) -> Counts:
+        """(sites * n + n, ...) the hospitals' vectors, then their sum, of (sites, n, ...)."""
+        return np.concatenate([at_sites.reshape(-1, *at_sites.shape[2:]), at_sites.sum(axis=0)])
+
+    def _order(self, counts: Counts) -> list[tuple[bool, ...] | tuple[Any, ...]]:
+        """Single hospitals are hidden before the sum over them, else as in `Sums`."""
+        at_sites = [(False, *rest) for own in counts for rest in self.pooled.order(own)]
+        return [*at_sites, *((True, *rest) for rest in self.pooled.order(counts.sum(axis=0)))]
+
+    def _silent(self, pooled: Mask) -> Mask:
+        """(sites, n) hidden counts of hospitals of which nothing is told."""
+        return np.asarray(self._nowhere | pooled)
+
+    def _settled(
+        self, counts: Counts, small: Mask, pooled: Mask, aloud: int, hide: Callable[[Mask, Counts, Counts], Mask]
+    ) -> tuple[Mask, Mask]:
+        """What is hidden at hospitals, and of their sum; what is hidden of the sum is hidden at each of them.
+
+        `hide` takes what is hidden at first, units and what is told, as `complemented` does; `aloud` is what is told
+        of a hospital where the sum is shown.
+        """
+        n, sizes = len(pooled), self._whole(counts)
+        while True:
+            silent = self._silent(pooled)
+            told = np.where(silent, NOTHING, aloud).ravel(), np.where(self.pooled.nowhere, NOTHING, SMALL)
+            fixed = np.concatenate([silent.ravel(), self.pooled.nowhere]) | (sizes == 0)
+            units = np.where(fixed, -1, np.arange(len(sizes)))
+            hidden = hide(np.concatenate([(small | silent).ravel(), pooled]), units, np.concatenate(told))
+            if np.array_equal(hidden[-n:], pooled):
+                return hidden[:-n].reshape(counts.shape), pooled
+            pooled = hidden[-n:]
+
+    def hidden_patients(self, counts: Counts, pooled: Mask, policy: Policy) -> tuple[Mask, Mask]:
+        """(sites, n) of counts[site, row] of one label, and (n,) of their sum, that are hidden."""
+        values, order = self._whole(counts), self._order(counts)
+
+        def hide(first: Mask, units: Counts, told: Counts) -> Mask:
+            return complemented(values, self.lines, first, policy, units, order, told=told)
+
+        return self._settled(counts, policy.small(counts), pooled, SOMEBODY, hide)
 
     def hidden_decisions(
-        self, table: Counts, patients: Mask, decided: Mask, pooled_patients: Mask, pooled: Counts, policy: Policy
-    ) -> Mask:
-        """(sites, n, 2) of table[site, row, label, decision], where `patients` and the pooled figures are hidden."""
-        found = []
-        for y in (0, 1):
-            own, counts = table[:, :, y], table[:, :, y].sum(axis=-1)
-            whole = np.concatenate([own.reshape(-1, 2), pooled[:, y]])
-            margins = np.concatenate([(patients[..., y] | self.nowhere).ravel(), pooled_patients[:, y]])
-            first = np.concatenate(
-                [(patients[..., y] | policy.small(own).any(axis=-1) | self.nowhere).ravel(), decided[:, y]]
-            )
-            sizes = whole.sum(axis=1)
-            order = [int(n) for n in sizes]
-            units = self._units(counts)
-            hidden = _of_both(whole, sizes, self.lines, margins, first, policy, units, order, self._marked)
-            found.append(hidden[: counts.size].reshape(counts.shape))
-        return np.stack(found, axis=-1)
+        self, table: Counts, patients: Mask, pooled_patients: Mask, pooled: Mask, policy: Policy
+    ) -> tuple[Mask, Mask]:
+        """The same of table[site, row, decision], where the numbers of patients that are given may be hidden."""
+        counts, whole, order = table.sum(axis=-1), self._whole(table), self._order(table.sum(axis=-1))
+        margins = np.concatenate([(patients | self._nowhere).ravel(), pooled_patients])
+        told_of_margins = np.concatenate(
+            [
+                np.where(self._silent(pooled_patients), NOTHING, SOMEBODY).ravel(),
+                np.where(self.pooled.nowhere, NOTHING, SMALL),
+            ]
+        )
+
+        def hide(first: Mask, units: Counts, told: Counts) -> Mask:
+            both = first | margins
+            return _of_both(whole, self.lines, margins, both, policy, units, order, (told_of_margins, told))
+
+        return self._settled(counts, np.asarray(policy.small(table).any(axis=-1)), pooled, SMALL, hide)
 
 
 def _of_both(
     table: Counts,
-    counts: Counts,
     lines: Floats,
     margins: Mask,
     first: Mask,
     policy: Policy,
     units: Counts,
     order: Sequence[Any],
-    marked: Mask,
+    told: tuple[Counts, Counts],
 ) -> Mask:
-    """(n,) where table[row, decision] is hidden; each row adds up to its count, of which `margins` are hidden."""
-    n = len(counts)
+    """(n,) where table[row, decision] is hidden; each row adds up to its patients, of which `margins` are hidden.
+
+    `first`, `units`, `order` are those of the rows, as in `complemented`; `told` of the patients and of the decisions.
+    """
+    n = len(table)
     rows = np.concatenate([-np.eye(n), np.eye(n), np.eye(n)], axis=1)
-    linked = np.concatenate([block_diag(lines, lines, lines), rows])
     hidden = complemented(
-        np.concatenate([counts, table[:, 0], table[:, 1]]),
-        linked,
+        np.concatenate([table.sum(axis=1), table[:, 0], table[:, 1]]),
+        np.concatenate([block_diag(lines, lines, lines), rows]),
         np.concatenate([margins, first, first]),
         policy,
         np.concatenate([np.full(n, -1), units, units]),
         [*order] * 3,
-        marked=np.tile(marked, 3),
+        told=np.concatenate([told[0], told[1], told[1]]),
     )
     return hidden[n : 2 * n]

@@ -99,12 +99,13 @@ def _of_prevalence(report: Json) -> Iterator[tuple[str, str]]:
 def _of_hospitals(report: Json) -> Iterator[tuple[str, str]]:
     for name, found in (report["hospitals"] or {}).items():
         coverage = found["coverage"]
-        single = [site["hospital"] for site in coverage if sum(group["n"] != 0 for group in site["groups"]) < 2]
+        told = [site for site in coverage if all(known(group["n"]) is not None for group in site["groups"])]
+        single = [site["hospital"] for site in told if sum(group["n"] > 0 for group in site["groups"]) < 2]
         if single:
             yield (
                 "E101",
                 f"{name}: one group only at {listed(single)}; there is no gap there, and no weight in the gap within "
-                f"hospitals ({len(coverage) - len(single)} of {len(coverage)} hospitals have two groups or more).",
+                f"hospitals ({len(told) - len(single)} of {len(told)} hospitals have two groups or more).",
             )
         classes = [site["hospital"] for site in coverage if _one_class(site["groups"])]
         if classes:

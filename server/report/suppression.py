@@ -72,33 +72,44 @@ class Suppression:
         sums = Sums.of(study.attributes)
         counts = sums.joined({a.name: measured.decisions(BASE, a.name)[0][0].sum(axis=-1) for a in study.attributes})
         patients = np.stack([sums.hidden_patients(counts[:, y], policy) for y in (0, 1)], axis=-1)
-        decided, decisions = {}, {}
+        site_patients: dict[str, Mask] = {}
+        site_decisions: dict[str, dict[str, Mask]] = {}
+        decided: dict[bytes, Mask] = {}  # by table, so that what is alike is hidden alike
+
+        if measured.site_pairs:
+            at_sites = SiteSums.of(sums, len(next(iter(measured.site_pairs.values()))))
+            tables = [at_sites.joined(measured.site_pairs, side) for side in (counts_before, counts_after)]
+            own = [at_sites.hidden_patients(tables[0][:, :, y].sum(axis=-1), patients[:, y], policy) for y in (0, 1)]
+            at, patients = (np.stack(parts, axis=-1) for parts in zip(*own, strict=True))
+            site_patients = sums.apart(at, axis=1)
+            for role, table in zip(ROLES, tables, strict=True):
+                total = table.sum(axis=0)
+                own = []
+                for y in (0, 1):
+                    pooled = sums.hidden_decisions(total[:, y], patients[:, y], policy)
+                    cells = table[:, :, y], at[..., y], patients[:, y], pooled
+                    own.append(at_sites.hidden_decisions(*cells, policy))
+                sites, decided[total.tobytes()] = (np.stack(parts, axis=-1) for parts in zip(*own, strict=True))
+                site_decisions[role] = sums.apart(sites, axis=1)
+
+        decisions: dict[tuple[str, int], dict[str, Mask]] = {}
         for model in dict.fromkeys(name for pair in measured.pairs for name in pair):
-            tables = {a.name: measured.decisions(model, a.name)[0] for a in study.attributes}
+            by_point = {a.name: measured.decisions(model, a.name)[0] for a in study.attributes}
             for point in range(len(POINTS)):
-                table = sums.joined({name: table[point] for name, table in tables.items()})
-                hidden = [sums.hidden_decisions(table[:, y], patients[:, y], policy) for y in (0, 1)]
-                decided[model, point] = np.stack(hidden, axis=-1)
-                decisions[model, point] = sums.apart(decided[model, point])
-        found = cls(
+                table = sums.joined({name: table[point] for name, table in by_point.items()})
+                if table.tobytes() not in decided:
+                    hidden = [sums.hidden_decisions(table[:, y], patients[:, y], policy) for y in (0, 1)]
+                    decided[table.tobytes()] = np.stack(hidden, axis=-1)
+                decisions[model, point] = sums.apart(decided[table.tobytes()])
+        return cls(
             policy,
             {a.name: tuple(group_names(len(a.groups) + 1, a.groups)) for a in study.attributes},
             sums.apart(counts),
             sums.apart(patients),
             decisions,
+            site_patients,
+            site_decisions,
         )
-        if not measured.site_pairs:
-            return found
-        method = next(after for before, after in measured.pairs if before == BASE)
-        at_sites = SiteSums.of(sums, len(next(iter(measured.site_pairs.values()))))
-        before, after = (at_sites.joined(measured.site_pairs, side) for side in (counts_before, counts_after))
-        site_patients = at_sites.hidden_patients(before.sum(axis=-1), patients, counts, policy)
-        site_decisions = {}
-        for role, model, table in zip(ROLES, (BASE, method), (before, after), strict=True):
-            pooled = sums.joined({a.name: measured.decisions(model, a.name)[0][0] for a in study.attributes})
-            own = at_sites.hidden_decisions(table, site_patients, decided[model, 0], patients, pooled, policy)
-            site_decisions[role] = sums.apart(own, axis=1)
-        return replace(found, site_patients=sums.apart(site_patients, axis=1), site_decisions=site_decisions)
 
     @property
     def active(self) -> bool:
@@ -112,21 +123,20 @@ class Suppression:
 
     def count(self, attribute: str, row: int, label: int | None = None) -> int | str:
         """Patients of a row with a label, or of both; `<k` or `hidden` in place of a number that is not shown."""
-        return self._count(self.counts[attribute][row], self.patients[attribute][row], label)
-
-    def site_count(self, attribute: str, site: int, row: int, counts: Counts, label: int | None = None) -> int | str:
-        """As `count`, of one hospital; `counts` are its patients of the row by label."""
-        if not self.active:
-            return int(counts.sum() if label is None else counts[label])
-        return self._count(counts, self.site_patients[attribute][site, row], label)
-
-    def _count(self, counts: Counts, hidden: Mask, label: int | None) -> int | str:
+        counts, hidden = self.counts[attribute][row], self.patients[attribute][row]
         if label is None:
             # "<k" of the sum would say more of its parts than they say themselves.
             return HIDDEN if hidden.any() else int(counts.sum())
         if not hidden[label]:
             return int(counts[label])
         return f"<{self.policy.minimum}" if self.policy.small(counts)[label] else HIDDEN
+
+    def site_count(self, attribute: str, site: int, row: int, counts: Counts, label: int | None = None) -> int | str:
+        """The same of one hospital, `hidden` alone in place of a number; `counts` are its patients by label."""
+        hidden = np.zeros(2, dtype=bool) if not self.active else self.site_patients[attribute][site, row]
+        if label is None:
+            return HIDDEN if hidden.any() else int(counts.sum())
+        return HIDDEN if hidden[label] else int(counts[label])
 
     def of_decisions(
         self, found: Estimate, attribute: str | None, rows: Sequence[int], models: Sequence[str], point: int

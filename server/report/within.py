@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.forest import forest
 from equipoise.server.report.plots.svg import identifier
-from equipoise.server.report.words import LABELS, LEVEL_TEXT, estimate_text, number, signed
+from equipoise.server.report.words import LABELS, LEVEL_TEXT, count_text, estimate_text, number, signed
 
 Json = dict[str, Any]
 NOT_MEASURED = (
@@ -49,7 +49,7 @@ def _parts(attribute: str, contrasts: list[Json]) -> Table:
             rows.append([
                 f"{entry['group']} less {entry['reference']}", LABELS[entry["rate"]], label if "method" in entry else
                 "measured", estimate_text(found["pooled"], change=True), estimate_text(found["within"], change=True),
-                composition, between, str(found["hospitals_with_both_groups"]),
+                composition, between, count_text(found["hospitals_with_both_groups"]),
             ])  # fmt: skip
     columns = (
         "groups", "rate", "model", "pooled", "within hospitals", "composition", "between hospitals (SD)",

@@ -48,6 +48,8 @@ class Reader:
         self.decisions: dict[Hashable, int] = {}
         self.equations: list[tuple[Terms, float]] = []
         self.marked: set[Hashable] = set()  # shown as `<k`
+        self.somebody: set[Hashable] = set()  # `hidden` where a 0 would be shown
+        self.shown: dict[tuple[str, str], int | str] = {}  # positives of a group, as written
         self._count(measured)
         self._link()
         self._link_intersections()
@@ -165,6 +167,10 @@ class Reader:
             self.knows({(place, name, group, 1): 1.0}, positives)
         elif positives.startswith("<"):
             self.marked.add((place, name, group, 1))
+        elif place == POOLED or isinstance(self.shown[name, group], int):
+            self.somebody.add((place, name, group, 1))
+        if place == POOLED:
+            self.shown[name, group] = positives
 
     def _n(self, name: str, cells: list[tuple[str, int]], estimate: Json, place: str = POOLED) -> None:
         if estimate["n"] is not None:
@@ -309,7 +315,7 @@ class Reader:
                     matrix[i, place[key]] = coefficient
                 totals[i] = total
             whole = matrix.tocsr()
-            bounds = [(1, self.k - 1) if key in self.marked else (0, None) for key in keys]
+            bounds = [(1, self.k - 1) if key in self.marked else (int(key in self.somebody), None) for key in keys]
             assert np.allclose(whole @ np.array([true[key] for key in keys]), totals, atol=1e-4), "a false equation"
             for key in keys:
                 if 0 < true[key] < self.k:
