@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
+from scipy.sparse import csr_array
 
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS, Estimate
@@ -34,7 +35,7 @@ from equipoise.common.study import SMALLEST_CELLS
 
 HIDDEN = "hidden"
 NOTHING, SOMEBODY, SMALL = 0, 1, 2  # what a reader is told of a hidden count; the first two are its least value, too
-_UNBOUNDED = 3  # status of scipy's linprog
+_IDLE = 3  # solutions in a row that move no further cell
 Mask = NDArray[np.bool_]
 
 
@@ -163,14 +164,16 @@ def complemented(
     told = np.full(len(values), SMALL) if told is None else told
     system, found = _System(values, lines, policy, told), hidden.copy()
     # A count that does not follow from what is shown does not follow from less.
+    open_ = system.left_open(policy.small(values), found)
     for cell in np.flatnonzero(policy.small(values)):
-        while system.gives(int(cell), found):
+        while not open_[cell] and system.gives(int(cell), found):
             near = (lines[lines[:, cell] != 0] != 0).any(axis=0)
             left = ~found & (units >= 0)
             choice = np.flatnonzero(left & near) if (left & near).any() else np.flatnonzero(left)
             if not choice.size:
                 break
             found[units == units[min(choice, key=lambda place: order[int(place)])]] = True
+            open_ |= system.left_open(policy.small(values) & ~open_, found)
     return found
 
 
@@ -185,33 +188,46 @@ class _System:
 
     def gives(self, cell: int, hidden: Mask) -> bool:
         """Whether a hidden small count has one possible value only: its least is its greatest."""
+        least, most = (self._extreme(sign * (np.arange(len(hidden)) == cell), hidden)[cell] for sign in (1.0, -1.0))
+        return bool(most - least < 1 - 1e-6)
+
+    def left_open(self, cells: Mask, hidden: Mask) -> Mask:
+        """Some of the cells that have a second possible value: a few solutions find one for most cells at once."""
+        found, generator, idle = np.zeros(len(cells), dtype=bool), np.random.default_rng(0), 0
+        while (cells & ~found).any() and idle < _IDLE:
+            direction = np.where(cells & ~found, generator.uniform(0.5, 1.0, len(cells)), 0.0)
+            other = self._extreme(direction * generator.choice([-1.0, 1.0], len(cells)), hidden)
+            moved = cells & ~found & (np.abs(other - self.values) > 1 - 1e-6)
+            found |= moved
+            idle = 0 if moved.any() else idle + 1
+        return found
+
+    def _extreme(self, direction: Floats, hidden: Mask) -> Floats:
+        """(n,) values that a reader cannot exclude, at which `direction` is least."""
         inside = np.flatnonzero(hidden)
         coefficients = self.lines[:, inside]
         used = (coefficients != 0).any(axis=1)
         known = self.lines[used] @ np.where(hidden, self.values, 0)
-        bounds = [
-            self._known(int(self.values[i])) if self.told[i] == SMALL else (int(self.told[i]), None) for i in inside
-        ]
-        direction = (inside == cell).astype(np.float64)
-        ends = []
-        for sign in (1, -1):
-            found = linprog(sign * direction, A_eq=coefficients[used], b_eq=known, bounds=bounds)
-            if found.status == _UNBOUNDED:
-                return False
-            ends.append(found.fun)
-        return bool(-ends[1] - ends[0] < 1 - 1e-6)
+        bounds = [self._known(int(self.values[place]), int(self.told[place])) for place in inside]
+        solved = linprog(direction[inside], A_eq=csr_array(coefficients[used]), b_eq=known, bounds=bounds)
+        values = self.values.astype(np.float64)
+        values[inside] = solved.x
+        return values
 
-    def _known(self, count: int) -> tuple[int, int | None]:
+    def _known(self, count: int, told: int) -> tuple[int, int]:
         """Between which values a reader knows a hidden count to lie.
 
-        `<k` says so of a small one; of another, whether a figure of so many patients would be estimable.
+        `<k` says so of a small one; of another, whether a figure of so many patients would be estimable. There is an
+        end, far off, to what has none.
         """
-        k = self.policy.minimum
+        k, most = self.policy.minimum, 2 * int(np.abs(self.values).max()) + 1000
+        if told != SMALL:
+            return told, most
         if self.policy.small(np.array(count)):
             return (1 if self.policy.zero_shown else 0), k - 1
         if 0 < count < MINIMUM_PATIENTS:
             return k, MINIMUM_PATIENTS - 1
-        return (max(k, MINIMUM_PATIENTS), None) if count else (0, None)
+        return (max(k, MINIMUM_PATIENTS) if count else 0), most
 
 
 def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:
