@@ -59,9 +59,11 @@ def _small(measured: Measured, attribute: Attribute, hidden: Suppression) -> dic
     variance = 2 * float(measured.pair_noise[pair][0].sum())  # both labels
     what = "patients in the intersection"
     lacking = [shortage(int(n), what, MINIMUM_GROUP, variance) for n in sizes]
-    for row, why in enumerate(lacking):
-        if why and hidden.hides(attribute.name, [row]):
-            lacking[row] = ""  # suppressed; how many they are is not to be told
+    for row in range(len(lacking)):
+        if hidden.hides(attribute.name, [row]):
+            # How many they are is not to be told, but what follows from the counts that are shown may be.
+            most = hidden.at_most(attribute.name, row)
+            lacking[row] = f"fewer than {MINIMUM_GROUP} {what}" if most is not None and most < MINIMUM_GROUP else ""
     return {name: why for name, why in zip(group_names(len(sizes), attribute.groups), lacking, strict=True) if why}
 
 

@@ -89,7 +89,8 @@ class Suppression:
                     pooled = sums.hidden_decisions(total[:, y], patients[:, y], policy)
                     cells = table[:, :, y], at[..., y], patients[:, y], pooled
                     own.append(at_sites.hidden_decisions(*cells, policy))
-                sites, decided[total.tobytes()] = (np.stack(parts, axis=-1) for parts in zip(*own, strict=True))
+                sites, mask = (np.stack(parts, axis=-1) for parts in zip(*own, strict=True))
+                decided[total.tobytes()] = decided.get(total.tobytes(), mask) | mask
                 site_decisions[role] = sums.apart(sites, axis=1)
 
         decisions: dict[tuple[str, int], dict[str, Mask]] = {}
@@ -130,6 +131,15 @@ class Suppression:
         if not hidden[label]:
             return int(counts[label])
         return f"<{self.policy.minimum}" if self.policy.small(counts)[label] else HIDDEN
+
+    def at_most(self, attribute: str, row: int) -> int | None:
+        """The most patients that a row can have, from what is shown of it; None where that has no end."""
+        if not self.active:
+            return None
+        counts, hidden = self.counts[attribute][row], self.patients[attribute][row]
+        if (hidden & ~self.policy.small(counts)).any():
+            return None
+        return int(np.where(hidden, self.policy.minimum - 1, counts).sum())
 
     def site_count(self, attribute: str, site: int, row: int, counts: Counts, label: int | None = None) -> int | str:
         """The same of one hospital, `hidden` alone in place of a number; `counts` are its patients by label."""

@@ -115,7 +115,8 @@ def test_ten_patients_are_told_from_nine_by_nothing() -> None:
 def test_curves_rest_on_enough_patients_of_each_class() -> None:
     patients = draw([500, 300, 40], MODELS)
     study = make_study(controls=(), min_cell=11)
-    report, table = make_report(study, patients), measure(study, patients).histograms[BASE, "test"]["tone"]
+    report, measured = make_report(study, patients), measure(study, patients)
+    table = measured.histograms[BASE, "test"]["tone"]
     assert not any("suppressed" in e["status"] for e in report["models"][BASE]["attributes"]["tone"]["auc_by_group"])
     for row, group in enumerate(("light", "dark")):
         curve = np.array(report["roc"]["tone"][group][BASE]) * table[row].sum(axis=1)
@@ -134,9 +135,11 @@ def test_curves_rest_on_enough_patients_of_each_class() -> None:
     gaps = report["scores"][BASE]["tone"]["gap_by_threshold"]
     assert 2 < len(gaps) < 40
     for threshold, gap in gaps:
-        logit = np.log(threshold / (1 - threshold))
-        found = [patients.rate(BASE, g, y, logit - 1e-4) for y in (0, 1) for g in (0, 1)]
-        assert gap == pytest.approx(max(abs(found[0] - found[1]), abs(found[2] - found[3])), abs=0.02)
+        edge = int(np.abs(1 / (1 + np.exp(-measured.edges)) - threshold).argmin())
+        flagged_ = table[:2, :, edge + 1 :].sum(axis=-1) / table[:2].sum(axis=-1)
+        assert gap == pytest.approx(np.abs(flagged_[0] - flagged_[1]).max(), abs=1e-5)
+        for group, place in zip(("light", "dark"), flagged_, strict=True):  # on both curves, so nothing lies between
+            assert np.abs(np.array(report["roc"]["tone"][group][BASE]) - place).sum(axis=1).min() < 1e-4
     shown = make_report(make_study(controls=(), min_cell=0), patients)
     steps = np.diff(np.array(shown["roc"]["tone"]["dark"][BASE]) * table[1].sum(axis=1), axis=0)
     assert ((steps > 0.1) & (steps < 10.9)).any()
@@ -189,6 +192,26 @@ def check_gaps(report: Json) -> None:
                     assert not (silent[model] and at["gaps"][metric]["value"] is not None)
                 change = report["changes"][0]["attributes"][name]["points"][point]["gaps"][metric]
                 assert not (any(silent.values()) and change["value"] is not None)
+
+
+def test_an_intersections_group_is_left_out_by_what_is_shown_of_it_alone() -> None:
+    label = np.array([0] * 460 + [1] * 140)
+    tone = np.array([0] * 400 + [1] * 60 + [0] * 120 + [1] * 20)
+    age = np.array([0] * 300 + [1] * 100 + [0] * 30 + [1] * 30 + [0] * 60 + [1] * 60 + [0] * 4 + [1] * 16)
+    logits = {model: np.random.default_rng(0).normal(0, 1, 600) + 2.0 * (label - 0.5) for model in MODELS}
+    patients = Patients(label, tone, logits, {"age": age, "both": combined_group([tone, age], [2, 2])})
+    report = make_report(make_study(controls=(), further=(AGE, BOTH), min_cell=11), patients)
+    row = next(row for row in report["attributes"] if row["attribute"] == "both")
+    shown = {group["group"]: (group["n"], group["positives"]) for group in row["groups"]}
+    assert shown["dark & young"] == ("hidden", "<11")  # 30 without the disease: at most 40
+    found = report["models"][BASE]["attributes"]["both"]["points"]["rule"]["by_group"]
+    for rate in ("tpr", "fpr", "selection_rate"):
+        by_group = {e["group"]: e for e in found[rate]}
+        assert by_group["dark & young"]["reason"] == "fewer than 50 patients in the intersection"
+        assert "50 patients" not in by_group["dark & old"]["reason"]
+    hidden = [group for group, counts in shown.items() if counts == ("hidden", "hidden")]
+    assert hidden  # how many these are, and whether 50, nothing says
+    assert not any(e["group"] in hidden and "50 patients" in e["reason"] for rate in found.values() for e in rate)
 
 
 def test_outcomes_and_losses_are_judged_though_their_figures_are_hidden() -> None:
