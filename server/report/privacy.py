@@ -53,8 +53,9 @@ def small_cells_of(study: Study) -> Json:
         text = (
             f"Smallest cell {least}: a count of 1 to {least - 1} patients is not shown (<{least}), nor what would give "
             "it away: a further count (hidden), and rates, gaps, changes and AUCs that rest on either (suppressed). 0 "
-            "is shown. Outcomes of gates and who got worse are judged on the exact tables all the same. The tables in "
-            "the run's folder hold every count; they are the coordinator's confidential files."
+            "is shown, of a single hospital only where the sum over hospitals is. Outcomes of gates and who got worse "
+            "are judged on the exact tables all the same. The tables in the run's folder hold every count; they are "
+            "the coordinator's confidential files."
         )
     elif study.privacy.private:
         text = "Small counts are shown: all counts carry noise, which protects the patients, so none has to be hidden."

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -161,7 +161,7 @@ def crowd(seed: int, n: int, k: int) -> tuple[Study, Patients]:
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([150, 400, 1200]), k=st.sampled_from([5, 8, 11]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None, phases=[Phase.generate])  # a smaller seed is no simpler crowd
 def test_a_reader_who_computes_finds_no_small_count(seed: int, n: int, k: int) -> None:
     study, patients = crowd(seed, n, k)
     report = make_report(study, patients)
