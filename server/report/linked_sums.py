@@ -153,7 +153,7 @@ class SiteSums:
         """(sites * n + n, ...) the hospitals' vectors, then their sum, of (sites, n, ...)."""
         return np.concatenate([at_sites.reshape(-1, *at_sites.shape[2:]), at_sites.sum(axis=0)])
 
-    def _order(self, counts: Counts) -> list[tuple[bool, ...] | tuple[Any, ...]]:
+    def _order(self, counts: Counts) -> list[tuple[Any, ...]]:
         """Single hospitals are hidden before the sum over them, else as in `Sums`."""
         at_sites = [(False, *rest) for own in counts for rest in self.pooled.order(own)]
         return [*at_sites, *((True, *rest) for rest in self.pooled.order(counts.sum(axis=0)))]
