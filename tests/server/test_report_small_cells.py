@@ -96,6 +96,11 @@ def test_numbers_of_patients_too_are_hidden_with_what_gives_them_away() -> None:
     assert [row["reliability"] == [] for row in scores["calibration"]] == [False, True, True]
     assert [row["ece_if_calibrated"] is None for row in scores["calibration"]] == [False, True, True]
     assert [e["status"] == "suppressed" for e in scores["brier"]] == [False, True, True]
+    assert [e["status"] for e in scores["xauc"]] == ["ok", "suppressed"]  # positives of light, then of dark
+    further = report["decisions"][BASE]["tone"]
+    assert [x is None for x in further["net_benefit"]["flag_everybody"]] == [False, True, True]
+    assert (further["unknown"]["patients"], further["unknown"]["gap_at_most"]) == ("hidden", None)
+    assert further["unknown"]["warnings"] == ["the group of some patients is unknown, and how many cannot be shown"]
     assert list(report["roc"]["tone"]) == ["light"]
     assert scores["gap_by_threshold"] == []
     page = derived_files(report)["report.html"]
