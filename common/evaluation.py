@@ -22,7 +22,15 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.fairness.joint import pairs_of_joint
 from equipoise.common.fairness.noise import HistogramNoise, anchored
-from equipoise.common.fairness.tables import Counts, Floats, Table, hybrid_edges, quantile_edges
+from equipoise.common.fairness.tables import (
+    Counts,
+    Floats,
+    Table,
+    counts_after,
+    counts_before,
+    hybrid_edges,
+    quantile_edges,
+)
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
 from equipoise.common.headcount import Headcount
 from equipoise.common.pool import Pool, network_of
@@ -68,6 +76,12 @@ class Measured:
         self.pairs[before, after] = {name: pairs_of_joint(table, *sides)[0] for name, table in joint.items()}
         summed = pairs_of_joint(next(iter(joint.values())), *sides)[1]
         self.pair_noise[before, after] = noise * summed.astype(np.float64)
+
+    def decisions(self, model: str, attribute: str) -> tuple[Counts, Floats]:
+        """counts[point, g, y, decision] of a model, from its pair table with the base, and variances of their noise."""
+        pair = next(found for found in self.pairs if found[0] == BASE and model in (BASE, found[1]))
+        side = counts_before if model == BASE else counts_after
+        return side(self.pairs[pair][attribute]), side(self.pair_noise[pair])
 
     def scores(self, model: str, attribute: str) -> tuple[Table, float | HistogramNoise]:
         """A model's histogram of the test scores, counts[g, y, bin], and its noise.
@@ -158,6 +172,19 @@ def check_by_site(study: Study) -> None:
     if not study.sites.declared_patients and study.simulation is None:
         raise StudyError(
             "evaluation.by_site=true: sites.declared_patients is missing; it names the hospitals that get a place"
+        )
+
+
+def check_min_cell(study: Study) -> None:
+    """Whether small counts can be hidden as the study asks.
+
+    Raises:
+        StudyError: under noise, whose counts are not the patients'.
+    """
+    if study.privacy.private and study.evaluation.min_cell:
+        raise StudyError(
+            f"evaluation.min_cell={study.evaluation.min_cell}: under privacy.mode={study.privacy.mode} counts carry "
+            "noise and are safe to print; leave it out, or write 0"
         )
 
 

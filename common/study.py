@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from equipoise.common.attribute import Attribute, with_levels
 from equipoise.common.canonical import digest_json
@@ -19,6 +19,7 @@ from equipoise.common.study_privacy import Privacy
 from equipoise.common.study_simulation import Simulation
 
 EXACT_BINS, PRIVATE_BINS = 1024, 16  # evaluation specification, 0.6 (measured)
+SMALLEST_CELLS = (0, 5, 8, 10, 11)  # that a report may be asked to hide below; evaluation specification, section 3.4
 Scalar = bool | int | float | str
 
 
@@ -180,6 +181,14 @@ class Evaluation(Strict):
     bins: int | None = Field(default=None, ge=8, le=4096)  # of the score; by default 1024, under noise 16
     gates: Gates = Gates()
     by_site: bool = False  # also each hospital's own table: gaps within hospitals, and a figure that names them
+    min_cell: int | None = None  # smallest count that the report shows; `Study.smallest_cell` has the default
+
+    @field_validator("min_cell")
+    @classmethod
+    def _allowed(cls, value: int | None) -> int | None:
+        if value is not None and value not in SMALLEST_CELLS:
+            raise ValueError(f"choose one of {', '.join(map(str, SMALLEST_CELLS))}")
+        return value
 
 
 class Sites(Strict):
@@ -299,6 +308,17 @@ class Study(Strict):
         if isinstance(self.inputs, ScoreInputs) and self.inputs.edges is not None:
             return len(self.inputs.edges) + 1
         return self.evaluation.bins or (PRIVATE_BINS if self.privacy.private else EXACT_BINS)
+
+    @property
+    def smallest_cell(self) -> int:
+        """The smallest count of patients that the report shows; 0 shows all.
+
+        Where the study says nothing it is 11 for exact tables of hospitals. Noisy counts may be shown, and in a
+        simulation every patient is on this machine already.
+        """
+        if self.evaluation.min_cell is not None:
+            return self.evaluation.min_cell
+        return 0 if self.privacy.private or self.simulation is not None else 11
 
     def with_method(self, name: str, **parameters: Any) -> Study:
         """The same study under another method, without controls."""

@@ -9,7 +9,7 @@ the noisy counts are safe to print and the policy is a courtesy, judged on the n
     totals    a hidden count must not follow from the rest of its row or column and the totals: further cells, totals
               included, are hidden until it does not (`hidden_cells`), smallest first
     rates     hidden where the numerator, the rest or the denominator is 1 to k - 1, since a rate and its n give both;
-              a single hidden group next to an overall rate takes the next smallest with it (`screened`)
+              a single hidden group next to an overall rate takes another one with it (`complemented`)
 
 Rules in use: no cell of 1 to 10 nor derivable (CMS); below 10 including 0 (UK LLC); 1 to 7 (NHS Digital).
 
@@ -21,17 +21,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
+from scipy.sparse import csr_array
 
 from equipoise.common.errors import StudyError
-from equipoise.common.fairness.estimate import Estimate
-from equipoise.common.fairness.tables import Counts
+from equipoise.common.fairness.estimate import MINIMUM_PATIENTS, Estimate
+from equipoise.common.fairness.tables import Counts, Floats
+from equipoise.common.study import SMALLEST_CELLS
 
-ALLOWED = (0, 5, 8, 10, 11)
 HIDDEN = "hidden"
+NOTHING, SOMEBODY, SMALL = 0, 1, 2  # what a reader is told of a hidden count; the first two are its least value, too
+_IDLE = 3  # solutions in a row that move no further cell
 Mask = NDArray[np.bool_]
 
 
@@ -48,8 +52,8 @@ class Policy:
     zero_shown: bool = True
 
     def __post_init__(self) -> None:
-        if self.minimum not in ALLOWED:
-            raise StudyError(f"policy.min_cell={self.minimum}: choose one of {', '.join(map(str, ALLOWED))}")
+        if self.minimum not in SMALLEST_CELLS:
+            raise StudyError(f"evaluation.min_cell={self.minimum}: choose one of {', '.join(map(str, SMALLEST_CELLS))}")
 
     def small(self, counts: Counts) -> Mask:
         """Which counts are hidden for their own sake; noise may have made some negative, which are small too."""
@@ -101,27 +105,6 @@ def display(table: Counts, policy: Policy) -> list[list[str]]:
     ]
 
 
-def screened(
-    rates: Sequence[Estimate], above: Counts, below: Counts, policy: Policy, *, overall_shown: bool = True
-) -> tuple[Estimate, ...]:
-    """Rates of the groups of one attribute, `suppressed` where a small count could be read from them.
-
-    Args:
-        rates: one a group.
-        above, below: (G,) their numerators and denominators, as `shares.fraction` gives them.
-        policy: what is small.
-        overall_shown: whether the rate of all groups together is shown; then a single suppressed group could be
-            computed from the others, and the group with the next fewest patients is suppressed with it.
-    """
-    if policy.minimum == 0:
-        return tuple(rates)
-    parts = np.stack([above, below - above, below])
-    hidden = np.array(policy.small(parts).any(axis=0))
-    if overall_shown and hidden.sum() == 1 and not hidden.all():
-        hidden[int(np.where(hidden, np.iinfo(np.int64).max, below).argmin())] = True
-    return tuple(suppressed(rate, policy) if is_hidden else rate for rate, is_hidden in zip(rates, hidden, strict=True))
-
-
 def suppressed(estimate: Estimate, policy: Policy) -> Estimate:
     """The estimate without its numbers, n included."""
     reason = f"a count below {policy.minimum} could be read from it"
@@ -138,31 +121,113 @@ def _alone(hidden: Mask) -> tuple[int, int] | None:
 
 
 def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] | None:
-    """A small cell whose value follows from what is shown, found by its least and greatest possible value."""
-    cells, small = np.argwhere(hidden), policy.small(whole)[hidden]
-    # Every row and column: its parts less its total are 0.
-    signs = np.ones(whole.shape)
-    lines, totals = [], []
-    for axis in (0, 1):
-        signed = signs.copy()
-        (signed[-1] if axis == 0 else signed[:, -1])[...] = -1.0
-        for k in range(whole.shape[1 - axis]):
-            line = np.zeros_like(hidden)
-            (line[:, k] if axis == 0 else line[k])[...] = True
-            lines.append(np.where(line, signed, 0.0)[hidden])
-            totals.append(-float((signed * whole)[line & ~hidden].sum()))
-    least = 1 if policy.zero_shown else 0
-    known = [
-        (least, policy.minimum - 1) if is_small else (min(policy.minimum, int(count)), None)
-        for is_small, count in zip(small, whole[hidden], strict=True)
-    ]
-    for index in np.flatnonzero(small):
-        direction = np.zeros(len(cells))
-        direction[index] = 1.0
-        found = [linprog(sign * direction, A_eq=np.array(lines), b_eq=totals, bounds=known).fun for sign in (1, -1)]
-        if -found[1] - found[0] < 1 - 1e-6:
-            return int(cells[index, 0]), int(cells[index, 1])
+    """A small cell whose value follows from what is shown."""
+    places = np.arange(whole.size).reshape(whole.shape)
+    lines = np.zeros((sum(whole.shape), whole.size))
+    for number, line in enumerate([*places, *places.T]):
+        # Every row and column: its parts less its total are 0.
+        lines[number, line[:-1]], lines[number, line[-1]] = 1.0, -1.0
+    system = _System(whole.ravel(), lines, policy, np.full(whole.size, SMALL))
+    small = policy.small(whole)
+    for row, column in np.argwhere(hidden & small):
+        if system.gives(int(places[row, column]), hidden.ravel()):
+            return int(row), int(column)
     return None
+
+
+def complemented(
+    values: Counts,
+    lines: Floats,
+    hidden: Mask,
+    policy: Policy,
+    units: Counts,
+    order: Sequence[Any],
+    *,
+    told: Counts | None = None,
+) -> Mask:
+    """What is hidden where counts are linked by more sums than those of one table.
+
+    Args:
+        values: (n,) exact counts, each cell and each total once.
+        lines: (m, n) what a reader knows of them: the sum `lines @ values`, for each line.
+        hidden: (n,) hidden at first; every small count has to be.
+        policy: what is small.
+        units: (n,) counts with the same number of 0 or more are hidden together; a negative one is never hidden.
+        order: (n,) sortable; among the units that could protect a count the least is hidden.
+        told: (n,) what a reader is told of a hidden count: `NOTHING`, `SOMEBODY` (it is not 0), or whether it is
+            `SMALL`; None: the last, of all.
+
+    Returns:
+        (n,) with as many further units hidden as it takes until each small count keeps two possible values at least,
+        for a reader who knows what is told. Where no unit is left to hide, it stays as it is.
+    """
+    told = np.full(len(values), SMALL) if told is None else told
+    system, found = _System(values, lines, policy, told), hidden.copy()
+    # A count that does not follow from what is shown does not follow from less.
+    open_ = system.left_open(policy.small(values), found)
+    for cell in np.flatnonzero(policy.small(values)):
+        while not open_[cell] and system.gives(int(cell), found):
+            near = (lines[lines[:, cell] != 0] != 0).any(axis=0)
+            left = ~found & (units >= 0)
+            choice = np.flatnonzero(left & near) if (left & near).any() else np.flatnonzero(left)
+            if not choice.size:
+                break
+            found[units == units[min(choice, key=lambda place: order[int(place)])]] = True
+            open_ |= system.left_open(policy.small(values) & ~open_, found)
+    return found
+
+
+@dataclass(frozen=True)
+class _System:
+    """Counts (n,) with known sums over `lines` (m, n), some of them small."""
+
+    values: Counts
+    lines: Floats
+    policy: Policy
+    told: Counts
+
+    def gives(self, cell: int, hidden: Mask) -> bool:
+        """Whether a hidden small count has one possible value only: its least is its greatest."""
+        least, most = (self._extreme(sign * (np.arange(len(hidden)) == cell), hidden)[cell] for sign in (1.0, -1.0))
+        return bool(most - least < 1 - 1e-6)
+
+    def left_open(self, cells: Mask, hidden: Mask) -> Mask:
+        """Some of the cells that have a second possible value: a few solutions find one for most cells at once."""
+        found, generator, idle = np.zeros(len(cells), dtype=bool), np.random.default_rng(0), 0
+        while (cells & ~found).any() and idle < _IDLE:
+            direction = np.where(cells & ~found, generator.uniform(0.5, 1.0, len(cells)), 0.0)
+            other = self._extreme(direction * generator.choice([-1.0, 1.0], len(cells)), hidden)
+            moved = cells & ~found & (np.abs(other - self.values) > 1 - 1e-6)
+            found |= moved
+            idle = 0 if moved.any() else idle + 1
+        return found
+
+    def _extreme(self, direction: Floats, hidden: Mask) -> Floats:
+        """(n,) values that a reader cannot exclude, at which `direction` is least."""
+        inside = np.flatnonzero(hidden)
+        coefficients = self.lines[:, inside]
+        used = (coefficients != 0).any(axis=1)
+        known = self.lines[used] @ np.where(hidden, self.values, 0)
+        bounds = [self._known(int(self.values[place]), int(self.told[place])) for place in inside]
+        solved = linprog(direction[inside], A_eq=csr_array(coefficients[used]), b_eq=known, bounds=bounds)
+        values = self.values.astype(np.float64)
+        values[inside] = solved.x
+        return values
+
+    def _known(self, count: int, told: int) -> tuple[int, int]:
+        """Between which values a reader knows a hidden count to lie.
+
+        `<k` says so of a small one; of another, whether a figure of so many patients would be estimable. There is an
+        end, far off, to what has none.
+        """
+        k, most = self.policy.minimum, 2 * int(np.abs(self.values).max()) + 1000
+        if told != SMALL:
+            return told, most
+        if self.policy.small(np.array(count)):
+            return (1 if self.policy.zero_shown else 0), k - 1
+        if 0 < count < MINIMUM_PATIENTS:
+            return k, MINIMUM_PATIENTS - 1
+        return (max(k, MINIMUM_PATIENTS) if count else 0), most
 
 
 def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:

@@ -20,7 +20,7 @@ A verdict speaks of one attribute, one test set and declared bounds. It is not a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ from equipoise.common.study import Evaluation
 __all__ = ["Bounds", "Evidence", "Gate", "Verdict", "judge", "lost", "verdict"]
 
 Outcome = Literal["pass", "fail", "undecided"]
+# What may be shown of a figure, given the control that it is compared with ("": none) and its operating point.
+Shown = Callable[[Estimate, str, int], Estimate]
 
 REQUIRED_CONTROLS = ("plain", "auc_noise")
 FROZEN = "the frozen threshold"
@@ -74,6 +76,10 @@ class Bounds:
         return cls(evaluation.primary, gates.worst_group_auc_loss, gates.balanced_accuracy, False, matched)
 
 
+def _all_of_it(estimate: Estimate, control: str, point: int) -> Estimate:
+    return estimate
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The released tables of one attribute that a verdict is made from.
@@ -91,6 +97,7 @@ class Evidence:
         pair_noise: variance of the noise in one cell of `pair`, or an array that broadcasts to its shape.
         hist_noise: variance of the noise in one cell of either histogram, or what `noise.anchored` returned with both.
         control_noise: by control, as `pair_noise`; one that is not named carries none.
+        shown: what may be shown of each figure; outcomes are those of the figures themselves.
     """
 
     names: tuple[str, ...]
@@ -103,6 +110,7 @@ class Evidence:
     pair_noise: CellNoise = 0.0
     hist_noise: float | HistogramNoise = 0.0
     control_noise: Mapping[str, CellNoise] = field(default_factory=dict)
+    shown: Shown = _all_of_it
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class Gate:
     Attributes:
         name: which gate.
         outcome: pass, fail or undecided.
-        estimate: the figure judged.
+        estimate: the figure judged, or `suppressed` where it may not be shown.
         bound: what it is compared with.
         right: the side of the bound on which the figure should lie: strictly `below`, or `above` or on it.
         text: one sentence with the figure and its interval.
@@ -183,36 +191,35 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     """
     names, pair = evidence.names, evidence.pair
     histograms = evidence.hist_before, evidence.hist_after
-    sums, joint, blur = evidence.placement_sums, evidence.joint, evidence.hist_noise
+    sums, joint, blur, shown = evidence.placement_sums, evidence.joint, evidence.hist_noise, evidence.shown
     noise = cell_variances(evidence.pair_noise, pair)
     points = (FROZEN, bounds.matched)
     gates = []
-    for name, point, table, variances in zip(("gap", "gap_at_base_rate"), points, pair, noise, strict=False):
+    for i, (name, table, variances) in enumerate(zip(("gap", "gap_at_base_rate"), pair, noise, strict=False)):
         change = gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances)
-        gates.append(_gate(name, change, 0.0, "below", f"the gap ({bounds.primary}) at {point}"))
+        what = f"the gap ({bounds.primary}) at {points[i]}"
+        gates.append(_gate(name, change, shown(change, "", i), 0.0, "below", what))
     worst = worst_group_auc_change(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)
-    gates.append(_gate("worst_group_auc", worst, -bounds.worst_group_auc_loss, "above", "the worst group's AUC"))
+    limit = -bounds.worst_group_auc_loss
+    gates.append(_gate("worst_group_auc", worst, shown(worst, "", 0), limit, "above", "the worst group's AUC"))
     decided, decided_noise = counts_after(pair[0]), counts_after(noise[0])
     accuracy = overall_rate("balanced_accuracy", decided, level=level, minimum=minimum, noise=decided_noise)
     judged = accuracy
     if bounds.relative:
         judged = overall_rate_change("balanced_accuracy", pair[0], level=level, minimum=minimum, noise=noise[0])
-    gates.append(_gate("balanced_accuracy", judged, bounds.balanced_accuracy, "above", "balanced accuracy"))
-    gates.append(_collapse(accuracy, decided, evidence.hist_after, noisy=bool(noise.any())))
-
-    comparisons = tuple(
-        _gate(
-            f"beats_{control}",
-            gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances),
-            0.0,
-            "below",
-            f"the gap ({bounds.primary}) at {point}, compared with the control {control},",
-        )
-        for control, tables in evidence.controls.items()
-        for point, table, variances in zip(
-            points, tables, cell_variances(evidence.control_noise.get(control, 0.0), tables), strict=False
-        )
+    gates.append(
+        _gate("balanced_accuracy", judged, shown(judged, "", 0), bounds.balanced_accuracy, "above", "balanced accuracy")
     )
+    noisy = bool(noise.any())
+    gates.append(_collapse(accuracy, shown(accuracy, "", 0), decided, evidence.hist_after, noisy=noisy))
+
+    comparisons = []
+    for control, tables in evidence.controls.items():
+        blurs = cell_variances(evidence.control_noise.get(control, 0.0), tables)
+        for i, (point, table, variances) in enumerate(zip(points, tables, blurs, strict=False)):
+            less = gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances)
+            what = f"the gap ({bounds.primary}) at {point}, compared with the control {control},"
+            comparisons.append(_gate(f"beats_{control}", less, shown(less, control, i), 0.0, "below", what))
     lower = level_down(
         pair[0],
         *histograms,
@@ -224,10 +231,12 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
         pair_noise=noise[0],
         hist_noise=blur,
     )
-    base_signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum, noise=blur)
-    outcome, reason = _overall(gates, comparisons, evidence.controls)
+    lower = tuple(shown(change, "", 0) for change in lower)
+    signal = worst_group_auc(evidence.hist_before, names, level=level, minimum=minimum, noise=blur)
+    base_signal = shown(signal, "", 0)
+    outcome, reason = _overall(gates, tuple(comparisons), evidence.controls)
     warnings = [*_level_down_words(lower), *_signal_words(base_signal), *_left_out_words(gates)]
-    return Verdict(outcome, reason, tuple(gates), comparisons, lower, base_signal, tuple(warnings))
+    return Verdict(outcome, reason, tuple(gates), tuple(comparisons), lower, base_signal, tuple(warnings))
 
 
 def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Table]) -> tuple[Outcome, str]:
@@ -243,17 +252,19 @@ def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping
     return "pass", "the gap fell within the declared bounds and below the controls' gaps"
 
 
-def _gate(name: str, estimate: Estimate, bound: float, right: Literal["below", "above"], what: str) -> Gate:
+def _gate(
+    name: str, estimate: Estimate, shown: Estimate, bound: float, right: Literal["below", "above"], what: str
+) -> Gate:
     outcome = judge(estimate, bound, right)
     side = "below" if right == "below" else "no lower than"
-    text = f"{_words(what, estimate)}; declared: {side} {bound:g}; {outcome}"
-    return Gate(name, outcome, estimate, bound, right, text)
+    text = f"{_words(what, shown)}; declared: {side} {bound:g}; {outcome}"
+    return Gate(name, outcome, shown, bound, right, text)
 
 
 def _words(what: str, estimate: Estimate) -> str:
     """One clause: the figure, in words for its direction, and its interval."""
     if estimate.value is None:
-        return f"{what} is not estimable ({estimate.reason})"
+        return f"{what} is {_lacking(estimate)} ({estimate.reason})"
     interval = f"interval {estimate.low:+.3f} to {estimate.high:+.3f}"
     if not estimate.metric.endswith("_change"):
         return f"{what} is {estimate.value:.3f}, interval {estimate.low:.3f} to {estimate.high:.3f}"
@@ -262,7 +273,11 @@ def _words(what: str, estimate: Estimate) -> str:
     return f"{what} {'fell' if estimate.value < 0 else 'rose'} by {abs(estimate.value):.3f}, {interval}"
 
 
-def _collapse(accuracy: Estimate, counts: Counts, hist: Table, *, noisy: bool) -> Gate:
+def _lacking(estimate: Estimate) -> str:
+    return "suppressed" if estimate.status == "suppressed" else "not estimable"
+
+
+def _collapse(accuracy: Estimate, shown: Estimate, counts: Counts, hist: Table, *, noisy: bool) -> Gate:
     """The gate `not_collapsed`: fails for constant scores or decisions; else judges balanced accuracy as any gate.
 
     Edge case: a noisy table cannot show that a cell is empty, so with noise balanced accuracy alone is judged. The
@@ -272,10 +287,10 @@ def _collapse(accuracy: Estimate, counts: Counts, hist: Table, *, noisy: bool) -
     if not noisy and decisions.any() and (decisions.min() == 0 or (bins > 0).sum() == 1):
         what = "all scores are alike" if (bins > 0).sum() == 1 else "all patients get the same decision"
         text = f"{what}: the model has collapsed, and its gap says nothing; fail"
-        return Gate("not_collapsed", "fail", accuracy, CONSTANT, "above", text)
+        return Gate("not_collapsed", "fail", shown, CONSTANT, "above", text)
     outcome = judge(accuracy, CONSTANT, "above")
-    text = f"{_words('balanced accuracy', accuracy)}; a constant decision has {CONSTANT:g}; {outcome}"
-    return Gate("not_collapsed", outcome, accuracy, CONSTANT, "above", text)
+    text = f"{_words('balanced accuracy', shown)}; a constant decision has {CONSTANT:g}; {outcome}"
+    return Gate("not_collapsed", outcome, shown, CONSTANT, "above", text)
 
 
 def _level_down_words(level_down: tuple[Estimate, ...]) -> list[str]:
@@ -288,7 +303,7 @@ def _level_down_words(level_down: tuple[Estimate, ...]) -> list[str]:
 
 def _signal_words(base: Estimate) -> list[str]:
     if base.value is None or base.low is None:
-        return [f"whether the base model has the disease signal in every group is not estimable ({base.reason})"]
+        return [f"whether the base model has the disease signal in every group is {_lacking(base)} ({base.reason})"]
     said = _words("the base model: its worst-group AUC", base)
     if base.value < SIGNAL_LOST_BELOW:
         return [f"{said}: {NOT_REPAIRABLE}"]
@@ -298,4 +313,5 @@ def _signal_words(base: Estimate) -> list[str]:
 
 
 def _left_out_words(gates: list[Gate]) -> list[str]:
-    return list(dict.fromkeys(f"{g.name}: {g.estimate.reason}" for g in gates if g.estimate.reason))
+    left_out = [gate for gate in gates if gate.estimate.reason and gate.estimate.status != "suppressed"]
+    return list(dict.fromkeys(f"{gate.name}: {gate.estimate.reason}" for gate in left_out))

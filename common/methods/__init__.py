@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
-from equipoise.common.evaluation import check_by_site, check_rule
+from equipoise.common.evaluation import check_by_site, check_min_cell, check_rule
 from equipoise.common.methods import (
     afl,
     audit,
@@ -68,6 +68,7 @@ def resolve(study: Study) -> Method:
     """
     check_rule(study)
     check_by_site(study)
+    check_min_cell(study)
     method = METHODS.get(study.method.name)
     if method is None:
         raise StudyError(f"method.name={study.method.name}: no such method; there are: {', '.join(sorted(METHODS))}")

@@ -16,9 +16,9 @@ import equipoise
 from equipoise.common.alignment import Alignment
 from equipoise.common.errors import StudyError
 from equipoise.common.evaluation import BASE, POINTS, Measured
-from equipoise.common.fairness.estimate import Estimate
+from equipoise.common.fairness.estimate import ESTIMATED, Estimate
 from equipoise.common.fairness.thresholds import parse_rule
-from equipoise.common.fairness.verdict import Bounds, Evidence, lost, verdict
+from equipoise.common.fairness.verdict import Bounds, Evidence, Verdict, lost, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import RateMatch, Study, Threshold
@@ -34,10 +34,12 @@ from equipoise.server.report.lists import read_as_lists
 from equipoise.server.report.noise import add_auc_noise
 from equipoise.server.report.notices import notices
 from equipoise.server.report.page import render
-from equipoise.server.report.privacy import privacy_of
+from equipoise.server.report.privacy import privacy_of, small_cells_of
 from equipoise.server.report.runtime import run_time
+from equipoise.server.report.score_curves import roc_curves
 from equipoise.server.report.score_figures import score_figures
 from equipoise.server.report.summary import summary, summary_lines
+from equipoise.server.report.suppression import Suppression
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
 from equipoise.server.rundir import RunFolder, Task
@@ -108,7 +110,8 @@ def compose(
     study, method = task.study, task.arms[0].name
     simulated, alone = study.simulation is not None, study.audits_one_model
     shown = (BASE,) if alone else (BASE, method)
-    every = tables.models(study, measured)
+    hidden = Suppression.of(study, measured)
+    every = tables.models(study, measured, hidden)
     report: Json = {
         "schema": SCHEMA,
         "kind": "one_model" if alone else "two_models" if study.method.name == "audit" else "method",
@@ -118,33 +121,34 @@ def compose(
         "data": {**{key: task.facts.get(key, default) for key, default in _FACTS.items()}, "simulated": simulated},
         "sites": _sites(task, rows),
         "operating_points": _operating_points(study),
-        "attributes": tables.coverage(study, measured),
+        "attributes": tables.coverage(study, measured, hidden),
         "roles": {model: _role(model, method) for model in every if not alone or model == BASE},
         "thresholds": {
             model: points for model, points in tables.thresholds(measured).items() if not alone or model == BASE
         },
         "models": {model: figures for model, figures in every.items() if not alone or model == BASE},
-        "changes": [] if alone else tables.changes(study, measured),
-        "roc": tables.roc_curves(study, measured, shown),
-        "scores": score_figures(study, measured, shown),
-        "decisions": decision_figures(study, measured, shown),
-        "hospitals": hospital_figures(study, measured),
+        "changes": [] if alone else tables.changes(study, measured, hidden),
+        "roc": roc_curves(study, measured, shown, hidden),
+        "scores": score_figures(study, measured, shown, hidden),
+        "decisions": decision_figures(study, measured, shown, hidden),
+        "hospitals": hospital_figures(study, measured, hidden),
     }
-    read_as_lists(report, study, measured)
+    read_as_lists(report, study, measured, hidden)
     report["averages"] = tables.averages(study, report["models"])
-    report["verdict"] = (
-        None if alone else verdict(evidence(study, measured, method), Bounds.of(study.evaluation)).to_json()
+    report["verdict"] = None if alone else judged(study, measured, method, hidden).to_json()
+    report["level_down"], report["more_false_alarms"] = (
+        ([], []) if alone else _worse(report, study, measured, method, hidden)
     )
-    report["level_down"] = [] if alone else _level_down(report, method)
-    report["more_false_alarms"] = [] if alone else _more_false_alarms(report, method)
     report["training"] = _training(notes, rows[method])
     report["method_warnings"] = notes.get("warnings", [])
     if "alignment" in notes:
         alignment = Alignment.from_json(notes["alignment"])
         report["group_thresholds"] = tables.group_thresholds(study, measured, method, alignment)
     if noise is not None:
-        report["auc_noise"] = noise
+        # Each draw's gap is that of other decisions on the same patients, whose counts nobody has looked at.
+        report["auc_noise"] = {**noise, "gap_by_draw": []} if hidden.active else noise
     report["privacy"] = privacy_of(study, plan)
+    report["small_cells"] = small_cells_of(study)
     report["notices"] = notices(report)
     report["limits"] = limits(report)
     report["summary"] = summary(report)
@@ -228,8 +232,14 @@ def _sites(task: Task, rows: dict[str, list[Row]]) -> Json:
     return {"connected": sorted(task.sites), "declared_patients": task.study.sites.declared_patients, "arms": arms}
 
 
-def evidence(study: Study, measured: Measured, method: str) -> Evidence:
-    """What a verdict on a method is made from."""
+def judged(study: Study, measured: Measured, method: str, hidden: Suppression) -> Verdict:
+    """The verdict on a method."""
+    found = evidence(study, measured, method, hidden)
+    return verdict(found, Bounds.of(study.evaluation), minimum=hidden.least)
+
+
+def evidence(study: Study, measured: Measured, method: str, hidden: Suppression) -> Evidence:
+    """What a verdict on a method is made from, and what may be shown of it."""
     name = study.primary.name
     before, after, blur, joint = measured.score_pair(BASE, method, name)
     controls = [
@@ -248,26 +258,34 @@ def evidence(study: Study, measured: Measured, method: str) -> Evidence:
         pair_noise=measured.pair_noise[BASE, method],
         hist_noise=blur,
         control_noise={control: measured.pair_noise[control, method] for control in controls},
+        shown=lambda found, control, point: hidden.figure(found, name, (control or BASE, method), point),
     )
 
 
-def _level_down(report: Json, method: str) -> list[Json]:
-    """Declared groups of any attribute whose TPR at the declared rule, or whose AUC, is `lost`."""
-    found = []
+def _worse(
+    report: Json, study: Study, measured: Measured, method: str, hidden: Suppression
+) -> tuple[list[Json], list[Json]]:
+    """Declared groups of any attribute that lost, and those with more false alarms.
+
+    A group has lost where its TPR at the declared rule, or its AUC, is `lost`; it has more false alarms where its FPR
+    at the rule became higher, the interval excluding 0. A change whose number is hidden is judged all the same.
+    """
+    lower: list[Json] = []
+    higher: list[Json] = []
     for name, figures in _change_of(report, method).items():
-        lower: Sequence[Json] = [*figures["points"]["rule"]["by_group"]["tpr"][:-1], *figures["auc_by_group"][:-1]]
-        found += [{"attribute": name, **e} for e in lower if lost(Estimate(**e))]
-    return found
-
-
-def _more_false_alarms(report: Json, method: str) -> list[Json]:
-    """Declared groups of any attribute whose FPR at the declared rule became higher, the interval excluding 0."""
-    return [
-        {"attribute": name, **e}
-        for name, figures in _change_of(report, method).items()
-        for e in figures["points"]["rule"]["by_group"]["fpr"][:-1]
-        if e["low"] is not None and e["low"] > 0
-    ]
+        point = figures["points"]["rule"]["by_group"]
+        by_metric = {"tpr": point["tpr"], "auc": figures["auc_by_group"], "fpr": point["fpr"]}
+        for metric, shown in by_metric.items():
+            true: Sequence[Estimate] = [Estimate(**e) for e in shown]
+            if any(e.status == "suppressed" for e in true):
+                true = tables.change_by_group(metric, measured, BASE, method, study.attribute(name), hidden.least)
+            for row, (e, found) in enumerate(zip(shown[:-1], true, strict=False)):
+                # An intersection's group needs more patients to be judged; a flag would say that it has them.
+                silent = study.attribute(name).of is not None and hidden.hides(name, [row])
+                flagged = found.low is not None and found.low > 0 if metric == "fpr" else lost(found)
+                if flagged and not silent and e["status"] in (*ESTIMATED, "suppressed"):
+                    (higher if metric == "fpr" else lower).append({"attribute": name, **e})
+    return lower, higher
 
 
 def _change_of(report: Json, method: str) -> Json:

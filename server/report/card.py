@@ -79,7 +79,7 @@ def _lines(report: Json) -> Iterator[str]:
                 yield from _table(block if isinstance(block, Table) else block.table)
     yield from ("## Warnings and limits", "")
     yield from (f"- {line}" for line in (*report["summary"]["warnings"], *report["limits"]))
-    yield from ("", "## Privacy", "", report["privacy"]["text"], "")
+    yield from ("", "## Privacy", "", report["privacy"]["text"], "", report["small_cells"]["text"], "")
     yield "A measurement on these patients, not a certificate."
 
 

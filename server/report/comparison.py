@@ -149,9 +149,11 @@ def _noise_words(report: Json) -> list[str]:
     noise = report["auc_noise"]
     if noise["noise_sd_logit"] == 0:
         return []  # the summary says what that means
-    gaps = noise["gap_by_draw"]
+    gaps, added = noise["gap_by_draw"], f"{noise['noise_sd_logit']:.2f} on the logit"
+    if not gaps:
+        return [f"auc_noise adds noise with a standard deviation of {added}; gaps of single draws are not shown."]
     return [
-        f"auc_noise adds noise with a standard deviation of {noise['noise_sd_logit']:.2f} on the logit. Over its "
+        f"auc_noise adds noise with a standard deviation of {added}. Over its "
         f"{noise['draws']} draws the primary gap runs from {number(min(gaps))} to {number(max(gaps))}; the draw with "
         "the median gap is shown."
     ]

@@ -28,7 +28,12 @@ def _figure(report: Json, index: int, row: Json) -> Figure:
     drawing = matrix(identifier("coverage", index), title, groups, columns[drawn], [line[drawn] for line in cells])
     rows = [[group, *(STATUS_WORDS[status] for status in line)] for group, line in zip(groups, cells, strict=True)]
     table = Table(title, (attribute, *columns), rows, frozenset(range(len(columns) + 1)))
-    legend = "; ".join(f"{SIGNS[status]} {words}" for status, words in STATUS_WORDS.items() if status != "suppressed")
+    there = {status for line in cells for status in line}
+    legend = "; ".join(
+        f"{SIGNS[status]} {words}"
+        for status, words in STATUS_WORDS.items()
+        if status != "suppressed" or status in there
+    )
     alone = "" if report["hospitals"] else " Single hospitals were not asked for figures of their own."
     return Figure(f"{title}: {legend}.{alone}", [Panel(f"coverage by {attribute}", drawing)], table)
 

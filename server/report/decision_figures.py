@@ -6,7 +6,7 @@ prevalence, so they stand beside it, and beside what they would be if every grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,83 +22,112 @@ from equipoise.common.fairness.statements import equivalence
 from equipoise.common.fairness.tables import Counts, Floats, group_names
 from equipoise.common.fairness.unknown import allocation_bounds, unknown_warnings
 from equipoise.common.study import Study
+from equipoise.server.report.linked_sums import ALL
 from equipoise.server.report.score_figures import probability
-from equipoise.server.report.tables import decisions
+from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
 FURTHER = ("ppv", "npv", "fnr", "tnr")
 COMPARED = ("tpr", "fpr", "selection_rate")  # with the reference group
 
 
-def decision_figures(study: Study, measured: Measured, chosen: Sequence[str]) -> Json:
+def decision_figures(study: Study, measured: Measured, chosen: Sequence[str], hidden: Suppression) -> Json:
     """model -> attribute -> figures at the declared operating point."""
     return {
-        model: {attribute.name: _of_attribute(study, measured, model, attribute) for attribute in study.attributes}
+        model: {
+            attribute.name: _of_attribute(study, measured, model, attribute, hidden) for attribute in study.attributes
+        }
         for model in chosen
     }
 
 
-def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attribute) -> Json:
-    tables, variances = decisions(measured, model, attribute.name)
-    counts, noise, names = tables[0], variances[0], attribute.groups
+def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attribute, hidden: Suppression) -> Json:
+    tables, variances = measured.decisions(model, attribute.name)
+    counts, noise, name, names = tables[0], variances[0], attribute.name, attribute.groups
     prevalence = float(np.clip(counts[:, 1].sum() / max(int(counts.sum()), 1), 0.0, 1.0))
     reference = largest_group(counts, names)
-    primary = gap(study.evaluation.primary, counts, names, noise=noise)
+    base = names.index(reference)
+    others = [row for row in range(len(names)) if row != base]
+    primary = hidden.of_gap(
+        gap(study.evaluation.primary, counts, names, minimum=hidden.least, noise=noise), name, [model], 0
+    )
+    ratio = demographic_parity_ratio(counts, names, noise=noise)
+
+    def by_group(found: Sequence[Estimate]) -> list[Json]:
+        return hidden.by_group(found, name, [model], 0)
+
+    def against_reference(rate: str) -> list[Json]:
+        found = differences_from_reference(rate, counts, names, reference=reference, noise=noise)
+        return [
+            hidden.of_decisions(estimate, name, [row, base], [model], 0).to_json()
+            for row, estimate in zip(others, found, strict=True)
+        ]
+
+    def at_common_prevalence(value: str) -> list[Json]:
+        found = standardised_predictive_value(value, counts, prevalence, names, noise=noise)
+        # Each figure says at which prevalence it stands.
+        return by_group([hidden.of_scores(estimate, None, [ALL]) for estimate in found])
+
     return {
-        "by_group": {rate: _all(rate_by_group(rate, counts, names, noise=noise)) for rate in FURTHER},
-        "prevalence": prevalence,
-        "at_common_prevalence": {
-            value: _all(standardised_predictive_value(value, counts, prevalence, names, noise=noise))
-            for value in ("ppv", "npv")
-        },
-        "net_benefit": _net_benefit(counts, float(measured.thresholds[model][0]), names, noise),
-        "demographic_parity_ratio": demographic_parity_ratio(counts, names, noise=noise).to_json(),
-        "reference": {
-            "group": reference,
-            "differences": {
-                rate: _all(differences_from_reference(rate, counts, names, reference=reference, noise=noise))
-                for rate in COMPARED
-            },
-        },
+        "by_group": {rate: by_group(rate_by_group(rate, counts, names, noise=noise)) for rate in FURTHER},
+        "prevalence": None if hidden.hides(None, [ALL]) else prevalence,
+        "at_common_prevalence": {value: at_common_prevalence(value) for value in ("ppv", "npv")},
+        "net_benefit": _net_benefit(counts, float(measured.thresholds[model][0]), attribute, noise, by_group, hidden),
+        "demographic_parity_ratio": hidden.of_gap(ratio, name, [model], 0, ["selection_rate"]).to_json(),
+        "reference": {"group": reference, "differences": {rate: against_reference(rate) for rate in COMPARED}},
         "statement": vars(equivalence(primary, study.evaluation.margin)),
-        "unknown": _unknown(study.evaluation.primary, counts, names, exact=not noise.any()),
+        "unknown": _unknown(primary, counts, attribute, model, hidden, exact=not noise.any()),
     }
 
 
-def _net_benefit(counts: Counts, logit: float, names: Sequence[str], noise: Floats) -> Json:
+def _net_benefit(
+    counts: Counts,
+    logit: float,
+    attribute: Attribute,
+    noise: Floats,
+    shown: Callable[[Sequence[Estimate]], list[Json]],
+    hidden: Suppression,
+) -> Json:
     """By group, per patient and standardised, beside what flagging everybody would bring; at the model's threshold."""
-    threshold = float(probability(np.array(logit)))
+    threshold, names = float(probability(np.array(logit))), attribute.groups
     if not 0 < threshold < 1:
         reason = f"the threshold {threshold:g} is no probability between 0 and 1 at which somebody would act"
-        missing = [
-            Estimate.missing("net_benefit", reason, n=int(table.sum()), group=group).to_json()
-            for table, group in zip(counts, group_names(len(counts), names), strict=True)
-        ]
+        missing = shown(
+            [
+                Estimate.missing("net_benefit", reason, n=int(table.sum()), group=group)
+                for table, group in zip(counts, group_names(len(counts), names), strict=True)
+            ]
+        )
         return {"threshold": threshold, "per_patient": missing, "standardised": missing, "flag_everybody": []}
     everybody = [
-        None if table.sum() < 1 else treat_all(float(np.clip(table[1].sum() / table.sum(), 0.0, 1.0)), threshold)
-        for table in counts
+        None
+        if table.sum() < 1 or hidden.hides(attribute.name, [row])
+        else treat_all(float(np.clip(table[1].sum() / table.sum(), 0.0, 1.0)), threshold)
+        for row, table in enumerate(counts)
     ]
     return {
         "threshold": threshold,
-        "per_patient": _all(net_benefit(counts, threshold, names, noise=noise)),
-        "standardised": _all(net_benefit(counts, threshold, names, standardised=True, noise=noise)),
+        "per_patient": shown(net_benefit(counts, threshold, names, noise=noise)),
+        "standardised": shown(net_benefit(counts, threshold, names, standardised=True, noise=noise)),
         "flag_everybody": everybody,
     }
 
 
-def _unknown(metric: str, counts: Counts, names: Sequence[str], *, exact: bool) -> Json | None:
+def _unknown(
+    primary: Estimate, counts: Counts, attribute: Attribute, model: str, hidden: Suppression, *, exact: bool
+) -> Json | None:
     """What the patients of unknown group could do to the gap; None without them, or where noise hides it."""
     if not exact or not counts[-1].sum():
         return None
-    bounds = allocation_bounds(metric, counts, names)
+    name, row, warnings = attribute.name, len(attribute.groups), list(unknown_warnings(counts))
+    bounds = allocation_bounds(primary.metric, counts, attribute.groups, minimum=hidden.least)
+    if primary.value is None or hidden.hides_decisions(name, [row], [model], 0):
+        bounds = None
+    if warnings and hidden.hides(name, [row]):
+        warnings = ["the group of some patients is unknown, and how many cannot be shown"]
     return {
-        "patients": int(counts[-1].sum()),
+        "patients": hidden.count(name, row) if hidden.active else int(counts[-1].sum()),
         "gap_at_least": None if bounds is None else bounds.low,
         "gap_at_most": None if bounds is None else bounds.high,
-        "warnings": list(unknown_warnings(counts)),
+        "warnings": warnings,
     }
-
-
-def _all(estimates: Sequence[Estimate]) -> list[Json]:
-    return [estimate.to_json() for estimate in estimates]

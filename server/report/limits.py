@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from equipoise.common.fairness.estimate import LARGEST_HALF_WIDTH, MINIMUM_PATIENTS
+from equipoise.common.fairness.small_cells import HIDDEN
 from equipoise.server.report.summary import sides
 from equipoise.server.report.tables import GAPS, LOCAL
 from equipoise.server.report.within import NOT_MEASURED
-from equipoise.server.report.words import POINT_LABELS, listed
+from equipoise.server.report.words import POINT_LABELS, count_text, known, listed
 
 Json = dict[str, Any]
 
@@ -30,9 +31,16 @@ def _of_the_data(report: Json) -> list[str]:
     if report["data"]["note"]:
         lines.append(f"About the data: {report['data']['note']}")
     if report["privacy"]["mode"] == "none":
+        least = report["small_cells"]["minimum"]
         lines.append(
-            "Privacy mode none: the released sums are exact and no noise protects a patient. Counts in this report are "
-            "exact too; treat it as confidentially as the tables that it is made from."
+            "Privacy mode none: the released sums are exact and no noise protects a patient. "
+            + (
+                f"Counts in this report are exact too, but those of 1 to {least - 1} patients, and what gives them "
+                "away, are not in it. They are in the run's folder: treat that as confidentially as the tables."
+                if least
+                else "Counts in this report are exact too; treat it as confidentially as the tables that it is made "
+                "from."
+            )
         )
     else:
         lines.append(
@@ -54,15 +62,21 @@ def _of_the_groups(report: Json) -> list[str]:
     for attribute in report["attributes"]:
         name = attribute["attribute"]
         for group in attribute["groups"]:
-            n, positives = group["n"], group["positives"]
+            n, positives = known(group["n"]), known(group["positives"])
             if not group["declared"]:
-                if n:
+                if n != 0:
+                    who = "some" if group["n"] == HIDDEN else count_text(group["n"])
                     lines.append(
-                        f"{name}: the group of {n} of {attribute['n']} test patients is unknown; they count in "
+                        f"{name}: the group of {who} of {attribute['n']} test patients is unknown; they count in "
                         "figures over all patients and in no gap."
                     )
             elif n == 0:
                 lines.append(f"{name}: no test patient of group {group['group']}; the report cannot speak for it.")
+            elif n is None or positives is None:
+                lines.append(
+                    f"{name}: counts of group {group['group']} are hidden, and what needs them is suppressed, since a "
+                    f"count below {report['small_cells']['minimum']} could be read from them."
+                )
             elif min(positives, n - positives) < MINIMUM_PATIENTS:
                 lines.append(
                     f"{name}: group {group['group']} has {positives} positives and {n - positives} negatives in the "
@@ -84,7 +98,11 @@ def _of_the_figures(report: Json) -> list[str]:
                 f"{name}: some figures of {', '.join(coarse)} are imprecise (interval wider than "
                 f"±{LARGEST_HALF_WIDTH:.2f}); no gap shown there is not the same as no gap."
             )
-        partial = [metric for metric in GAPS if point["gaps"][metric]["reason"]]
+        withheld = [metric for metric in GAPS if point["gaps"][metric]["status"] == "suppressed"]
+        if withheld:
+            reason = point["gaps"][withheld[0]]["reason"]
+            lines.append(f"{name}: {', '.join(withheld)} cannot be shown ({reason}).")
+        partial = [metric for metric in GAPS if point["gaps"][metric]["reason"] and metric not in withheld]
         if partial:
             reason = point["gaps"][partial[0]]["reason"]
             lines.append(f"{name}: {', '.join(partial)} cannot compare all groups ({reason}).")

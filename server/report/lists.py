@@ -19,6 +19,7 @@ from equipoise.common.fairness.noise import shortage
 from equipoise.common.fairness.statements import equivalence
 from equipoise.common.fairness.tables import group_names
 from equipoise.common.study import Study
+from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
 NO_MAXIMUM = "an intersection is read as a list of groups; a largest difference over them would be mostly chance"
@@ -30,12 +31,12 @@ def no_maximum(metric: str) -> Estimate:
     return Estimate.missing(metric, NO_MAXIMUM, n=None)
 
 
-def read_as_lists(report: Json, study: Study, measured: Measured) -> None:
+def read_as_lists(report: Json, study: Study, measured: Measured, hidden: Suppression) -> None:
     """Take out of a report's figures, in place, what an intersection does not support."""
     for attribute in study.attributes:
         if attribute.of is None:
             continue
-        few = _small(measured, attribute)
+        few = _small(measured, attribute, hidden)
         for figures in _figures(report, attribute.name):
             _without(figures, few)
         for scores in report["scores"].values():
@@ -51,12 +52,18 @@ def read_as_lists(report: Json, study: Study, measured: Measured) -> None:
             report["roc"][attribute.name].pop(group, None)
 
 
-def _small(measured: Measured, attribute: Attribute) -> dict[str, str]:
+def _small(measured: Measured, attribute: Attribute, hidden: Suppression) -> dict[str, str]:
     """Groups with too few patients, and why; counted in the decision table, which has the least noise."""
     pair = next(iter(measured.pairs))
     sizes = measured.pairs[pair][attribute.name][0].sum(axis=(1, 2, 3))
     variance = 2 * float(measured.pair_noise[pair][0].sum())  # both labels
-    lacking = [shortage(int(n), "patients in the intersection", MINIMUM_GROUP, variance) for n in sizes]
+    what = "patients in the intersection"
+    lacking = [shortage(int(n), what, MINIMUM_GROUP, variance) for n in sizes]
+    for row in range(len(lacking)):
+        if hidden.hides(attribute.name, [row]):
+            # How many they are is not to be told, but what follows from the counts that are shown may be.
+            most = hidden.at_most(attribute.name, row)
+            lacking[row] = f"fewer than {MINIMUM_GROUP} {what}" if most is not None and most < MINIMUM_GROUP else ""
     return {name: why for name, why in zip(group_names(len(sizes), attribute.groups), lacking, strict=True) if why}
 
 
@@ -83,7 +90,7 @@ def _without(value: Any, few: Mapping[str, str]) -> None:
 def _take_out(estimate: Json, few: Mapping[str, str]) -> None:
     group = estimate["group"]
     reason = NO_MAXIMUM if group is None else _why(str(group), few)
-    if reason and estimate["status"] in (*ESTIMATED, "not_estimable"):
+    if reason and estimate["status"] in (*ESTIMATED, "not_estimable", "suppressed"):
         kept = {key: estimate[key] for key in ("n", "level", "method", "group")}
         estimate.update(Estimate.missing(estimate["metric"], reason, **kept).to_json())
 

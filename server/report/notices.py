@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.server.report.blocks import Section, Table
-from equipoise.server.report.words import LABELS, listed, number
+from equipoise.server.report.words import LABELS, known, listed, number
 
 Json = dict[str, Any]
 SHIFT = 0.05  # of prevalence between groups, or by composition, from which it is worth a sentence
@@ -38,10 +38,16 @@ def _of_groups(report: Json) -> Iterator[tuple[str, str]]:
         for group in row["groups"]:
             if not group["declared"]:
                 continue
-            n, positives = group["n"], group["positives"]
+            n, positives = known(group["n"]), known(group["positives"])
             what = f"{name}, group {group['group']}"
             silent = "its true positive rate, its AUC and every gap with it are not estimable; gaps compare the others"
-            if n <= 0:
+            if n is None or positives is None:
+                yield (
+                    "E205",
+                    f"{what}: its number of patients is hidden, since a count below {report['small_cells']['minimum']} "
+                    "could be read from it; figures that rest on it are suppressed.",
+                )
+            elif n <= 0:
                 yield "E202", f"{what}: no patients anywhere; this report cannot speak for this group."
             elif min(positives, n - positives) <= 0:
                 lacking = "positives" if positives <= 0 else "negatives"
@@ -74,9 +80,10 @@ def _of_scores(report: Json) -> Iterator[tuple[str, str]]:
 def _of_prevalence(report: Json) -> Iterator[tuple[str, str]]:
     for row in report["attributes"]:
         shares = {
-            group["group"]: group["positives"] / group["n"]
+            group["group"]: positives / n
             for group in row["groups"]
-            if group["declared"] and group["n"] >= MINIMUM_PATIENTS
+            for n, positives in [(known(group["n"]), known(group["positives"]))]
+            if group["declared"] and n is not None and positives is not None and n >= MINIMUM_PATIENTS
         }
         if len(shares) < 2 or max(shares.values()) - min(shares.values()) < SHIFT:
             continue
@@ -92,12 +99,13 @@ def _of_prevalence(report: Json) -> Iterator[tuple[str, str]]:
 def _of_hospitals(report: Json) -> Iterator[tuple[str, str]]:
     for name, found in (report["hospitals"] or {}).items():
         coverage = found["coverage"]
-        single = [site["hospital"] for site in coverage if sum(group["n"] > 0 for group in site["groups"]) < 2]
+        told = [site for site in coverage if all(known(group["n"]) is not None for group in site["groups"])]
+        single = [site["hospital"] for site in told if sum(group["n"] > 0 for group in site["groups"]) < 2]
         if single:
             yield (
                 "E101",
                 f"{name}: one group only at {listed(single)}; there is no gap there, and no weight in the gap within "
-                f"hospitals ({len(coverage) - len(single)} of {len(coverage)} hospitals have two groups or more).",
+                f"hospitals ({len(told) - len(single)} of {len(told)} hospitals have two groups or more).",
             )
         classes = [site["hospital"] for site in coverage if _one_class(site["groups"])]
         if classes:
@@ -124,27 +132,36 @@ def _of_hospitals(report: Json) -> Iterator[tuple[str, str]]:
 
         if found["far"]:
             far = found["far"][0]
+            lies = "far from"
+            if far["z"] is not None:
+                side = "above" if far["z"] > 0 else "below"
+                lies = f"{number(abs(far['z']), 1)} standard errors {side}"
             yield (
                 "W311",
-                f"{name}: {far['hospital']}'s {LABELS[far['rate']]} of {far['group']} lies {number(abs(far['z']), 1)} "
-                f"standard errors {'above' if far['z'] > 0 else 'below'} that of the other hospitals together; ask "
-                "there for the coding, the device and the table.",
+                f"{name}: {far['hospital']}'s {LABELS[far['rate']]} of {far['group']} lies {lies} that of the other "
+                "hospitals together; ask there for the coding, the device and the table.",
             )
 
 
 def _one_class(groups: Sequence[Json]) -> bool:
-    n, positives = (sum(group[key] for group in groups) for key in ("n", "positives"))
-    return bool(n > 0 and positives in (0, n))
+    """Whether all patients of a hospital have one label, as far as its counts are shown."""
+    positives = [known(group["positives"]) for group in groups]
+    if any(group["n"] != 0 for group in groups) and not any(n != 0 for n in positives):
+        return True
+    patients = [known(group["n"]) for group in groups]
+    return bool(None not in patients and patients == positives and any(patients))
 
 
 def _most_influence(coverage: Sequence[Json]) -> tuple[float, str, str]:
     """Largest share of a group's positives that one hospital has, the group, and the hospital."""
     largest = (0.0, "", "")
     for place, group in enumerate(coverage[0]["groups"]):
-        total = sum(site["groups"][place]["positives"] for site in coverage)
-        for site in coverage:
-            if total:
-                largest = max(largest, (site["groups"][place]["positives"] / total, group["group"], site["hospital"]))
+        positives = [known(site["groups"][place]["positives"]) for site in coverage]
+        total = sum(n or 0 for n in positives)
+        if None in positives or not total:
+            continue  # nobody, or a hidden count that the share would give away
+        for site, n in zip(coverage, positives, strict=True):
+            largest = max(largest, ((n or 0) / total, group["group"], site["hospital"]))
     return largest
 
 

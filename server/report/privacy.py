@@ -46,13 +46,34 @@ def privacy_of(study: Study, plan: StudyPlan) -> Json:
     }
 
 
+def small_cells_of(study: Study) -> Json:
+    """The smallest count that the report shows (0: any), and the policy in words."""
+    least = study.smallest_cell
+    if least:
+        text = (
+            f"Smallest cell {least}: a count of 1 to {least - 1} patients is not shown (<{least}), nor what would give "
+            "it away: a further count (hidden), and rates, gaps, changes and AUCs that rest on either (suppressed). 0 "
+            "is shown, of a single hospital only where the sum over hospitals is. Outcomes of gates and who got worse "
+            "are judged on the exact tables all the same. The tables in the run's folder hold every count; they are "
+            "the coordinator's confidential files."
+        )
+    elif study.privacy.private:
+        text = "Small counts are shown: all counts carry noise, which protects the patients, so none has to be hidden."
+    elif study.evaluation.min_cell is None:
+        text = "Small counts are shown: in a simulation every patient is on this machine already."
+    else:
+        text = "Small counts are shown, as the study asks (evaluation.min_cell: 0)."
+    return {"minimum": least, "text": text}
+
+
 def privacy_section(report: Json) -> Section:
     """The section of the page."""
     privacy = report["privacy"]
     if "epsilon" not in privacy:
-        return Section("privacy", "Privacy", (privacy["text"],))
+        return Section("privacy", "Privacy", (privacy["text"], report["small_cells"]["text"]))
     text = (
         privacy["text"],
+        report["small_cells"]["text"],
         f"The guarantee: epsilon {privacy['epsilon']:g} at delta {privacy['delta']:g} at each hospital. Unit: "
         f"{privacy['unit']}. Train, validation and test are disjoint patients, so the largest of the three counts. A "
         "patient known to two hospitals pays at both.",

@@ -21,6 +21,7 @@ from equipoise.server.report.words import (
     POINT_LABELS,
     count_text,
     estimate_text,
+    known,
     number,
     side_columns,
     side_legend,
@@ -56,7 +57,7 @@ def _patients(report: Json) -> Section:
             group["group"],
             str(group["n"]),
             str(group["positives"]),
-            number(group["positives"] / group["n"]) if group["n"] else "no patients",
+            _prevalence(group),
         ]
         for attribute in report["attributes"]
         for group in attribute["groups"]
@@ -68,9 +69,17 @@ def _patients(report: Json) -> Section:
         f"{' (counts here have noise in them)' if noisy else ''}. With the disease means "
         f"{label['column']} = {' or '.join(label['positive'])}. Selection rates depend on the prevalence."
     )
+    policy = [report["small_cells"]["text"]] if report["small_cells"]["minimum"] else []
     columns = ("attribute", "group", "patients", "with the disease", "prevalence")
     blocks: list[Figure | Table] = [Table("Test patients", columns, rows, frozenset({0, 1})), *coverage_figures(report)]
-    return Section("patients", "Who was measured", (text,), blocks)
+    return Section("patients", "Who was measured", (text, *policy), blocks)
+
+
+def _prevalence(group: Json) -> str:
+    n, positives = known(group["n"]), known(group["positives"])
+    if n is None or positives is None:
+        return "suppressed"
+    return number(positives / n) if n else "no patients"
 
 
 def _gates(report: Json) -> Section:

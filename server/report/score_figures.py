@@ -25,21 +25,20 @@ from equipoise.common.fairness.calibration import (
     calibration_by_group,
     calibration_of_histogram,
 )
-from equipoise.common.fairness.curves import gap_at_every_edge, reliability
-from equipoise.common.fairness.estimate import LEVEL, Estimate
+from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.tables import Counts, Floats, group_names
 from equipoise.common.study import Study
+from equipoise.server.report.score_curves import MergedBins, gap_by_threshold, reliability_points, tenths
+from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
-CURVE_POINTS = 120  # of a drawn curve of gaps
-RELIABLE_FROM = 10  # patients of a drawn calibration bin; smaller bins join the one before
 
 
-def score_figures(study: Study, measured: Measured, chosen: Sequence[str]) -> Json:
+def score_figures(study: Study, measured: Measured, chosen: Sequence[str], hidden: Suppression) -> Json:
     """model -> attribute -> figures; attributes whose histogram was not released are left out."""
     return {
         model: {
-            attribute.name: _of_attribute(study, measured, model, attribute)
+            attribute.name: _of_attribute(study, measured, model, attribute, hidden)
             for attribute in study.attributes
             if attribute.name in measured.histograms[model, "test"]
         }
@@ -47,26 +46,29 @@ def score_figures(study: Study, measured: Measured, chosen: Sequence[str]) -> Js
     }
 
 
-def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attribute) -> Json:
-    names, hist = attribute.groups, measured.histograms[model, "test"][attribute.name]
+def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attribute, hidden: Suppression) -> Json:
+    name, names, hist = attribute.name, attribute.groups, measured.histograms[model, "test"][attribute.name]
     noise = measured.histogram_noise.get((model, "test"), 0.0)
-    scores, blur = measured.scores(model, attribute.name)
-    centres = bin_centres(measured.edges)
-    labels = group_names(len(hist), names)
-    across = xauc(scores, names, noise=blur)
+    scores, blur = measured.scores(model, name)
+    bins = MergedBins.of(hist, attribute, hidden) if hidden.active else None
+    metric = study.evaluation.primary
+    compared = hidden.hides_gap(metric, name)
     return {
-        "calibration": _calibration(hist, centres, names, noise),
-        "brier": [e.to_json() for e in _brier(hist, measured.edges, names, noise)],
-        "auprc": [e.to_json() for e in _auprc(hist, names, noise)],
+        "calibration": _calibration(hist, bin_centres(measured.edges), attribute, noise, bins, hidden),
+        "brier": hidden.scores_by_group(_brier(hist, measured.edges, names, noise), name),
+        "auprc": hidden.scores_by_group(_auprc(hist, names, noise), name),
         "xauc": [
-            {"positives_of": g, "negatives_of": h, **across[g, h].to_json()}
-            for g in labels[:-1]
-            for h in labels[:-1]
+            {
+                "positives_of": g,
+                "negatives_of": h,
+                **hidden.of_pair(found, name, names.index(g), names.index(h)).to_json(),
+            }
+            for (g, h), found in xauc(scores, names, noise=blur).items()
             if g != h
         ],
-        "gap_by_threshold": _curve(
-            measured.edges, gap_at_every_edge(study.evaluation.primary, scores, names, noise=blur)
-        ),
+        "gap_by_threshold": []
+        if compared
+        else gap_by_threshold(metric, scores, probability(measured.edges), attribute, blur, bins),
     }
 
 
@@ -82,22 +84,31 @@ def probability(logits: Floats) -> Floats:
     return found
 
 
-def _calibration(hist: Counts, centres: Floats, names: Sequence[str], noise: float) -> list[Json]:
-    table = calibration_of_histogram(hist, centres)
-    if noise == 0.0:
-        table = _ten_bins(table, centres)
-    return [
-        {
-            "group": found.ece.group,
-            "ece": found.ece.to_json(),
-            "ece_if_calibrated": found.null_mean,
-            "ece_if_calibrated_p95": found.null_p95,
-            "ece_debiased_sq": found.ece_debiased_sq,
-            "citl": found.citl.to_json(),
-            "reliability": [] if found.ece.value is None else _points(rows, noise),
-        }
-        for found, rows in zip(calibration_by_group(table, names, noise=noise), table, strict=True)
-    ]
+def _calibration(
+    hist: Counts, centres: Floats, attribute: Attribute, noise: float, bins: MergedBins | None, hidden: Suppression
+) -> list[Json]:
+    fine = calibration_of_histogram(hist, centres)
+    table = _ten_bins(fine, centres) if noise == 0.0 else fine
+    found = []
+    for row, calibration in enumerate(calibration_by_group(table, attribute.groups, noise=noise)):
+        ece, citl = (hidden.of_scores(e, attribute.name, [row]) for e in (calibration.ece, calibration.citl))
+        shown = not hidden.hides(attribute.name, [row])
+        drawn: list[list[float]] = []
+        if ece.value is not None:
+            rows = table[row] if bins is None else tenths(bins.of_group(fine[row].T, row).T)
+            drawn = reliability_points(rows, noise)
+        found.append(
+            {
+                "group": ece.group,
+                "ece": ece.to_json(),
+                "ece_if_calibrated": calibration.null_mean if shown else None,
+                "ece_if_calibrated_p95": calibration.null_p95 if shown else None,
+                "ece_debiased_sq": calibration.ece_debiased_sq if shown else None,
+                "citl": citl.to_json(),
+                "reliability": drawn,
+            }
+        )
+    return found
 
 
 def _ten_bins(table: Floats, centres: Floats) -> Floats:
@@ -107,25 +118,6 @@ def _ten_bins(table: Floats, centres: Floats) -> Floats:
     for number, target in enumerate(place):
         joined[:, target] += table[:, number]
     return joined
-
-
-def _points(rows: Floats, noise: float) -> list[list[float]]:
-    """Mean score, share of positives, low, high, patients of each drawn bin."""
-    found = reliability(_joined(rows), LEVEL, monotone=noise > 0)
-    return [[round(float(x), 5) for x in point] for point in found]
-
-
-def _joined(rows: Floats) -> Floats:
-    """Neighbouring bins joined until each holds enough patients to be drawn."""
-    kept: list[Floats] = []
-    for row in rows:
-        if kept and kept[-1][0] < RELIABLE_FROM:
-            kept[-1] = kept[-1] + row
-        else:
-            kept.append(row)
-    if len(kept) > 1 and kept[-1][0] < RELIABLE_FROM:
-        kept[-2:] = [kept[-2] + kept[-1]]
-    return np.array(kept)
 
 
 def _brier(hist: Counts, edges: Floats, names: Sequence[str], noise: float) -> list[Estimate]:
@@ -150,12 +142,3 @@ def _auprc(hist: Counts, names: Sequence[str], noise: float) -> list[Estimate]:
         Estimate.missing("auprc", reason, n=int(n), group=group, status="not_released")
         for group, n in zip(labels, positives, strict=True)
     ]
-
-
-def _curve(edges: Floats, gaps: Floats) -> list[list[float]]:
-    """[threshold as a probability, gap] at evenly spread probabilities, rising."""
-    if np.isnan(gaps).all():
-        return []
-    at = probability(edges)
-    kept = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], CURVE_POINTS)).clip(max=len(at) - 1))
-    return [[round(float(at[i]), 5), round(float(gaps[i]), 5)] for i in kept]

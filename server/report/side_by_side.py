@@ -18,10 +18,10 @@ from scipy.stats import t as student
 
 from equipoise.common.evaluation import BASE, Measured
 from equipoise.common.fairness.estimate import LEVEL
-from equipoise.common.fairness.verdict import Bounds, verdict
 from equipoise.common.study import Study
 from equipoise.server.report import tables
-from equipoise.server.report.build import evidence
+from equipoise.server.report.build import judged
+from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
 PLAIN = "plain"
@@ -35,7 +35,8 @@ FEWEST_SEEDS = 3  # for an interval: two points say next to nothing of their spr
 
 def seed_figures(study: Study, measured: Measured) -> Json:
     """Per model: its figures (None where not estimable) and, but for the base, the outcome of each gate."""
-    models, primary = tables.models(study, measured), study.primary.name
+    hidden = Suppression.of(study, measured)
+    models, primary = tables.models(study, measured, hidden), study.primary.name
     found: Json = {}
     for name, figures in models.items():
         own = figures["attributes"][primary]
@@ -46,8 +47,8 @@ def seed_figures(study: Study, measured: Measured) -> Json:
         row["balanced_accuracy"] = figures["points"]["rule"]["balanced_accuracy"]["value"]
         found[name] = {"figures": row}
         if name != BASE:
-            judged = verdict(evidence(study, measured, name), Bounds.of(study.evaluation))
-            found[name]["gates"] = {gate.name: gate.outcome for gate in judged.gates}
+            gates = judged(study, measured, name, hidden).gates
+            found[name]["gates"] = {gate.name: gate.outcome for gate in gates}
     return found
 
 
@@ -102,9 +103,9 @@ def _figure(seed: Json, name: str, figure: str) -> float | None:
 
 def _gates(per_seed: Mapping[str, Json], name: str) -> Json:
     """Gate -> outcome -> number of seeds."""
-    judged = [seed[name]["gates"] for seed in per_seed.values() if name in seed and "gates" in seed[name]]
+    outcomes = [seed[name]["gates"] for seed in per_seed.values() if name in seed and "gates" in seed[name]]
     return {
-        gate: {word: sum(found[gate] == word for found in judged) for word in ("pass", "fail", "undecided")}
+        gate: {word: sum(found[gate] == word for found in outcomes) for word in ("pass", "fail", "undecided")}
         for gate in GATES
     }
 

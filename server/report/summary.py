@@ -96,7 +96,7 @@ def _one_model(report: Json) -> str:
     gap = primary_gap(report, BASE)
     what = f"between the groups of {attribute}"
     if gap["value"] is None:
-        return f"Whether there is a gap {what} cannot be said: {metric} is not estimable ({gap['reason']})."
+        return f"Whether there is a gap {what} cannot be said: {metric} is {estimate_text(gap)} ({gap['reason']})."
     figure = f"{metric} {number(gap['value'])} ({LEVEL_TEXT} interval {number(gap['low'])} to {number(gap['high'])}"
     by_chance = f"; equal groups would show {number(gap['expected_if_equal'])} by chance)"
     said = f"A gap {what} is shown" if gap["low"] > 0 else f"No gap {what} is shown, which is not the same as none"
@@ -109,13 +109,20 @@ def cannot_speak(report: Json) -> list[str]:
     lines = []
     for row in report["attributes"]:
         point = report["models"][BASE]["attributes"][row["attribute"]]["points"]["rule"]["by_group"]
-        silent = [
-            group["group"]
+        found = [
+            (group["group"], {rate["status"] for rate in rates if rate["value"] is None})
             for group, *rates in zip(row["groups"], point["tpr"], point["fpr"], strict=True)
-            if group["declared"] and any(rate["value"] is None for rate in rates)
+            if group["declared"]
         ]
+        silent = [group for group, statuses in found if statuses - {"suppressed"}]
         if silent:
             lines.append(f"{row['attribute']}: {listed(silent)}; too few patients with or without the disease.")
+        withheld = [group for group, statuses in found if statuses == {"suppressed"}]
+        if withheld:
+            lines.append(
+                f"{row['attribute']}: {listed(withheld)}; suppressed, since a count below "
+                f"{report['small_cells']['minimum']} could be read from the rates."
+            )
     return lines
 
 
@@ -291,11 +298,14 @@ def _warnings(report: Json) -> list[str]:
         return unknown
     gates: dict[str, list[str]] = {}
     for gate in report["verdict"]["gates"]:
-        if gate["estimate"]["reason"]:
+        if gate["estimate"]["reason"] and gate["estimate"]["status"] != "suppressed":
             gates.setdefault(gate["estimate"]["reason"], []).append(gate["name"])
     said = {f"{name}: {reason}" for reason, names in gates.items() for name in names}
     others = [text for text in report["verdict"]["warnings"] if text not in said and not text.startswith("level-down")]
     joined = [f"not every group is judged by {listed(names)} ({reason})" for reason, names in gates.items()]
+    withheld = [gate["name"] for gate in report["verdict"]["gates"] if gate["estimate"]["status"] == "suppressed"]
+    if withheld:
+        joined.append(f"suppressed figures of gates: {listed(withheld)}")
     return [_sentence(text) for text in (*report["method_warnings"], *others, *joined)] + unknown
 
 
@@ -333,6 +343,7 @@ def summary_lines(report: Json) -> list[str]:
         *(line for key in ("others", "worse", "warnings") for line in report["summary"][key]),
         *(f"{notice['code']} {notice['text']}" for notice in report["notices"]),
         report["privacy"]["text"],
+        *([report["small_cells"]["text"]] if report["small_cells"]["minimum"] else []),
     ]
     if report["data"]["synthetic"]:
         lines.append("Synthetic data.")

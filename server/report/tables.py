@@ -15,7 +15,7 @@ import numpy as np
 
 from equipoise.common.alignment import Alignment
 from equipoise.common.attribute import Attribute
-from equipoise.common.evaluation import BASE, POINTS, ByAttribute, Measured
+from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc
 from equipoise.common.fairness.auc_change import (
     auc_change_by_group,
@@ -25,20 +25,17 @@ from equipoise.common.fairness.auc_change import (
 )
 from equipoise.common.fairness.change import gap_change, overall_rate_change, rate_change_by_group
 from equipoise.common.fairness.estimate import Estimate
-from equipoise.common.fairness.noise import projected
 from equipoise.common.fairness.rates import expected_if_equal, gap, overall_rate, rate_by_group
 from equipoise.common.fairness.tables import (
     UNKNOWN_NAME,
     Counts,
     Floats,
-    Table,
-    counts_after,
-    counts_at_every_edge,
-    counts_before,
     group_names,
 )
 from equipoise.common.study import Study
+from equipoise.server.report.linked_sums import ALL
 from equipoise.server.report.lists import no_maximum
+from equipoise.server.report.suppression import Suppression
 
 GAPS = (
     "equalized_odds_difference",
@@ -49,7 +46,6 @@ GAPS = (
 )
 RATES = ("tpr", "fpr", "selection_rate", "balanced_accuracy")
 LOCAL = "local_only/"  # one control per site
-ROC_POINTS = 200  # of a drawn curve; figures come from all bins
 
 Json = dict[str, Any]
 
@@ -59,26 +55,33 @@ def models_in(measured: Measured) -> list[str]:
     return [model for model, split in measured.histograms if split == "test"]
 
 
-def coverage(study: Study, measured: Measured) -> list[Json]:
-    """Per attribute and group, how many test patients and positives there are; `unknown` last."""
+def coverage(study: Study, measured: Measured, hidden: Suppression) -> list[Json]:
+    """Per attribute and group, how many test patients and positives there are; `unknown` last.
+
+    A hidden count is a text: `<11` of a small one, `hidden` of one that would give a small one away.
+    """
     rows = []
     for attribute in study.attributes:
         # Counted in the decision table: fewer cells than a histogram has, so less noise where there is any.
-        counts = _first_pair(measured)[attribute.name][0].sum(axis=(2, 3))
+        counts = measured.decisions(BASE, attribute.name)[0][0].sum(axis=-1)
         names = group_names(len(counts), attribute.groups)
-        groups = [
-            {"group": name, "declared": number < len(attribute.groups), "n": int(n.sum()), "positives": int(n[1])}
-            for number, (name, n) in enumerate(zip(names, counts, strict=True))
-        ]
-        total, positives = int(counts.sum()), int(counts[:, 1].sum())
+
+        def shown(row: int, name: str = attribute.name, counts: Counts = counts) -> Json:
+            if hidden.active:
+                return {"n": hidden.count(name, row), "positives": hidden.count(name, row, 1)}
+            own = counts.sum(axis=0) if row == ALL else counts[row]
+            return {"n": int(own.sum()), "positives": int(own[1])}
+
         rows.append(
             {
                 "attribute": attribute.name,
                 "primary": attribute.primary,
                 "of": attribute.of,
-                "n": total,
-                "positives": positives,
-                "groups": groups,
+                **shown(ALL),
+                "groups": [
+                    {"group": name, "declared": row < len(attribute.groups), **shown(row)}
+                    for row, name in enumerate(names)
+                ],
             }
         )
     return rows
@@ -107,49 +110,77 @@ def group_thresholds(study: Study, measured: Measured, method: str, alignment: A
     }
 
 
-def models(study: Study, measured: Measured) -> Json:
+def models(study: Study, measured: Measured, hidden: Suppression) -> Json:
     """model -> overall figures, and figures by attribute; each at every operating point."""
-    return {model: _model(study, measured, model) for model in models_in(measured)}
+    return {model: _model(study, measured, model, hidden) for model in models_in(measured)}
 
 
-def _model(study: Study, measured: Measured, model: str) -> Json:
+def _model(study: Study, measured: Measured, model: str, hidden: Suppression) -> Json:
     primary = study.primary.name
     hist, blur = measured.scores(model, primary)
-    overall, noise = decisions(measured, model, primary)
+    overall, noise = measured.decisions(model, primary)
+
+    def rate_of_all(rate: str, i: int) -> Json:
+        found = overall_rate(rate, overall[i], noise=noise[i])
+        return hidden.of_decisions(found, None, [ALL], [model], i).to_json()
+
     return {
-        "auc": overall_auc(hist, noise=blur).to_json(),
-        "points": {
-            point: {rate: overall_rate(rate, overall[i], noise=noise[i]).to_json() for rate in RATES}
-            for i, point in enumerate(POINTS)
-        },
-        "attributes": {a.name: _model_by_group(measured, model, a) for a in study.attributes},
+        "auc": hidden.of_scores(overall_auc(hist, noise=blur), None, [ALL]).to_json(),
+        "points": {point: {rate: rate_of_all(rate, i) for rate in RATES} for i, point in enumerate(POINTS)},
+        "attributes": {a.name: _model_by_group(measured, model, a, hidden) for a in study.attributes},
     }
 
 
-def _model_by_group(measured: Measured, model: str, attribute: Attribute) -> Json:
-    names = attribute.groups
-    counts, noise = decisions(measured, model, attribute.name)
+def _model_by_group(measured: Measured, model: str, attribute: Attribute, hidden: Suppression) -> Json:
+    name, names = attribute.name, attribute.groups
+    counts, noise = measured.decisions(model, name)
+    least = hidden.least
+
+    def rates(rate: str, i: int) -> list[Json]:
+        return hidden.by_group(rate_by_group(rate, counts[i], names, noise=noise[i]), name, [model], i)
+
+    def gap_of(metric: str, i: int) -> Json:
+        if attribute.of is not None:
+            return {**no_maximum(metric).to_json(), "expected_if_equal": None}
+        found = hidden.of_gap(gap(metric, counts[i], names, minimum=least, noise=noise[i]), name, [model], i)
+        expected = (
+            None if found.value is None else expected_if_equal(metric, counts[i], names, minimum=least, noise=noise[i])
+        )
+        return {**found.to_json(), "expected_if_equal": expected}
+
     return {
-        **_aucs(measured, model, attribute),
+        **_aucs(measured, model, attribute, hidden),
         "points": {
             point: {
-                "by_group": {rate: _all(rate_by_group(rate, counts[i], names, noise=noise[i])) for rate in RATES},
-                "gaps": {metric: _gap(attribute, metric, counts[i], noise[i]) for metric in GAPS},
+                "by_group": {rate: rates(rate, i) for rate in RATES},
+                "gaps": {metric: gap_of(metric, i) for metric in GAPS},
             }
             for i, point in enumerate(POINTS)
         },
     }
 
 
-def _aucs(measured: Measured, model: str, attribute: Attribute) -> Json:
+def _aucs(measured: Measured, model: str, attribute: Attribute, hidden: Suppression) -> Json:
     names = attribute.groups
     if attribute.name not in measured.histograms[model, "test"]:
         return _not_released(names, "auc", "worst_group_auc", "auc_gap")
     hist, blur = measured.scores(model, attribute.name)
+    return _shown_aucs(
+        attribute.name,
+        hidden,
+        auc_by_group(hist, names, noise=blur),
+        worst_group_auc(hist, names, noise=blur),
+        auc_gap(hist, names, noise=blur),
+    )
+
+
+def _shown_aucs(
+    attribute: str, hidden: Suppression, by_group: Sequence[Estimate], worst: Estimate, apart: Estimate
+) -> Json:
     return {
-        "auc_by_group": _all(auc_by_group(hist, names, noise=blur)),
-        "worst_group_auc": worst_group_auc(hist, names, noise=blur).to_json(),
-        "auc_gap": auc_gap(hist, names, noise=blur).to_json(),
+        "auc_by_group": hidden.scores_by_group(by_group, attribute),
+        "worst_group_auc": hidden.of_all_scores(worst, attribute).to_json(),
+        "auc_gap": hidden.of_all_scores(apart, attribute).to_json(),
     }
 
 
@@ -167,88 +198,91 @@ def _not_released(names: Sequence[str], auc: str, worst: str, apart: str) -> Jso
     }
 
 
-def _gap(attribute: Attribute, metric: str, counts: Counts, noise: Floats) -> Json:
-    names = attribute.groups
-    if attribute.of is not None:
-        return {**no_maximum(metric).to_json(), "expected_if_equal": None}
-    expected = expected_if_equal(metric, counts, names, noise=noise)
-    return {**gap(metric, counts, names, noise=noise).to_json(), "expected_if_equal": expected}
-
-
-def decisions(measured: Measured, model: str, attribute: str) -> tuple[Counts, Floats]:
-    """counts[point, g, y, decision] of a model, from its pair table with the base, and the variances of their noise."""
-    if model != BASE:
-        pair = BASE, model
-        return counts_after(measured.pairs[pair][attribute]), counts_after(measured.pair_noise[pair])
-    pair = next(found for found in measured.pairs if found[0] == BASE)
-    return counts_before(measured.pairs[pair][attribute]), counts_before(measured.pair_noise[pair])
-
-
-def _first_pair(measured: Measured) -> ByAttribute:
-    """The pair tables of the base model and the method."""
-    return next(tables for pair, tables in measured.pairs.items() if pair[0] == BASE)
-
-
-def changes(study: Study, measured: Measured) -> list[Json]:
+def changes(study: Study, measured: Measured, hidden: Suppression) -> list[Json]:
     """Paired changes: each model against the base, and the method against each control (after is the method)."""
     return [
-        _change(study, measured, before, after)
+        _change(study, measured, before, after, hidden)
         for before, after in measured.pairs
         if not before.startswith(LOCAL) and not after.startswith(LOCAL)
     ]
 
 
-def _change(study: Study, measured: Measured, before: str, after: str) -> Json:
+def _change(study: Study, measured: Measured, before: str, after: str, hidden: Suppression) -> Json:
     primary = study.primary.name
     pair, noise = measured.pairs[before, after][primary], measured.pair_noise[before, after]
     first, second, blur, joint = measured.score_pair(before, after, primary)
+
+    def change_of_all(rate: str, i: int) -> Json:
+        found = overall_rate_change(rate, pair[i], noise=noise[i])
+        return hidden.of_decisions(found, None, [ALL], [before, after], i).to_json()
+
     return {
         "before": before,
         "after": after,
-        "auc": overall_auc_change(first, second, joint=joint, noise=blur).to_json(),
-        "points": {
-            point: {rate: overall_rate_change(rate, pair[i], noise=noise[i]).to_json() for rate in RATES}
-            for i, point in enumerate(POINTS)
-        },
-        "attributes": {a.name: _change_by_group(measured, before, after, a) for a in study.attributes},
+        "auc": hidden.of_scores(overall_auc_change(first, second, joint=joint, noise=blur), None, [ALL]).to_json(),
+        "points": {point: {rate: change_of_all(rate, i) for rate in RATES} for i, point in enumerate(POINTS)},
+        "attributes": {a.name: _change_by_group(measured, before, after, a, hidden) for a in study.attributes},
     }
 
 
-def _change_by_group(measured: Measured, before: str, after: str, attribute: Attribute) -> Json:
-    name, names = attribute.name, attribute.groups
+def _change_by_group(measured: Measured, before: str, after: str, attribute: Attribute, hidden: Suppression) -> Json:
+    name, names, both = attribute.name, attribute.groups, (before, after)
     pair, noise = measured.pairs[before, after][name], measured.pair_noise[before, after]
+
+    def rates(rate: str, i: int) -> list[Json]:
+        return hidden.by_group(rate_change_by_group(rate, pair[i], names, noise=noise[i]), name, both, i)
+
+    def gap_of(metric: str, i: int) -> Json:
+        # The interval of a maximum over many groups takes long, and an intersection shows none.
+        if attribute.of is not None:
+            return no_maximum(metric).to_json()
+        return hidden.of_gap(
+            gap_change(metric, pair[i], names, minimum=hidden.least, noise=noise[i]), name, both, i
+        ).to_json()
+
     return {
-        **_auc_changes(measured, before, after, attribute),
+        **_auc_changes(measured, before, after, attribute, hidden),
         "points": {
             point: {
-                "by_group": {rate: _all(rate_change_by_group(rate, pair[i], names, noise=noise[i])) for rate in RATES},
-                "gaps": {
-                    # The interval of a maximum over many groups takes long, and an intersection shows none.
-                    metric: (
-                        gap_change(metric, pair[i], names, noise=noise[i])
-                        if attribute.of is None
-                        else no_maximum(metric)
-                    ).to_json()
-                    for metric in GAPS
-                },
+                "by_group": {rate: rates(rate, i) for rate in RATES},
+                "gaps": {metric: gap_of(metric, i) for metric in GAPS},
             }
             for i, point in enumerate(POINTS)
         },
     }
 
 
-def _auc_changes(measured: Measured, before: str, after: str, attribute: Attribute) -> Json:
+def _auc_changes(measured: Measured, before: str, after: str, attribute: Attribute, hidden: Suppression) -> Json:
     name, names = attribute.name, attribute.groups
     if name not in measured.histograms[before, "test"]:
         return _not_released(names, "auc_change", "worst_group_auc_change", "auc_gap_change")
     first, second, blur, joint = measured.score_pair(before, after, name)
-    # Placements are summed against the base only; a method and a control are paired by their decision table alone.
-    sums = measured.placements.get(after, {}).get(name) if before == BASE else None
-    return {
-        "auc_by_group": _all(auc_change_by_group(first, second, names, sums=sums, joint=joint, noise=blur)),
-        "worst_group_auc": worst_group_auc_change(first, second, names, sums=sums, joint=joint, noise=blur).to_json(),
-        "auc_gap": auc_gap_change(first, second, names, sums=sums, joint=joint, noise=blur).to_json(),
-    }
+    sums = _placements(measured, before, after, name)
+    return _shown_aucs(
+        name,
+        hidden,
+        auc_change_by_group(first, second, names, sums=sums, joint=joint, noise=blur),
+        worst_group_auc_change(first, second, names, sums=sums, joint=joint, noise=blur),
+        auc_gap_change(first, second, names, sums=sums, joint=joint, noise=blur),
+    )
+
+
+def _placements(measured: Measured, before: str, after: str, attribute: str) -> Floats | None:
+    """Placements are summed against the base only; a method and a control are paired by their decision table alone."""
+    return measured.placements.get(after, {}).get(attribute) if before == BASE else None
+
+
+def change_by_group(
+    metric: str, measured: Measured, before: str, after: str, attribute: Attribute, least: int
+) -> tuple[Estimate, ...]:
+    """The paired change of a rate at the declared rule, or of the `auc`, for each row, `unknown` last; none hidden."""
+    name, names = attribute.name, attribute.groups
+    if metric != "auc":
+        pair, noise = measured.pairs[before, after][name], measured.pair_noise[before, after]
+        return rate_change_by_group(metric, pair[0], names, minimum=least, noise=noise[0])
+    first, second, blur, joint = measured.score_pair(before, after, name)
+    sums = _placements(measured, before, after, name)
+    return auc_change_by_group(first, second, names, sums=sums, joint=joint, minimum=least, noise=blur)
 
 
 def averages(study: Study, table: Mapping[str, Any]) -> Json:
@@ -281,39 +315,3 @@ def _mean(estimates: Iterable[Json]) -> Json:
     if not values:
         return {"mean": None, "lowest": None, "highest": None, "models": 0}
     return {"mean": float(np.mean(values)), "lowest": min(values), "highest": max(values), "models": len(values)}
-
-
-def roc_curves(study: Study, measured: Measured, chosen: Sequence[str]) -> Json:
-    """attribute -> group -> model -> points [fpr, tpr] of the ROC curve, for groups whose AUC is estimable.
-
-    The first point is (0, 0), the last (1, 1); points closer than one in `ROC_POINTS` of the curve's length are left
-    out, so that the curve can be drawn.
-    """
-    curves: Json = {}
-    for attribute in study.attributes:
-        by_group: Json = {}
-        for row, group in enumerate(attribute.groups):
-            for model in chosen:
-                if attribute.name not in measured.histograms[model, "test"]:
-                    continue
-                hist, blur = measured.scores(model, attribute.name)
-                if auc_by_group(hist, attribute.groups, noise=blur)[row].value is not None:
-                    by_group.setdefault(group, {})[model] = _roc(hist[row])
-        curves[attribute.name] = by_group
-    return curves
-
-
-def _roc(counts: Table) -> list[list[float]]:
-    # Noisy counts can fall where a curve must rise; counts without noise are their own projection.
-    rising = projected(counts, np.maximum(counts.sum(axis=1), 0.0))
-    cut = counts_at_every_edge(rising[None])[:, 0]  # (edge, y, decision), thresholds rising
-    rates = cut[::-1, :, 1] / rising.sum(axis=1)
-    points = [[0.0, 0.0]]
-    for fpr, tpr in rates:
-        if (fpr - points[-1][0]) + (tpr - points[-1][1]) >= 2 / ROC_POINTS:
-            points.append([round(float(fpr), 5), round(float(tpr), 5)])
-    return points if points[-1] == [1.0, 1.0] else [*points, [1.0, 1.0]]
-
-
-def _all(estimates: Iterable[Estimate]) -> list[Json]:
-    return [estimate.to_json() for estimate in estimates]

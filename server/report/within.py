@@ -7,7 +7,7 @@ from typing import Any
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.forest import forest
 from equipoise.server.report.plots.svg import identifier
-from equipoise.server.report.words import LABELS, LEVEL_TEXT, estimate_text, number, signed
+from equipoise.server.report.words import LABELS, LEVEL_TEXT, count_text, estimate_text, number, signed
 
 Json = dict[str, Any]
 NOT_MEASURED = (
@@ -40,15 +40,16 @@ def _parts(attribute: str, contrasts: list[Json]) -> Table:
             if role not in entry:
                 continue
             found = entry[role]
-            composition = "not estimable" if found["composition"] is None else signed(found["composition"])
-            between = "not estimable"
+            lacking = "suppressed" if found["within"]["status"] == "suppressed" else "not estimable"
+            composition = lacking if found["composition"] is None else signed(found["composition"])
+            between = lacking
             if found["tau"] is not None:
                 ends = found["tau_interval"]
                 between = number(found["tau"]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
             rows.append([
                 f"{entry['group']} less {entry['reference']}", LABELS[entry["rate"]], label if "method" in entry else
                 "measured", estimate_text(found["pooled"], change=True), estimate_text(found["within"], change=True),
-                composition, between, str(found["hospitals_with_both_groups"]),
+                composition, between, count_text(found["hospitals_with_both_groups"]),
             ])  # fmt: skip
     columns = (
         "groups", "rate", "model", "pooled", "within hospitals", "composition", "between hospitals (SD)",
@@ -68,11 +69,12 @@ def _figure(index: int, attribute: str, contrasts: list[Json], role: str) -> Fig
         for row in found["hospitals"]:
             drawn = number(row["shrunken"]) if row["shrunken"] is not None else "–"
             rows.append([
-                heading, row["hospital"], estimate_text(row["difference"], change=True), f"{100 * row['weight']:.0f} %",
+                heading, row["hospital"], estimate_text(row["difference"], change=True), _weight(row),
                 drawn,
             ])  # fmt: skip
         ahead = found["prediction"]
-        between = f"{signed(ahead[0])} to {signed(ahead[1])}" if ahead else "not estimable"
+        lacking = "suppressed" if found["mean"]["status"] == "suppressed" else "not estimable"
+        between = f"{signed(ahead[0])} to {signed(ahead[1])}" if ahead else lacking
         rows.append([heading, "a further hospital (prediction)", between, "", ""])
     columns = ("difference", "hospital", "value", "weight", "drawn to the mean")
     note = contrasts[0][role]["note"]
@@ -82,3 +84,7 @@ def _figure(index: int, attribute: str, contrasts: list[Json], role: str) -> Fig
     )
     table = Table(f"Differences by hospital, {attribute}", columns, rows, frozenset({0, 1}))
     return Figure(caption, panels, table)
+
+
+def _weight(row: Json) -> str:
+    return "–" if row["weight"] is None else f"{100 * row['weight']:.0f} %"

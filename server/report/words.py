@@ -54,9 +54,14 @@ def estimate_text(estimate: Json, *, change: bool = False, digits: int = 3) -> s
     return f"{value} [{low}, {high}]{mark}"
 
 
-def count_text(count: int | None) -> str:
-    """A number of patients; a dash where it is not known or may not be shown."""
+def count_text(count: int | str | None) -> str:
+    """A number of patients, or the word in its place; a dash where it is not known or may not be shown."""
     return "–" if count is None else str(count)
+
+
+def known(count: int | str) -> int | None:
+    """A number of patients; None where it is hidden, and then it is not 0."""
+    return count if isinstance(count, int) else None
 
 
 def of_hundred(estimate: Json) -> str:

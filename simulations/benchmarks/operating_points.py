@@ -40,6 +40,7 @@ from equipoise.common.study_file import load_study, pin_pool, pin_weights
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.study_privacy import PublicPool
 from equipoise.server.report import tables
+from equipoise.server.report.suppression import Suppression
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.exact import exact_points, gap_at_site_mix, measure_exactly
 from equipoise.simulations.pretrain import pretrain
@@ -68,7 +69,7 @@ def seed_row(seed: int, place: Path) -> Json:
         private = _under(study, privacy)
         models |= {f"{name}, draw {draw}": _chosen(private, base, patients, noise=True) for draw in range(DRAWS)}
     measured = measure_exactly(study, patients, models)
-    figures = tables.models(study, measured)
+    figures = tables.models(study, measured, Suppression.of(study, measured))
     rows = {}
     for name, model in models.items():
         own = figures[name]["attributes"][ATTRIBUTE]

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.rates import rate_by_group
-from equipoise.common.fairness.shares import fraction
 from equipoise.common.fairness.small_cells import (
     HIDDEN,
     Policy,
+    complemented,
     display,
     hidden_cells,
-    screened,
     suppressed,
     with_totals,
 )
@@ -87,32 +86,52 @@ def test_zero_is_shown_or_not_as_the_policy_says() -> None:
     table = np.array([[0, 40], [30, 50]])
     assert not hidden_cells(table, Policy(11)).any()
     assert hidden_cells(table, Policy(11, zero_shown=False))[0, 0]
-    with pytest.raises(StudyError, match=r"policy.min_cell=7: choose one of 0, 5, 8, 10, 11"):
+    with pytest.raises(StudyError, match=r"evaluation.min_cell=7: choose one of 0, 5, 8, 10, 11"):
         Policy(7)
     with pytest.raises(ValueError, match="carries noise"):
         hidden_cells(np.array([[-1, 40]]), Policy(11))
 
 
-def test_rates_that_give_a_count_away_are_suppressed() -> None:
-    counts = np.array(
-        [
-            [[500, 60], [30, 70]],  # all large
-            [[500, 60], [4, 90]],  # four missed
-            [[300, 60], [40, 45]],  # large, and the smallest of the shown
-            [[0, 0], [0, 0]],
-        ]
-    )
-    names = ["a", "b", "c"]
-    rates = rate_by_group("tpr", counts, names)[:-1]
-    above, below = (part[:-1] for part in fraction(counts, "tpr"))
-    shown = screened(rates, above, below, Policy(11))
-    assert [e.status for e in shown] == ["ok", "suppressed", "suppressed"]
-    assert (shown[1].value, shown[1].low, shown[1].n) == (None, None, None)
-    assert shown[1].reason == "a count below 11 could be read from it"
-    alone = screened(rates, above, below, Policy(11), overall_shown=False)
-    assert [e.status for e in alone].count("suppressed") == 1
-    assert screened(rates, above, below, Policy(0)) == rates
-    assert suppressed(rates[0], Policy(5)).group == "a"
+def complement(
+    values: list[int], lines: list[list[float]], units: list[int], order: list[int], k: int = 11
+) -> list[int]:
+    """Places that are hidden, the small ones from the beginning."""
+    counts, policy = np.array(values), Policy(k)
+    hidden = complemented(counts, np.array(lines), policy.small(counts), policy, np.array(units), order)
+    return [int(place) for place in np.flatnonzero(hidden)]
+
+
+def test_a_further_count_is_hidden_where_a_sum_gives_a_small_one_away() -> None:
+    adds_up = [[1.0, 1.0, 1.0, -1.0]]
+    assert complement([300, 4, 60, 364], adds_up, [0, 1, 2, -1], [300, 4, 60, 0]) == [1, 2]
+    assert complement([300, 4, 60, 364], adds_up, [0, 1, -1, -1], [300, 4, 60, 0]) == [0, 1]  # 60 stands elsewhere
+    assert complement([300, 4, 5, 309], adds_up, [0, 1, 2, -1], [300, 4, 5, 0]) == [1, 2]  # 4 and 5 or 3 and 6
+    assert complement([300, 1, 1, 302], adds_up, [0, 1, 2, -1], [300, 4, 5, 0]) == [0, 1, 2]  # 1 and 1 alone add up
+    assert complement([300, 40, 60, 400], adds_up, [0, 1, 2, -1], [300, 40, 60, 0]) == []
+    assert complement([300, 4, 60, 364], adds_up, [0, 1, -1, -1], [0] * 4, k=0) == []
+    assert complement([300, 4, 0, 304], adds_up, [-1, 1, -1, -1], [0] * 4) == [1]  # nothing is left that could help
+
+
+def test_counts_of_one_unit_are_hidden_together_and_a_second_sum_asks_for_more() -> None:
+    # Two rows of two cells each with their totals: hiding 90 hides its neighbour, too.
+    cells = [400, 90, 300, 4]
+    lines = [
+        [1.0, 1, 0, 0, -1, 0, 0, 0],
+        [0, 0, 1.0, 1, 0, -1, 0, 0],
+        [1.0, 0, 1, 0, 0, 0, -1, 0],
+        [0, 1.0, 0, 1, 0, 0, 0, -1],
+    ]
+    totals = [490, 304, 700, 94]
+    units = [0, 0, 1, 1, -1, -1, -1, -1]
+    assert complement([*cells, *totals], lines, units, [90, 90, 4, 4, 0, 0, 0, 0]) == [0, 1, 2, 3]
+
+
+def test_a_suppressed_estimate_keeps_its_name_alone() -> None:
+    counts = np.array([[[500, 60], [4, 90]], [[0, 0], [0, 0]]])
+    found = suppressed(rate_by_group("tpr", counts, ["a"])[0], Policy(11))
+    assert (found.metric, found.group, found.status) == ("tpr", "a", "suppressed")
+    assert (found.value, found.low, found.high, found.n) == (None,) * 4
+    assert found.reason == "a count below 11 could be read from it"
 
 
 def test_a_suppressed_estimate_takes_no_number() -> None:

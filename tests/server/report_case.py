@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from equipoise.common.evaluation import BASE, POINTS, Measured, comparisons, splits_needed
 from equipoise.common.fairness.auc import placement_sums, placements_of_bins
 from equipoise.common.fairness.joint import interval_cells, joint_table
-from equipoise.common.fairness.tables import bin_scores, histogram, hybrid_edges
+from equipoise.common.fairness.tables import bin_scores, count_cells, histogram, hybrid_edges
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.server.report.build import compose
@@ -21,15 +21,21 @@ from equipoise.server.rundir import Arm, Task
 from equipoise.server.transcript import Row
 
 METHOD = "swift"
+SITES = ("east", "west")
 
 
 @dataclass(frozen=True)
 class Patients:
-    """Test patients: labels, groups (the last index is `unknown`) and each model's logits."""
+    """Test patients: labels, groups (the last index is `unknown`) and each model's logits.
+
+    `further` has the groups by other attributes of the study; `site` each patient's place in `SITES`.
+    """
 
     label: NDArray[np.int64]
     group: NDArray[np.int64]
     logits: Mapping[str, NDArray[np.float64]]
+    further: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    site: NDArray[np.int64] | None = None
 
     def rate(self, model: str, group: int, label: int, threshold: float = 0.0) -> float:
         """Share of a cell that is flagged, counted directly."""
@@ -51,9 +57,12 @@ def draw(sizes: Sequence[int], shifts: Mapping[str, Sequence[float]], seed: int 
 
 
 def make_study(
-    groups: Sequence[str] = ("light", "dark"), controls: Sequence[str] = ("plain",), **evaluation: Any
+    groups: Sequence[str] = ("light", "dark"),
+    controls: Sequence[str] = ("plain",),
+    further: Sequence[Mapping[str, Any]] = (),
+    **evaluation: Any,
 ) -> Study:
-    """A study with one attribute."""
+    """A study with one attribute, and further ones; small counts are shown unless `min_cell` says otherwise."""
     return Study.model_validate(
         {
             "study": "made-up",
@@ -65,9 +74,10 @@ def make_study(
             },
             "inputs": {"kind": "table", "features": [{"name": "x", "range": [0, 1]}]},
             "label": {"column": "malignant", "positive": 1},
-            "attributes": [{"name": "tone", "levels": list(groups), "primary": True}],
+            "attributes": [{"name": "tone", "levels": list(groups), "primary": True}, *further],
             "method": {"name": METHOD, "controls": list(controls)},
-            "evaluation": {"threshold": {"rule": "fixed:0.5"}, "bins": 256, **evaluation},
+            "sites": {"declared_patients": dict.fromkeys(SITES, 60) if evaluation.get("by_site") else {}},
+            "evaluation": {"threshold": {"rule": "fixed:0.5"}, "bins": 256, "min_cell": 0, **evaluation},
         }
     )
 
@@ -76,26 +86,38 @@ def measure(study: Study, patients: Patients) -> Measured:
     """The tables that the sites' sums would give."""
     models = list(patients.logits)
     measured = Measured(hybrid_edges(None, study.evaluation.bins))
-    name, rows = study.primary.name, len(study.primary.groups) + 1
+    groups = {study.primary.name: patients.group, **patients.further}
+    rows = {a.name: len(a.groups) + 1 for a in study.attributes}
     bins = {model: bin_scores(patients.logits[model], measured.edges) for model in models}
     for split in splits_needed(study):
         for model in models:
-            table = histogram(bins[model], patients.label, patients.group, rows, len(measured.edges) + 1)
-            measured.histograms[model, split] = {name: table}
+            measured.histograms[model, split] = {
+                name: histogram(bins[model], patients.label, group, rows[name], len(measured.edges) + 1)
+                for name, group in groups.items()
+            }
     for model in models:
         measured.choose_thresholds(study, model)
     for before, after in comparisons(models, METHOD):
         sides = (patients.logits[before], patients.logits[after])
         cells = interval_cells(*sides, measured.thresholds[before], measured.thresholds[after])
-        joint = joint_table(*cells, patients.label, patients.group, rows, len(POINTS))
-        measured.add_joint(before, after, {name: joint}, 0.0)
+        joint = {
+            name: joint_table(*cells, patients.label, group, rows[name], len(POINTS)) for name, group in groups.items()
+        }
+        measured.add_joint(before, after, joint, 0.0)
     for model in models[1:]:
-        placed = [
-            placements_of_bins(measured.histograms[m, "test"][name])[patients.group, patients.label, bins[m]]
-            for m in (BASE, model)
-        ]
-        sums = placement_sums(placed[0], placed[1], patients.label, patients.group, rows)
-        measured.placements[model] = {name: sums}
+        measured.placements[model] = {}
+        for name, group in groups.items():
+            placed = [
+                placements_of_bins(measured.histograms[m, "test"][name])[group, patients.label, bins[m]]
+                for m in (BASE, model)
+            ]
+            measured.placements[model][name] = placement_sums(placed[0], placed[1], patients.label, group, rows[name])
+    if patients.site is not None:
+        decided = [(patients.logits[m] >= measured.thresholds[m][0]).astype(np.int64) for m in (BASE, METHOD)]
+        measured.site_pairs = {
+            name: count_cells((patients.site, group, patients.label, *decided), (len(SITES), rows[name], 2, 2, 2))
+            for name, group in groups.items()
+        }
     return measured
 
 
@@ -107,7 +129,6 @@ NOTES: dict[str, Any] = {
     "mask_mean": 1 / 3,
     "bias_loss_by_round": [0.4, 0.2, 0.1],
 }
-SITES = ("east", "west")
 ROUNDS = [
     {
         "run": f"made-up/{METHOD}",

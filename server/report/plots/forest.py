@@ -21,7 +21,7 @@ def forest(name: str, title: str, axis: str, found: Json) -> Markup:
         name: identifier of the element.
         title: what is shown, for screen readers.
         axis: label of the axis.
-        found: `hospitals`, `within`, `pooled`, `prediction`.
+        found: `hospitals`, `within`, `pooled`, `mean`, `prediction`.
     """
     hospitals, summary = found["hospitals"], [("within hospitals", found["within"]), ("pooled", found["pooled"])]
     estimates = [*(row["difference"] for row in hospitals), *(estimate for _, estimate in summary)]
@@ -44,7 +44,8 @@ def forest(name: str, title: str, axis: str, found: Json) -> Markup:
         _hospital(drawing, scale, row, TOP + ROW * (place + 0.5))
     for place, (label, estimate) in enumerate(summary, len(hospitals)):
         _diamond(drawing, scale, label, estimate, TOP + ROW * (place + 0.5), filled=label != "pooled")
-    _prediction(drawing, scale, prediction, TOP + ROW * (rows - 0.5))
+    lacking = "suppressed" if found["mean"]["status"] == "suppressed" else NOT_ESTIMABLE
+    _prediction(drawing, scale, prediction, lacking, TOP + ROW * (rows - 0.5))
     return drawing.markup()
 
 
@@ -52,27 +53,27 @@ def _hospital(drawing: Drawing, scale: Scale, row: Json, y: float) -> None:
     estimate = row["difference"]
     drawing.text(LEFT - 8, y + 4, shortened(row["hospital"], 16), "row-label small", "end")
     if estimate["value"] is None:
-        drawing.text(LEFT + 4, y + 4, NOT_ESTIMABLE, "missing halo")
+        drawing.text(LEFT + 4, y + 4, estimate_text(estimate), "missing halo")
         return
     dashed = " imprecise" if estimate["status"] == "imprecise" else ""
     drawing.line(scale(estimate["low"]), y, scale(estimate["high"]), y, f"interval after{dashed}")
-    side = 4 + 10 * row["weight"] ** 0.5
+    side = 4 + 10 * (row["weight"] or 0.0) ** 0.5
     drawing.rect(scale(estimate["value"]) - side / 2, y - side / 2, side, side, "mark after")
 
 
 def _diamond(drawing: Drawing, scale: Scale, label: str, estimate: Json, y: float, *, filled: bool) -> None:
     drawing.text(LEFT - 8, y + 4, label, "row-label small", "end")
     if estimate["value"] is None:
-        drawing.text(LEFT + 4, y + 4, NOT_ESTIMABLE, "missing halo")
+        drawing.text(LEFT + 4, y + 4, estimate_text(estimate), "missing halo")
         return
     low, value, high = (scale(estimate[key]) for key in ("low", "value", "high"))
     drawing.path([(low, y), (value, y - 7), (high, y), (value, y + 7), (low, y)], f"diamond {'full' if filled else ''}")
 
 
-def _prediction(drawing: Drawing, scale: Scale, prediction: Sequence[float] | None, y: float) -> None:
+def _prediction(drawing: Drawing, scale: Scale, prediction: Sequence[float] | None, lacking: str, y: float) -> None:
     drawing.text(LEFT - 8, y + 4, "next hospital", "row-label small", "end")
     if prediction is None:
-        drawing.text(LEFT + 4, y + 4, NOT_ESTIMABLE, "missing halo")
+        drawing.text(LEFT + 4, y + 4, lacking, "missing halo")
         return
     low, high = (scale(end) for end in prediction)
     drawing.line(low, y, high, y, "divider")
