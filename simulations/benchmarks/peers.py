@@ -5,7 +5,8 @@
 The work (peers.yaml): federated averaging over fifty sites of fifty images. Each side is a process of its own, and runs
 alone; the sides alternate, since on a shared machine a ratio of neighbours means more than seconds do. pfl and Flower
 have environments of their own, made at the first run, which downloads them. Figures go to results/peers.json and
-docs/benchmarks-peers.md. Linux only: what Ray starts is counted process by process.
+docs/benchmarks-peers.md. A run that was broken off goes on with the turn that it was at. Linux only: what Ray starts is
+counted process by process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -121,31 +123,38 @@ def run_side(folder: Path, rounds: int, side: str, python: Path | str) -> dict[s
     return asdict(spent)
 
 
-def side_by_side(folder: Path, rounds: int, pairs: int, pythons: Mapping[str, Path | str]) -> dict[str, Any]:
-    """All sides in turn, every second time in the reverse order; ratios to equipoise, and how the weights differ.
+def kept(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` measures, or has measured before a run was broken off: `folder/name.json`."""
+    file = folder / f"{name}.json"
+    if not file.exists():
+        write_whole(file, json.dumps(work()).encode())
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def take_turns(folder: Path, rounds: int, number: int, pythons: Mapping[str, Path | str]) -> dict[str, Any]:
+    """Each side once, every second time in the reverse order: what they spent, and how their weights differ.
 
     Differences are shares of the way that the plain script's weights went from the vendor's.
     """
-    rows: list[dict[str, Any]] = []
-    for number in range(pairs):
-        order = tuple(pythons)[:: -1 if number % 2 else 1]
-        spent = {side: run_side(folder, rounds, side, pythons[side]) for side in order}
-        plain, vendor = folder / "plain.safetensors", folder / "vendor.safetensors"
-        moved = difference(vendor, plain)
-        apart = {side: difference(folder / f"{side}.safetensors", plain) / moved for side in spent if side != "plain"}
-        rows.append({"spent": spent, "moved": moved, "difference": apart})
-    peers = [side for side in pythons if side != "equipoise"]
-    ratios = {
-        side: [row["spent"]["equipoise"]["cpu_s"] / row["spent"][side]["cpu_s"] for row in rows] for side in peers
-    }
-    return {
-        "rounds": rounds,
-        "rows": rows,
-        "ratios": {
-            side: {"median": median(all_), "least": min(all_), "greatest": max(all_)} for side, all_ in ratios.items()
-        },
-        "difference": max(max(row["difference"].values()) for row in rows),
-    }
+    order = tuple(pythons)[:: -1 if number % 2 else 1]
+    spent = {side: run_side(folder, rounds, side, pythons[side]) for side in order}
+    plain, vendor = folder / "plain.safetensors", folder / "vendor.safetensors"
+    moved = difference(vendor, plain)
+    apart = {side: difference(folder / f"{side}.safetensors", plain) / moved for side in spent if side != "plain"}
+    return {"spent": spent, "moved": moved, "difference": apart}
+
+
+def side_by_side(folder: Path, rounds: int, pairs: int, pythons: Mapping[str, Path | str]) -> dict[str, Any]:
+    """All sides, `pairs` times in turn: the ratios of equipoise's CPU seconds to the others' of the same turn."""
+    rows = [kept(folder, f"turn-{n}", partial(take_turns, folder, rounds, n, pythons)) for n in range(pairs)]
+    ratios = {}
+    for side in pythons:
+        if side != "equipoise":
+            found = [row["spent"]["equipoise"]["cpu_s"] / row["spent"][side]["cpu_s"] for row in rows]
+            ratios[side] = {"median": median(found), "least": min(found), "greatest": max(found)}
+    apart = max(max(row["difference"].values()) for row in rows)
+    return {"rounds": rounds, "rows": rows, "ratios": ratios, "difference": apart}
 
 
 def parts(folder: Path, rounds: int) -> dict[str, Any]:
@@ -158,37 +167,37 @@ def parts(folder: Path, rounds: int) -> dict[str, Any]:
     return {**found, "plain_start_s": min(spend([sys.executable, "-c", start]).cpu_s for _ in range(2))}
 
 
-def many_sites(folder: Path, vendor: Path, counts: Sequence[int]) -> dict[str, Any]:
-    """A short study over ever more small sites: peak memory, CPU, and how both grow."""
-    rows = []
-    for count in counts:
-        place = folder / str(count)
-        place.mkdir()
+def small_sites(folder: Path, vendor: Path, count: int) -> dict[str, Any]:
+    """A short study over `count` small sites, each with the same number of patients whatever `count` is."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        place = Path(scratch)
         shutil.copy(vendor, place / "vendor.safetensors")
         kind = f"kind: synthetic, count: {count}, patients: {SMALL_PATIENTS}, validation: 0, test: {2 * count}"
         prepare(place, f"simulation.hospitals={{{kind}}}")
         spent = spend([*EQUIPOISE, "simulate", *study_options(place, SMALL_ROUNDS)])
         releases = len((place / "run" / "rounds.jsonl").read_text().splitlines())
-        rows.append({"sites": count, "releases": releases, **asdict(spent)})
-        print(f"{count} sites: {spent.cpu_s:.1f} s of CPU, {spent.peak_mib:.0f} MiB", file=sys.stderr, flush=True)
-        shutil.rmtree(place)
+    print(f"{count} sites: {spent.cpu_s:.1f} s of CPU, {spent.peak_mib:.0f} MiB", file=sys.stderr, flush=True)
+    return {"sites": count, "releases": releases, **asdict(spent)}
+
+
+def many_sites(folder: Path, vendor: Path, counts: Sequence[int]) -> dict[str, Any]:
+    """Ever more small sites: peak memory, CPU, and the powers of the number of sites by which both grow."""
+    rows = [kept(folder, f"sites-{count}", partial(small_sites, folder, vendor, count)) for count in counts]
     sites = np.log([row["sites"] for row in rows])
 
-    def slope(of: Callable[[dict[str, Any]], float]) -> float:
-        return float(np.polyfit(sites, np.log([of(row) for row in rows]), 1)[0])
+    def power(figure: str) -> float:
+        return float(np.polyfit(sites, np.log([row[figure] for row in rows]), 1)[0])
 
-    return {
-        "rows": rows,
-        "memory_exponent": slope(lambda row: row["peak_mib"]),
-        "cpu_exponent": slope(lambda row: row["cpu_s"]),
-    }
+    return {"rows": rows, "memory_exponent": power("peak_mib"), "cpu_exponent": power("cpu_s")}
 
 
 def measure(folder: Path, cache: Path, rounds: int, pairs: int) -> dict[str, Any]:
-    """All figures."""
+    """All figures; `folder` keeps those that are there already."""
     installed = {name: environment(cache, name) for name in PINS}
     pythons: dict[str, Path | str] = {"equipoise": sys.executable, "plain": sys.executable, **installed}
-    vendor = train_vendor(folder)
+    vendor = folder / "vendor.safetensors"
+    if not vendor.exists():
+        train_vendor(folder)
     prepare(folder)
     return {
         "versions": {
@@ -196,7 +205,7 @@ def measure(folder: Path, cache: Path, rounds: int, pairs: int) -> dict[str, Any
             "flower": versions(installed["flower"], ("flwr", "ray", "torch", "numpy")),
         },
         "compared": side_by_side(folder, rounds, pairs, pythons),
-        "parts": parts(folder, rounds),
+        "parts": kept(folder, "parts", partial(parts, folder, rounds)),
         "many_sites": many_sites(folder, vendor, COUNTS),
     }
 
@@ -211,11 +220,13 @@ def main(
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each side, in turn.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated averaging.")] = 12,
     cache: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
+    out: Annotated[Path, typer.Option(help="Where a run that is broken off goes on.")] = Path("runs/peers"),
 ) -> None:
     """Measure, print the page, write it and the figures."""
     came_from = commit()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), cache or default_cache(), rounds, pairs)
+    folder = (out / f"{came_from}-{rounds}").absolute()  # what other code measured stays out
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = measure(folder, cache or default_cache(), rounds, pairs)
     if figures["compared"]["difference"] > BOUNDS["difference"]:
         raise SystemExit(f"the sides' weights differ by {figures['compared']['difference']:.1e}: not the same work")
     options = f"--date {date} --pairs {pairs} --rounds {rounds}"
@@ -229,6 +240,7 @@ def main(
     }
     write_whole(HERE / "results" / "peers.json", json.dumps(result, indent=1).encode())
     write_whole(ROOT / "docs" / "benchmarks-peers.md", page(result).encode())
+    shutil.rmtree(folder)
     print(page(result))
 
 
