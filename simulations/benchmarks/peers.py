@@ -52,7 +52,7 @@ SILENT = {
 }
 BOUNDS = {"plain": 1.05, "pfl": 1.00, "flower": 0.50, "difference": 0.01, "memory_exponent": 0.05}
 COUNTS = (20, 100, 300, 1000)
-SMALL_ROUNDS, SMALL_PATIENTS = 3, 10
+SMALL_ROUNDS, SMALL_PATIENTS = 1, 10
 
 
 def environment(cache: Path, name: str) -> Path:
@@ -218,7 +218,7 @@ def default_cache() -> Path:
 def main(
     date: Annotated[str, typer.Option(help="Date of the figures, as in 2026-01-31.")],
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each side, in turn.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated averaging.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated averaging.")] = 6,
     cache: Annotated[Path | None, typer.Option(help="Folder of the peers' environments.")] = None,
     out: Annotated[Path, typer.Option(help="Where a run that is broken off goes on.")] = Path("runs/peers"),
 ) -> None:

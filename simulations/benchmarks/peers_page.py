@@ -60,7 +60,7 @@ too. That script's start (torch, and the compiler that `torch.optim` loads) take
 
 ## Ever more sites
 
-Small sites of 10 training and 2 test images, three rounds, two evaluated models; all sites answer every release.
+Small sites of 10 training and 2 test images, one round, two evaluated models; all sites answer every release.
 
 | sites | releases | CPU seconds | by site and release, ms | of the sites added, ms | peak memory, MiB |
 |---|---|---|---|---|---|

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from equipoise.simulations.benchmarks.processes import memory_mib
 
-LOOK_S = 0.2
+LOOK_S = 0.25  # between two looks; every eighth is at memory too, which takes longer
 LINGER_S = 60  # that what a command leaves behind may take to end; then it is killed
 LAUNCHER = f"""
 import ctypes, json, os, resource, signal, subprocess, sys, time
@@ -89,13 +89,15 @@ def spend_tree(command: Sequence[str | Path], environment: Mapping[str, str], fo
 def _watch(launcher: subprocess.Popen[bytes]) -> tuple[float, float, int]:
     """CPU seconds of all processes as last seen, peak memory in MiB, most processes; until the launcher has ended."""
     seen: dict[tuple[int, int], float] = {}
-    peak, most = 0.0, 0
+    peak, most, looks = 0.0, 0, 0
     while launcher.poll() is None:
         table = _processes()
         tree = _below(launcher.pid, table)
         for number in tree:
             seen[number, table[number].born] = table[number].cpu_s
-        peak = max(peak, sum(map(memory_mib, tree)))
+        if looks % 8 == 0:
+            peak = max(peak, sum(map(memory_mib, tree)))
+        looks += 1
         most = max(most, len(tree))
         time.sleep(LOOK_S)
     return sum(seen.values()), peak, most

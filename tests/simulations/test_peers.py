@@ -30,16 +30,16 @@ def started(code: str, after: str) -> list[str]:
 
 @linux
 def test_a_daemon_that_nobody_waits_for_is_counted(tmp_path: Path) -> None:
-    spent = spend_tree(started(BUSY.format(seconds=1.0), "pass"), os.environ, tmp_path)
-    assert spent.waited_s >= 1.0
+    spent = spend_tree(started(BUSY.format(seconds=3.0), "pass"), os.environ, tmp_path)
+    assert spent.waited_s >= 3.0
     assert spent.cpu_s == max(spent.waited_s, spent.seen_s)
-    assert spent.wall_s < 1.0  # of the command itself
+    assert spent.wall_s < 3.0  # of the command itself
     assert spent.peak_mib > 100
 
 
 @linux
 def test_a_child_whose_parent_lets_the_kernel_clear_it_away_is_counted(tmp_path: Path) -> None:
-    ignoring = "import signal, time; signal.signal(signal.SIGCHLD, signal.SIG_IGN); time.sleep(5)"
+    ignoring = "import signal, time; signal.signal(signal.SIGCHLD, signal.SIG_IGN); time.sleep(8)"
     spent = spend_tree(started(BUSY.format(seconds=1.0), ignoring), os.environ, tmp_path)
     assert spent.waited_s < 0.5
     assert spent.cpu_s == spent.seen_s > 0.5
