@@ -384,6 +384,25 @@ def test_hooks_leave_the_gradients_of_a_loop_over_the_rows(name: str) -> None:
     check_backbone(make(), shape)
 
 
+class AtAKink(nn.Module):
+    """Its first `times` answers to several rows lie on another side of a kink than those to each row alone."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = nn.Linear(4, 1), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.times -= len(x) > 1
+        logit: Tensor = self.layer(x).squeeze(1)
+        return logit * (2.0 if len(x) > 1 and self.times >= 0 else 1.0)
+
+
+def test_rows_at_a_kink_are_drawn_again_and_rows_that_never_agree_are_refused() -> None:
+    check_rows_of(AtAKink(2), (4,))
+    with pytest.raises(RefusedError, match="not those of autograd"):
+        check_rows_of(AtAKink(3), (4,))
+
+
 @pytest.mark.slow
 def test_hooks_leave_the_gradients_of_a_loop_over_densenets_rows() -> None:
     pytest.importorskip("monai")
