@@ -41,6 +41,28 @@ def test_scores_alone_give_the_figures_of_the_pooled_patients(icu: Path, equipoi
         assert areas[name]["value"] == pytest.approx(area, abs=areas[name]["binning_bound"])
 
 
+def test_scores_of_two_digits_are_cut_as_they_are_written(icu: Path, equipoise: Run) -> None:
+    """18 of 100 is 0.18 in a table: whoever has it is positive at 0.18, in one row and in two."""
+    patients = []
+    for hospital in HOSPITALS:
+        table = icu.parent / "icu" / hospital / "cohort.csv"
+        header, *lines = table.read_text().splitlines()
+        cells = [line.split(",") for line in lines]
+        first = {row[0]: f"{float(row[1]):.2f}" for row in reversed(cells)}
+        table.write_text("\n".join([header, *(",".join([row[0], first[row[0]], *row[2:]]) for row in cells)]) + "\n")
+        patients += [(float(first[row[0]]), row[2] == "1") for row in {row[0]: row for row in cells}.values()]
+    score, died = (np.array(column) for column in zip(*patients, strict=True))
+    for threshold in (0.18, 0.58):
+        out = icu.parent / f"run-{threshold}"
+        assert (
+            equipoise("evaluate", icu, "--out", out, "--set", f"evaluation.threshold.rule=given:{threshold}").code == 0
+        )
+        rates = json.loads((out / "report.json").read_text())["models"]["base"]["points"]["rule"]
+        assert (score == threshold).any()
+        assert rates["tpr"]["value"] == pytest.approx(float((score >= threshold)[died].mean()), abs=1e-12)
+        assert rates["fpr"]["value"] == pytest.approx(float((score >= threshold)[~died].mean()), abs=1e-12)
+
+
 def test_a_study_that_trains_is_sent_to_simulate(icu: Path, equipoise: Run) -> None:
     error = equipoise("evaluate", icu, "--set", "method.name=swift").error
     assert "evaluate trains nothing" in error
