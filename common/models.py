@@ -29,6 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from equipoise.common import group_norm
 from equipoise.common.canonical import sha256 as sha256_of
 from equipoise.common.errors import ModelError
 from equipoise.common.study import ImageInputs, Inputs, ModelSpec, Scalar
@@ -222,6 +223,7 @@ def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:
         raise ModelError(f"model.arguments={dict(arguments)} do not fit {factory}: {error}") from None
     model: nn.Module = function(**arguments)
     refuse_mixing(model)
+    group_norm.guard(model)
     return model
 
 
