@@ -93,20 +93,25 @@ def prepare(folder: Path, *sets: str) -> Path:
     return folder
 
 
-def study_options(folder: Path, rounds: int) -> list[str | Path]:
-    """The study file and the options by which `equipoise simulate` runs it on what `prepare` wrote."""
-    sets = (
+def settings_of(folder: Path, rounds: int) -> list[str]:
+    """What is set in the study file, so that it runs on what `prepare` wrote."""
+    return [
         f"method.rounds={rounds}",
         f"model.weights={{path: {folder / 'vendor.safetensors'}}}",
         f"simulation.hospitals={{kind: folders, path: {folder / 'hospitals'}}}",
-    )
-    return [STUDY, "--out", folder / "run", *(part for one in sets for part in ("--set", one))]
+    ]
+
+
+def study_options(folder: Path, rounds: int) -> list[str | Path]:
+    """The study file and the options by which `equipoise simulate` runs it."""
+    sets = [part for one in settings_of(folder, rounds) for part in ("--set", one)]
+    return [STUDY, "--out", folder / "run", *sets]
 
 
 def peer(folder: Path, rounds: int, side: str, python: Path | str) -> list[str | Path]:
     """The command of a peer's script, which writes `folder/SIDE.safetensors`."""
     files = (folder / "sites.npz", folder / "vendor.safetensors", folder / f"{side}.safetensors")
-    return [python, HERE / f"peer_{side}.py", *files, "--rounds", str(rounds)]
+    return [python, HERE / "yardsticks" / f"peer_{side}.py", *files, "--rounds", str(rounds)]
 
 
 def run_side(folder: Path, rounds: int, side: str, python: Path | str) -> dict[str, Any]:
@@ -161,7 +166,8 @@ def parts(folder: Path, rounds: int) -> dict[str, Any]:
     """Where equipoise's seconds go, in one more run with clocks in it, and what its peers' start costs."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     module = "equipoise.simulations.benchmarks.peer_parts"
-    spend([sys.executable, "-m", module, folder / "parts.json", *study_options(folder, rounds)])
+    files = (folder / "parts.json", STUDY, folder / "run")
+    spend([sys.executable, "-m", module, *files, *settings_of(folder, rounds)])
     found: dict[str, Any] = json.loads((folder / "parts.json").read_text())
     start = "import torch, torch._dynamo, safetensors.torch"  # torch's optimisers load its compiler
     return {**found, "plain_start_s": min(spend([sys.executable, "-c", start]).cpu_s for _ in range(2))}

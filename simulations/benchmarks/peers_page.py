@@ -42,10 +42,12 @@ start; the program refuses to write a page where it is above {result["bounds"]["
 - `equipoise simulate` is the whole command with one worker: folders of PNG images, site agents with their policy and
   ledger, a sealed reply for each release, messages through Flower's protobuf, integer sums, the transcript, the
   evaluation of both models and the report.
-- [peer_plain.py](../simulations/benchmarks/peer_plain.py) only trains, from an array of decoded images. It is frozen.
-- [peer_pfl.py](../simulations/benchmarks/peer_pfl.py) is pfl's `SimulatedBackend` and `FederatedAveraging` in one
-  process, without evaluation, on the same array.
-- [peer_flower.py](../simulations/benchmarks/peer_flower.py) is Flower's `FedAvg`, with two actors of one CPU each.
+- [peer_plain.py](../simulations/benchmarks/yardsticks/peer_plain.py) only trains, from an array of decoded images.
+  It is frozen.
+- [peer_pfl.py](../simulations/benchmarks/yardsticks/peer_pfl.py) is pfl's `SimulatedBackend` and `FederatedAveraging`
+  in one process, without evaluation, on the same array.
+- [peer_flower.py](../simulations/benchmarks/yardsticks/peer_flower.py) is Flower's `FedAvg`, with two actors of one CPU
+  each.
 
 {_verdict(result)}
 
