@@ -14,8 +14,9 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    # How often Flower looks for a message that waits; its default of 1 s is half a second lost in every round trip.
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    # How often Flower looks for a message that waits. Its default of 1 s is half a second lost in every round trip; at
+    # 0.05 s, looks that find nothing took a twentieth of a core at every site, day and night.
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "OMP_NUM_THREADS": "1",
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.common.files import write_whole
-from equipoise.simulations.benchmarks import frontier
+from equipoise.simulations.benchmarks import bytes_to_gap, frontier
 from equipoise.simulations.benchmarks.evidence_private import private_sections
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,7 +65,10 @@ def page() -> str:
         if file.exists():
             parts.append(note)
             parts.append(_section(json.loads(file.read_text())))
-    return "\n".join([*parts, *private_sections(RESULTS)])
+    parts += private_sections(RESULTS)
+    if bytes_to_gap.FILE.exists():
+        parts.append(bytes_to_gap.section(json.loads(bytes_to_gap.FILE.read_text())))
+    return "\n".join(parts)
 
 
 def _section(value: dict[str, Any]) -> str:
