@@ -48,8 +48,9 @@ failures-coordinator failures-site failures-network failures-answers failures-di
 failures-users: $(DEV)
 	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_users.py
 
-bench: $(RUN) ## Speed and memory beside a frozen plain script; writes docs/benchmarks.md (about five minutes).
+bench: $(RUN) ## Speed, memory and growth, beside a frozen plain script; writes docs/benchmarks*.md (about ten minutes).
 	$(BENCHMARK).speed --date $$(date +%F)
+	$(BENCHMARK).scaling --date $$(date +%F)
 
 evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hours, goes on where it was; FRESH=1 begins anew.
 	$(if $(FRESH),rm -rf runs/evidence $(RESULTS)/private-outcome-*.json $(RESULTS)/coverage.json)
@@ -59,14 +60,17 @@ evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hou
 	for sweep in utility bench-b; do $(BENCHMARK).private_outcome $$sweep --seeds 5 --draws 3 || exit; done
 	$(BENCHMARK).private_outcome frontier --seeds 5 --draws 2
 	$(BENCHMARK).private_outcome mask --seeds 10 --draws 1
-	$(BENCHMARK).private_outcome dp-sgd --seeds 5 --draws 1
+	for sweep in dp-sgd:5 regimes:10; do \
+	  $(BENCHMARK).private_outcome $${sweep%:*} --seeds $${sweep#*:} --draws 1 || exit; done
+	$(BENCHMARK).bytes_to_gap --seeds 5
 	$(BENCHMARK).private_mask $(foreach seed,0 1 2 3 4,--seeds $(seed))
 	$(BENCHMARK).operating_points --out runs/evidence/operating-points
 	$(BENCHMARK).fairtune_outcome heart --seeds 3
 	$(BENCHMARK).audits
 	$(BENCHMARK).coverage --replications 1000
 	$(BENCHMARK).coverage_table
-	$(BENCHMARK).side_by_side heart heart-epsilon-8 heart-epsilon-3 heart-tuned --out runs/evidence/side-by-side
+	$(BENCHMARK).side_by_side heart heart-epsilon-8 heart-epsilon-3 heart-tuned \
+	  adult adult-epsilon-8 adult-epsilon-3 --out runs/evidence/side-by-side
 	$(BENCHMARK).evidence
 
 bench-peers: $(RUN) ## Cost of a simulation beside pfl and Flower, which it installs; writes docs/benchmarks-peers.md.

@@ -10,7 +10,7 @@ import yaml
 
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
-from equipoise.common.supervision import start_script, supervisor, unit
+from equipoise.common.supervision import python_script, start_script, supervisor, unit
 from equipoise.server.certificates import Pair, make_ca, sign_server
 
 
@@ -53,8 +53,10 @@ def init_coordinator(
     command += ["--ssl-ca-certfile", str(tls / "ca.pem"), "--enable-supernode-auth"]
     command += ["--database", str(folder / "superlink" / "state.db"), "--disable-runtime-dependency-installation"]
     environment = {"FLWR_HOME": str(folder / "superlink" / "home")}
-    start = start_script("the SuperLink of this coordinator", command, folder / "superlink", environment)
+    home, programs = folder / "superlink", folder / "bin"
+    start = start_script("the SuperLink of this coordinator", command, home, environment, programs)
     _write_script(folder / "start-superlink.sh", start)
+    _write_script(programs / "flower-superlink", python_script("equipoise.server.superlink"))
     _write_script(folder / "supervise.sh", supervisor())
     service = unit("equipoise SuperLink", folder / "start-superlink.sh", "equipoise", 5, [f"ReadWritePaths={folder}"])
     write_whole(folder / "equipoise-superlink.service", service.encode())

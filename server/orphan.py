@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOOK_S = 1.0
-SUPERLINK = b"flower-superlink"
+SUPERLINKS = (b"flower-superlink", b"equipoise.server.superlink")
 _PROC = Path("/proc")
 
 
@@ -49,6 +49,7 @@ def parent_of(process: int) -> int | None:
 
 def _is_superlink(process: int) -> bool:
     try:
-        return SUPERLINK in (_PROC / str(process) / "cmdline").read_bytes()
+        command = (_PROC / str(process) / "cmdline").read_bytes()
     except OSError:
         return False
+    return any(name in command for name in SUPERLINKS)

@@ -81,10 +81,10 @@ class Arm:
 
 SUPPORT = {"balance": "cells", "tying": "parts", "outside": True, "candidates": 5, "reduction": 16}
 ARMS = (
-    Arm(DENSE, "fine_tune", {"step": "fedavg", "loss": "cells"}, lr=0.003),
-    Arm("averages, a random half of the parts", "fairtune", SUPPORT, lr=0.003, support=True),
-    Arm("averages, head alone", "fine_tune", {"step": "fedavg", "loss": "cells", "part": "head"}, lr=0.003),
-    Arm("averages, SWiFT", "swift", {"step": "fedavg"}, lr=0.003),
+    Arm(DENSE, "fine_tune", {"step": "fedavg", "loss": "cells"}, lr=0.01),
+    Arm("averages, a random half of the parts", "fairtune", SUPPORT, lr=0.01, support=True),
+    Arm("averages, head alone", "fine_tune", {"step": "fedavg", "loss": "cells", "part": "head"}, lr=0.03),
+    Arm("averages, SWiFT", "swift", {"step": "fedavg"}, lr=0.03),
     Arm("whitened rounds, whole model, no mask", "fine_tune", {"step": "whitened", "loss": "cells"}, whitened=True),
     Arm("whitened rounds, SWiFT", "swift", {"step": "whitened"}, whitened=True),
     Arm("whitened rounds, head (private_head)", "private_head", whitened=True),

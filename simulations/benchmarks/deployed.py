@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -161,10 +161,9 @@ def latency(folder: Path, weights: Path, turns: int) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, weights: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
+def load(folder: Path, weights: Path, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
     """A study through the secure sum over more and more sites, each with its own processes while memory lasts."""
     method = {"name": "fine_tune", "rounds": 2, "part": "head", "controls": []}
-    rows = []
     for count in counts:
         if free_mib() < count * LEAST_MIB_A_SITE:
             print(f"{count} sites: {free_mib():.0f} MiB are free, too few", file=sys.stderr, flush=True)
@@ -179,20 +178,17 @@ def load(folder: Path, weights: Path, counts: Sequence[int]) -> list[dict[str, A
                 before, began = meter.cpu_s(), time.monotonic()
                 releases = run_ours(there, study, "load")
                 wall, cpu = time.monotonic() - began, meter.cpu_s() - before
-        rows.append(
-            {
-                "sites": count,
-                "releases": len(releases),
-                "seconds_a_release": median(row["seconds"] for row in releases),
-                "wall_s": wall,
-                "cpu_s_a_release": cpu / len(releases),
-                "peak_mib": meter.peak_mib,
-                "server_peak_mib": meter.server_peak_mib,
-                "load": os.getloadavg()[1],
-            }
-        )
-        print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+        yield {
+            "sites": count,
+            "releases": len(releases),
+            "seconds_a_release": median(row["seconds"] for row in releases),
+            "wall_s": wall,
+            "cpu_s_a_release": cpu / len(releases),
+            "peak_mib": meter.peak_mib,
+            "server_peak_mib": meter.server_peak_mib,
+            "load": os.getloadavg()[1],
+            "commit": commit(),
+        }
 
 
 def load_in_process(folder: Path, weights: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
@@ -268,6 +264,7 @@ difference is how often the two sides look for messages, and what a message's pr
 ## Sites
 
 A short study through the secure sum; every site has {SMALL["patients"]} patients for training, whatever their number.
+A run over many sites takes long, so rows can be measured one by one (`--only load --counts N`).
 With processes of its own for every site (a SuperNode, its executor, a site agent, and a process for each message):
 
 | sites | seconds a release | CPU seconds a release | MiB of all | MiB by site | MiB of the ServerApp | machine's load |
@@ -301,7 +298,11 @@ def main(
         if only in ("", "in-process"):
             kept["load_in_process"] = load_in_process(folder, weights, sorted({*numbers, 32}))
         if only in ("", "load"):
-            kept["load"] = load(folder, weights, numbers)
+            for row in load(folder, weights, numbers):
+                print(row, file=sys.stderr, flush=True)
+                others = [other for other in kept.get("load", []) if other["sites"] != row["sites"]]
+                kept["load"] = sorted([*others, row], key=lambda one: int(one["sites"]))
+                write_whole(file, json.dumps(kept, indent=1).encode())
     kept |= {
         "command": f"python -m equipoise.simulations.benchmarks.deployed --date {date} --counts {counts}",
         "date": date,

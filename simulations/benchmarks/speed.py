@@ -37,7 +37,7 @@ ROOT = HERE.parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 SEED = 1
 EQUIPOISE = (sys.executable, "-c", "from equipoise.cli import main; main()")
-BOUNDS = {"ratio": 1.10, "difference": 1e-4, "first_s": 3.0, "help_s": 0.7, "demo_s": 150.0, "demo_mib": 2048.0}
+BOUNDS = {"ratio": 1.05, "difference": 1e-4, "first_s": 3.0, "help_s": 0.7, "demo_s": 150.0, "demo_mib": 2048.0}
 FEW, MANY = 20, 200
 SMALL = {"patients": 12, "validation": 4, "test_each": 8}
 # Measures a command from a small process of its own: a child's peak memory counts from what its parent held.

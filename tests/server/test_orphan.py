@@ -67,7 +67,7 @@ def gone(process: int, within: float) -> bool:
     return not alive(process)
 
 
-@pytest.mark.parametrize("chain", ["flower-superlink"], indirect=True)
+@pytest.mark.parametrize("chain", ["flower-superlink", "equipoise.server.superlink"], indirect=True)
 def test_it_ends_with_the_superlink_although_the_superexec_lives(chain: tuple[subprocess.Popen[bytes], int]) -> None:
     first, last = chain
     executor = parent_of(last)
