@@ -20,6 +20,7 @@ from equipoise.common.manifest import Manifest, number, same
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Label, ScoreInputs, TableInputs
 
+_NO_LABEL = ("", "na", "n/a", "nan", "null", "?", ".", UNKNOWN, "missing")  # as tables write it
 SMALLEST_SCORE = 1e-15  # probabilities of 0 and 1 have no logit; no risk score says as much
 
 
@@ -52,13 +53,25 @@ class Coding:
         """Row to whether its label is positive.
 
         Raises:
-            DataError: no such column, or an empty label.
+            DataError: no such column, an empty label or a word for one, or a value that the study does not name where
+                it names both kinds.
         """
         values = self._coded(label.column, "label.column of the study")
-        if "" in values:
-            where = self.where(values.index(""), self.name(label.column))
-            raise DataError(f"{where}: the label is empty; write it, or leave the row out")
-        positive = {same(value) for value in label.positive}
+        positive, negative = ({same(value) for value in named or []} for named in (label.positive, label.negative))
+        for row, value in enumerate(values):
+            if value in positive or value in negative:
+                continue
+            if value.lower() in _NO_LABEL:
+                what = f"{value!r} reads as a missing label" if value else "the label is empty"
+                otherwise = ", or name it under label.negative of the study" if value else ""
+                where = self.where(row, self.name(label.column))
+                raise DataError(f"{where}: {what}; write it, or leave the row out{otherwise} (E120)")
+            if label.negative is not None:
+                raise DataError(
+                    f"{self.where(row, self.name(label.column))}: {value!r} is no declared label (positive: "
+                    f"{', '.join(label.positive)}; negative: {', '.join(label.negative)}); map it under "
+                    f"coding.{label.column} of the site file (E120)"
+                )
         return [value in positive for value in values]
 
     def levels(self, attribute: Attribute) -> list[int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,13 @@ from equipoise.common.fairness.tables import (
     hybrid_edges,
     quantile_edges,
 )
-from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, parse_rule
+from equipoise.common.fairness.thresholds import (
+    choose_threshold,
+    logit_reached_by,
+    match_selection_rate,
+    nearest_edge,
+    parse_rule,
+)
 from equipoise.common.headcount import Headcount
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Arrays, Query, SplitName, Sum
@@ -276,13 +283,18 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
 
 
 def _edges(study: Study, models: Mapping[str, Classifier]) -> Floats:
-    """Inner edges of the score bins: fixed ones, or under noise quantiles of the public pool's scores."""
+    """Inner edges of the score bins: fixed ones, or under noise quantiles of the public pool's scores.
+
+    Among the fixed ones is a threshold that the study names, so that a histogram cut there counts what is decided.
+    """
     if isinstance(study.inputs, ScoreInputs) and study.inputs.edges is not None:
-        declared = np.array(study.inputs.edges)
-        logits: Floats = np.log(declared / (1 - declared)).astype(np.float32).astype(np.float64)
-        return logits
+        return np.array([logit_reached_by(Fraction(str(edge))) for edge in study.inputs.edges])
     if not study.privacy.private:
-        return hybrid_edges(None, study.score_bins)
+        edges, rule = hybrid_edges(None, study.score_bins), parse_rule(study.evaluation.threshold.rule)
+        if not rule.needs_histogram:
+            named = logit_reached_by(rule.value)
+            edges[nearest_edge(edges, named)] = named
+        return edges
     if isinstance(study.inputs, ScoreInputs):
         raise StudyError(
             "inputs.edges is missing: under noise the score bins have to be declared, for instance at the deciles of "

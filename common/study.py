@@ -46,19 +46,29 @@ GIVEN: dict[str, Any] = {"factory": "equipoise.common.models:given_scores", "hea
 
 
 class Label(Strict):
-    """The label column; values in `positive` are the disease, every other value is not."""
+    """The label column; values in `positive` are the disease.
+
+    Values in `negative` are not, and any other is an error at the hospital; left out, every other value is not.
+    """
 
     column: str
     positive: list[str]
+    negative: list[str] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _as_strings(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "positive" in value:
-            given = value["positive"]
-            items = given if isinstance(given, list) else [given]
-            return {**value, "positive": [str(item) for item in items]}
-        return value
+        if not isinstance(value, dict):
+            return value
+        given = {key: value[key] for key in ("positive", "negative") if value.get(key) is not None}
+        lists = {key: items if isinstance(items, list) else [items] for key, items in given.items()}
+        return {**value, **{key: [str(item) for item in items] for key, items in lists.items()}}
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if both := set(self.positive) & set(self.negative or []):
+            raise ValueError(f"label.negative: {', '.join(sorted(both))} stands in label.positive, too")
+        return self
 
 
 class ImageInputs(Strict):
@@ -282,6 +292,8 @@ class Study(Strict):
         for named in (rendered["model"]["weights"], rendered["model"]["after"], rendered["privacy"]["public_pool"]):
             if named is not None:
                 named.pop("path")
+        if rendered["label"]["negative"] is None:  # studies that do not say it keep the hash that hospitals approved
+            rendered["label"].pop("negative")
         return digest_json(rendered)
 
     @property

@@ -129,7 +129,12 @@ def _check_seal(run: RunFolder) -> Checked:
 
 def _check_report(run: RunFolder) -> None:
     file = run.path / "report.json"
-    written = json.loads(file.read_text())
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        written = None
+    if not isinstance(written, dict):
+        raise TranscriptError(f"{file}: is no report; write the report again")
     derived = report_json(run)
     again = json.loads(canonical_json(derived))
     for part in sorted(set(written) | set(again)):

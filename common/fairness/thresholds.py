@@ -12,7 +12,8 @@ Rules, on a pooled histogram (of the validation split) unless they name a number
     base_rate    as many patients are positive as under the base model at its own threshold
 
 Thresholds are logits. One that comes from a histogram is an edge of it, so that counts at it are exact. Where several
-edges do equally well (bins between them are empty), `youden`, `median` and `base_rate` take the middle one.
+edges do equally well (bins between them are empty), `youden`, `median` and `base_rate` take the middle one. One that is
+named as a probability lies a hair below its logit (`logit_reached_by`): a score that is written alike has to reach it.
 
 A noisy histogram is summed over groups first, which is all that the choice reads, and projected onto non-negative
 counts of the same sums, so that rates fall as the threshold rises.
@@ -39,6 +40,7 @@ from equipoise.common.fairness.tables import Counts, Floats, Table, counts_at, c
 _WITH_NUMBER = re.compile(r"(fixed:|given:|decision:|sens>=|spec>=)(.+)")
 _PLAIN = ("youden", "median", "base_rate")
 _NAMED = ("fixed", "given", "decision")  # rules that say the threshold themselves
+_TIE = 1e-9  # on the logit; rounding moves a score by less than 1e-12
 _FIXED_POINT = 2**30  # projected counts are scaled to this total; the product of two stays below 2^63
 _ALLOWED = "fixed:0.5, given:t, decision:t, youden, sens>=x, spec>=x, median, base_rate, with 0 < t, x < 1"
 
@@ -99,7 +101,7 @@ def choose_threshold(
     """
     parsed = parse_rule(rule)
     if not parsed.needs_histogram:
-        return _logit(parsed.value)
+        return logit_reached_by(parsed.value)
     _check_noise(f"threshold.rule={rule}", hist, noise)
     return float(edges[_choose_edge(parsed, rule, _rising(hist), base_rate)])
 
@@ -194,5 +196,13 @@ def _middle(values: NDArray[np.int64]) -> int:
     return int(best[(best.size - 1) // 2])
 
 
-def _logit(probability: Fraction) -> float:
-    return math.log(probability.numerator / (probability.denominator - probability.numerator))
+def logit_reached_by(probability: Fraction) -> float:
+    """The threshold on the logit that every score of at least this probability reaches, however it was rounded.
+
+    Two ways to the logit of one probability differ in the last bit, as do the mean of 0.2 and 0.2 and 0.2 itself; with
+    the exact logit as the threshold about a fourth of all scores that equal it would fall below.
+
+    >>> float(np.log(0.18 / 0.82)) >= logit_reached_by(Fraction("0.18"))
+    True
+    """
+    return math.log(probability.numerator / (probability.denominator - probability.numerator)) - _TIE

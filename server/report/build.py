@@ -14,7 +14,7 @@ from typing import Any
 
 import equipoise
 from equipoise.common.alignment import Alignment
-from equipoise.common.errors import StudyError
+from equipoise.common.errors import StudyError, TranscriptError
 from equipoise.common.evaluation import BASE, POINTS, Measured
 from equipoise.common.fairness.estimate import ESTIMATED, Estimate
 from equipoise.common.fairness.thresholds import parse_rule
@@ -86,12 +86,23 @@ def report_json(run: RunFolder) -> Json:
         raise StudyError(f"{run.path}: nothing was evaluated in this run, so there is nothing to report")
     measured = measure(Engine(task.study, run.plan(), None), run, task)
     noise = add_auc_noise(run, measured, task.arms[0].name)
-    notes = json.loads((run.path / "notes.json").read_text())
+    notes = _notes(run.path / "notes.json")
     rows = {arm.name: run.transcript(arm.study, arm.name).rows for arm in task.arms}
     rows[EVALUATION] = run.transcript(task.study, EVALUATION).rows
     report = compose(task, run.plan(), measured, rows, notes, noise)
     report["run_time"] = run_time(read_rounds(run.path / "rounds.jsonl"))
     return report
+
+
+def _notes(file: Path) -> Json:
+    """What the method said of how it came about."""
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        notes = None
+    if not isinstance(notes, dict):
+        raise TranscriptError(f"{file}: missing or changed since the run ended; restore the file")
+    return notes
 
 
 def compose(

@@ -47,7 +47,7 @@ def roc_curves(study: Study, measured: Measured, chosen: Sequence[str], hidden: 
             for row, (group, auc) in enumerate(
                 zip(attribute.groups, auc_by_group(hist, attribute.groups, noise=blur), strict=False)
             ):
-                if auc.value is not None and not hidden.hides(attribute.name, [row]):
+                if auc.value is not None and not hidden.hides_scores(attribute.name, [row]):
                     points = _roc(hist[row]) if bins is None else _merged_roc(bins.of_group(hist[row], row))
                     by_group.setdefault(group, {})[model] = points
         curves[attribute.name] = {group: by_group[group] for group in attribute.groups if group in by_group}

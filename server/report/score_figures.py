@@ -52,7 +52,7 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
     scores, blur = measured.scores(model, name)
     bins = MergedBins.of(hist, attribute, hidden) if hidden.active else None
     metric = study.evaluation.primary
-    compared = hidden.hides_gap(metric, name)
+    compared = hidden.hides_gap(metric, name) or hidden.hides_scores(name, range(len(names)))
     return {
         "calibration": _calibration(hist, bin_centres(measured.edges), attribute, noise, bins, hidden),
         "brier": hidden.scores_by_group(_brier(hist, measured.edges, names, noise), name),
@@ -92,7 +92,7 @@ def _calibration(
     found = []
     for row, calibration in enumerate(calibration_by_group(table, attribute.groups, noise=noise)):
         ece, citl = (hidden.of_scores(e, attribute.name, [row]) for e in (calibration.ece, calibration.citl))
-        shown = not hidden.hides(attribute.name, [row])
+        shown = not hidden.hides_scores(attribute.name, [row])
         drawn: list[list[float]] = []
         if ece.value is not None:
             rows = table[row] if bins is None else tenths(bins.of_group(fine[row].T, row).T)

@@ -13,7 +13,9 @@ the patients of unknown group, which no gap needs, then the smallest group, and 
 
 Every other figure is asked for what it is made of: a figure of decisions for its rows, labels, models and operating
 point, a figure of scores for the patients of its groups. One that rests on something hidden is `suppressed`, without
-its n. Decision 0043 says what this protects and what it does not.
+its n. Where a score takes few values, as that of three grades of risk, an AUC, a Brier score or a curve is a sum of
+few counts and gives a small one away: if some group has one at a value, all of these by group are suppressed.
+Decision 0043 says what this protects and what it does not.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from equipoise.server.report.linked_sums import ALL, SiteSums, Sums
 
 ROLES = ("base", "method")  # of the models that hospitals' own tables are about
 _LABELS = {"tpr": (1,), "fnr": (1,), "fpr": (0,), "tnr": (0,)}  # that a rate counts; any other counts both
+FEW_VALUES = 32  # bins that hold all patients, up to which a score is one of grades
 _OF_SCORES = ("auc", "worst_group_auc", "auc_gap")
 
 ByAttribute = Mapping[str, Mask]
@@ -51,6 +54,7 @@ class Suppression:
         counts: attribute -> (G + 2, 2) patients by group and label, all patients in the last row.
         patients: attribute -> (G + 2, 2) which of them are hidden.
         decisions: (model, operating point) -> attribute -> (G + 2, 2) whether decisions on them are hidden.
+        scores: attribute -> (G + 2,) whether figures of the scores of a row are hidden beside its patients.
         site_patients: attribute -> (sites, G + 1, 2) as `patients`, at each hospital.
         site_decisions: role -> attribute -> (sites, G + 1, 2) as `decisions`, at the declared rule.
     """
@@ -60,6 +64,7 @@ class Suppression:
     counts: Mapping[str, Counts] = field(default_factory=dict)
     patients: ByAttribute = field(default_factory=dict)
     decisions: Mapping[tuple[str, int], ByAttribute] = field(default_factory=dict)
+    scores: ByAttribute = field(default_factory=dict)
     site_patients: ByAttribute = field(default_factory=dict)
     site_decisions: Mapping[str, ByAttribute] = field(default_factory=dict)
 
@@ -108,6 +113,7 @@ class Suppression:
             sums.apart(counts),
             sums.apart(patients),
             decisions,
+            _graded(measured, decisions, policy),
             site_patients,
             site_decisions,
         )
@@ -201,13 +207,20 @@ class Suppression:
 
     def of_scores(self, found: Estimate, attribute: str | None, rows: Sequence[int]) -> Estimate:
         """A figure of the scores of some groups; attribute None: of all patients."""
-        return self._unless(self.hides(attribute, rows), found)
+        return self._unless(self.hides_scores(attribute, rows), found)
+
+    def hides_scores(self, attribute: str | None, rows: Sequence[int]) -> bool:
+        """Whether figures of the scores of some rows are hidden; attribute None: of all patients."""
+        if not self.active:
+            return False
+        name, places = (next(iter(self.scores)), [ALL]) if attribute is None else (attribute, list(rows))
+        return self.hides(attribute, rows) or bool(self.scores[name][places].any())
 
     def of_pair(self, found: Estimate, attribute: str, positives_of: int, negatives_of: int) -> Estimate:
         """A figure of the scores of one row's positives and another's negatives."""
-        return self._unless(
-            self.hides(attribute, [positives_of], [1]) or self.hides(attribute, [negatives_of], [0]), found
-        )
+        hidden = self.hides(attribute, [positives_of], [1]) or self.hides(attribute, [negatives_of], [0])
+        graded = self.active and bool(self.scores[attribute][[positives_of, negatives_of]].any())
+        return self._unless(hidden or graded, found)
 
     def of_all_scores(self, found: Estimate, attribute: str) -> Estimate:
         """A figure that compares the scores of all declared groups."""
@@ -263,3 +276,26 @@ class Suppression:
 
     def _unless(self, hidden: bool, found: Estimate) -> Estimate:
         return suppressed(found, self.policy) if hidden else found
+
+
+def _graded(measured: Measured, decisions: Mapping[tuple[str, int], ByAttribute], policy: Policy) -> ByAttribute:
+    """attribute -> (G + 2,) rows whose figures of scores are hidden, all patients last.
+
+    All groups of all attributes, where a model's score takes few values and some group has a small count at one: groups
+    of one attribute add up to those of another at each value. The figures of all patients go with a hidden decision.
+    """
+    tables = [by_attribute for (_, split), by_attribute in measured.histograms.items() if split == "test"]
+    counts = [hist for by_attribute in tables if _few_values(by_attribute) for hist in by_attribute.values()]
+    groups = any(bool(policy.small(hist).any()) for hist in counts)
+    everybody = any(bool(policy.small(hist.sum(axis=0)).any()) for hist in counts)
+    found = {}
+    for name, mask in decisions[BASE, 0].items():
+        found[name] = np.full(len(mask), groups)
+        told = any(bool(masks[name][ALL].any()) for masks in decisions.values())
+        found[name][ALL] = groups and (everybody or told)
+    return found
+
+
+def _few_values(by_attribute: Mapping[str, Counts]) -> bool:
+    hist = next(iter(by_attribute.values()))
+    return int((hist.sum(axis=(0, 1)) > 0).sum()) <= FEW_VALUES

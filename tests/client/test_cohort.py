@@ -217,6 +217,19 @@ class TestRefusals:
         refused(tmp_path, "data row 4, column dis: the label is empty", rows=ROWS.replace("c,0", "c,"))
         refused(tmp_path, "data row 2, column id: the patient identifier is empty", rows=ROWS.replace("b,", ","))
 
+    def test_a_label_that_is_missing_in_words_or_not_declared(self, tmp_path: Path) -> None:
+        """A missing outcome and a hospital's own word for one are no absence of the disease."""
+        for word in ("NA", "n/a", "NaN", "?", "unknown"):
+            where = f"data row 4, column dis: '{word}' reads as a missing label"
+            refused(tmp_path, where, "label.negative", rows=ROWS.replace("c,0", f"c,{word}"))
+        manifest = tmp_path / "cohort.csv"
+        manifest.write_text(HEADER + ROWS.replace("c,0", "c,no"))
+        label = {"column": "disease", "positive": [1, 2], "negative": [0]}
+        with pytest.raises(DataError, match=r"row 4, column dis: 'no' is no declared label .*; negative: 0\); map it"):
+            Cohort(study(label=label), site(manifest))
+        told = study(label={**label, "negative": [0, "no"]})
+        assert Cohort(told, site(manifest)).split("test").label.tolist() == [0]
+
     def test_rows_of_a_patient_that_disagree(self, tmp_path: Path) -> None:
         refused(tmp_path, "data row 3, column sex: disagrees with data row 1", rows=ROWS.replace("20,F", "20,M"))
         refused(tmp_path, "data row 3, column age", rows=ROWS.replace("20,F", "90,F"))

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,12 +51,24 @@ def test_rules_find_the_best_edge(seed: int, n: int, share: str) -> None:
 
 def test_fixed_and_given_are_the_probability_itself() -> None:
     hist = np.zeros((3, 2, 256), dtype=np.int64)
-    assert choose_threshold("fixed:0.5", hist, EDGES) == 0.0
+    assert choose_threshold("fixed:0.5", hist, EDGES) == pytest.approx(0.0, abs=1e-8)
     assert choose_threshold("given:0.2", hist, EDGES) == pytest.approx(math.log(0.25))
     assert choose_threshold("decision:0.2", hist, EDGES) == pytest.approx(math.log(0.25))
     assert not parse_rule("decision:0.1").needs_histogram
     assert not parse_rule("fixed:0.5").needs_histogram
     assert parse_rule("sens>=0.9").value == Fraction(9, 10)
+
+
+def test_a_score_that_equals_the_threshold_reaches_it_alone_and_as_a_mean_of_rows() -> None:
+    """Scores of two or three digits meet the threshold all the time; the last bit of a logarithm may not decide."""
+    hist = np.zeros((3, 2, 256), dtype=np.int64)
+    for written in range(1, 1000):
+        probability = torch.full((64,), written / 1000, dtype=torch.float64)
+        threshold = choose_threshold(f"given:{written / 1000}", hist, EDGES)
+        logits = torch.logit(probability)
+        assert decide(logits.numpy(), threshold).all()
+        assert decide(torch.logit(torch.sigmoid(logits)).numpy(), threshold).all()
+        assert not decide(torch.logit(probability - 1e-6).numpy(), threshold).any()
 
 
 def test_a_tie_over_empty_bins_takes_the_middle() -> None:

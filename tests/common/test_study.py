@@ -36,6 +36,7 @@ def test_the_hash_covers_all_but_the_coordinators_own() -> None:
         {"model": {**value["model"], "weights": {"path": "vendor", "sha256": "0" * 64}}},
         {"inputs": {**value["inputs"], "features": value["inputs"]["features"][::-1]}},
         {"label": {"column": "disease", "positive": ["2"]}},
+        {"label": {**value["label"], "negative": ["other"]}},
         {"attributes": value["attributes"][:1]},
         {"method": {**value["method"], "lr": 0.5}},
         {"method": {**value["method"], "controls": ["plain"]}},

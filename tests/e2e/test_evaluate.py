@@ -41,6 +41,54 @@ def test_scores_alone_give_the_figures_of_the_pooled_patients(icu: Path, equipoi
         assert areas[name]["value"] == pytest.approx(area, abs=areas[name]["binning_bound"])
 
 
+def test_scores_of_two_digits_are_cut_as_they_are_written(icu: Path, equipoise: Run) -> None:
+    """18 of 100 is 0.18 in a table: whoever has it is positive at 0.18, in one row and in two."""
+    patients = []
+    for hospital in HOSPITALS:
+        table = icu.parent / "icu" / hospital / "cohort.csv"
+        header, *lines = table.read_text().splitlines()
+        cells = [line.split(",") for line in lines]
+        first = {row[0]: f"{float(row[1]):.2f}" for row in reversed(cells)}
+        table.write_text("\n".join([header, *(",".join([row[0], first[row[0]], *row[2:]]) for row in cells)]) + "\n")
+        patients += [(float(first[row[0]]), row[2] == "1") for row in {row[0]: row for row in cells}.values()]
+    score, died = (np.array(column) for column in zip(*patients, strict=True))
+    for threshold in (0.18, 0.58):
+        out = icu.parent / f"run-{threshold}"
+        assert (
+            equipoise("evaluate", icu, "--out", out, "--set", f"evaluation.threshold.rule=given:{threshold}").code == 0
+        )
+        rates = json.loads((out / "report.json").read_text())["models"]["base"]["points"]["rule"]
+        assert (score == threshold).any()
+        assert rates["tpr"]["value"] == pytest.approx(float((score >= threshold)[died].mean()), abs=1e-12)
+        assert rates["fpr"]["value"] == pytest.approx(float((score >= threshold)[~died].mean()), abs=1e-12)
+
+
+def test_equal_selection_rates_are_those_of_a_threshold_that_many_scores_equal(icu: Path, equipoise: Run) -> None:
+    """Halved scores rank alike, so as many patients as under the first model are the very same patients."""
+    for hospital in HOSPITALS:
+        place = icu.parent / "icu" / hospital
+        header, *lines = (place / "cohort.csv").read_text().splitlines()
+        rows = [f"{i}{line[line.index(',') :]}" for i, line in enumerate(lines)]
+        rounded = [f"{float(row.split(',')[1]):.2f}" for row in rows]
+        rows = [f"{row},{score},{float(score) / 2}" for row, score in zip(rows, rounded, strict=True)]
+        (place / "cohort.csv").write_text("\n".join([f"{header},two_digits,halved", *rows]) + "\n")
+        site = (place / "site.yaml").read_text()
+        (place / "site.yaml").write_text(
+            site.replace("test: 1", "test: 0.5").replace("validation: 0", "validation: 0.5")
+        )
+    settings = ("inputs.before=two_digits", "inputs.after=halved", "evaluation.threshold.rule=given:0.22")
+    out = icu.parent / "run"
+    assert equipoise("evaluate", icu, "--out", out, *(part for one in settings for part in ("--set", one))).code in (
+        0,
+        3,
+    )
+    before, after = (
+        json.loads((out / "report.json").read_text())["models"][model]["points"]["base_rate"]["selection_rate"]["value"]
+        for model in ("base", "audit")
+    )
+    assert after == pytest.approx(before, abs=1e-12)
+
+
 def test_a_study_that_trains_is_sent_to_simulate(icu: Path, equipoise: Run) -> None:
     error = equipoise("evaluate", icu, "--set", "method.name=swift").error
     assert "evaluate trains nothing" in error

@@ -224,6 +224,37 @@ def check_gaps(report: Json) -> None:
                 assert not (any(silent.values()) and change["value"] is not None)
 
 
+def graded(k: int, last: int) -> Json:
+    """A report on a score of three grades, of which `last` healthy patients of group dark have the third."""
+    cells = np.array([[[449, 302, 76], [18, 61, 102]], [[120, 32 - last, last], [11, 17, 12]]])
+    where = np.repeat(np.arange(cells.size), cells.ravel())
+    tone, label, grade = np.unravel_index(where, cells.shape)
+    age = np.random.default_rng(0).integers(0, 2, len(where))
+    logits = {model: np.array([-2.0, -0.5, 1.0])[grade] for model in MODELS}
+    patients = Patients(label.astype(np.int64), tone.astype(np.int64), logits, {"age": age})
+    return make_report(make_study(controls=(), further=(AGE,), min_cell=k), patients)
+
+
+def test_a_score_of_few_grades_gives_no_small_count_away_by_its_auc() -> None:
+    """With the first two grades known, an AUC has one unknown number: the patients of the third."""
+    report = graded(11, last=3)
+    base = report["models"][BASE]
+    for name in ("tone", "age"):
+        figures, scores = base["attributes"][name], report["scores"][BASE][name]
+        shown = [*figures["auc_by_group"], figures["auc_gap"], figures["worst_group_auc"]]
+        shown += [*scores["brier"], *scores["auprc"], *scores["xauc"]]
+        shown += [row[key] for row in scores["calibration"] for key in ("ece", "citl")]
+        assert all(e["value"] is None and e["n"] is None for e in shown)
+        assert not any(row["reliability"] or row["ece_debiased_sq"] for row in scores["calibration"])
+        assert not scores["gap_by_threshold"]
+        assert not report["roc"][name]
+    assert base["auc"]["value"] is not None  # of all patients, who are many at each grade
+    for open_ in (graded(0, last=3), graded(11, last=15)):
+        found = open_["models"][BASE]["attributes"]["tone"]["auc_by_group"]
+        assert all(e["value"] is not None for e in found[:2])
+        assert set(open_["roc"]["tone"]) == {"light", "dark"}
+
+
 def test_an_intersections_group_is_left_out_by_what_is_shown_of_it_alone() -> None:
     label = np.array([0] * 460 + [1] * 140)
     tone = np.array([0] * 400 + [1] * 60 + [0] * 120 + [1] * 20)
