@@ -12,6 +12,7 @@ import torch
 from equipoise.client.cohort import SPLITS, SplitName
 from equipoise.common.errors import DataError, ModelError, StudyError
 from equipoise.common.evaluation import splits_needed
+from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.methods import resolve
 from equipoise.common.models import build, normalise
 from equipoise.common.study import ImageInputs, ScoreInputs, Study
@@ -51,7 +52,15 @@ def check_census(study: Study, census: Census) -> None:
                 raise DataError(
                     f"no {which} patient in the {split} split of any hospital (label column {study.label.column!r}, "
                     f"positive = {study.label.positive}); check label.positive and the splits against the manifests"
+                    + _why_validation(study, split)
                 )
+
+
+def _why_validation(study: Study, split: SplitName) -> str:
+    """What needs validation patients where nobody would look for it."""
+    if split != "validation" or parse_rule(study.evaluation.threshold.rule).needs_histogram:
+        return ""
+    return "; evaluation.rate_match chooses its threshold there: {rule: median, from: test} needs none"
 
 
 def _check_network(study: Study) -> None:

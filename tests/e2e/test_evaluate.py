@@ -8,6 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from equipoise.server.rundir import RunFolder
+from equipoise.server.verify import write_seal
 from tests.e2e.icu import HOSPITALS, THRESHOLD, rows_of
 from tests.e2e.terminal import Run
 
@@ -87,6 +89,18 @@ def test_equal_selection_rates_are_those_of_a_threshold_that_many_scores_equal(i
         for model in ("base", "audit")
     )
     assert after == pytest.approx(before, abs=1e-12)
+
+
+def test_a_report_or_notes_that_are_none_are_named_in_one_line_under_a_new_seal(icu: Path, equipoise: Run) -> None:
+    out = icu.parent / "run"
+    assert equipoise("evaluate", icu, "--out", out).code == 0
+    for name in ("report.json", "notes.json"):
+        kept = (out / name).read_text()
+        for content in ("{", "[]"):
+            (out / name).write_text(content)
+            write_seal(RunFolder(out))
+            assert f"{out / name}: " in equipoise("verify", out).error
+        (out / name).write_text(kept)
 
 
 def test_a_study_that_trains_is_sent_to_simulate(icu: Path, equipoise: Run) -> None:
