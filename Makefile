@@ -12,7 +12,7 @@ RESULTS := simulations/benchmarks/results
 FAILURES := failures-coordinator failures-site failures-network failures-answers failures-disk failures-users
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint e2e e2e-deploy e2e-failures $(FAILURES) bench evidence clean
+.PHONY: help demo test lint e2e e2e-deploy e2e-failures $(FAILURES) bench bench-peers evidence clean
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hou
 	$(BENCHMARK).side_by_side heart heart-epsilon-8 heart-epsilon-3 heart-tuned \
 	  adult adult-epsilon-8 adult-epsilon-3 --out runs/evidence/side-by-side
 	$(BENCHMARK).evidence
+
+bench-peers: $(RUN) ## Cost of a simulation beside pfl and Flower, which it installs; writes docs/benchmarks-peers.md.
+	$(BENCHMARK).peers --date $$(date +%F)
 
 clean: ## Remove the environment and what tools left; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

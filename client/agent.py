@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class SiteAgent:
         self._open_cohort = open_cohort if open_cohort is not None else CohortStore()
         self._scratch = scratch
         self._scores = ScoreCache()
-        self._studies: dict[str, Study] = {}
+        self._studies: dict[str, tuple[Study, str]] = {}  # with its hash, which takes time to work out
         self._plans: dict[tuple[str, str], StudyPlan] = {}
         self._check_plan = check_plan
         self._sessions = sessions
@@ -109,14 +110,14 @@ class SiteAgent:
             return self._close(header, asked)
         message, secure, rest = split_request(header, arrays)
         self._bundles.add(split_bundles(rest), {header["study"], header["plan"], *header["inputs"].values()})
-        study = self._study(header["study"])
-        if study.hash not in self._approved:
-            raise RefusedError(
-                f"study {study.study}: hash {study.hash} is no longer approved at {self.site.site} (E121)"
-            )
-        asked = replace(asked, study=study.hash)
+        study, own_hash = self._study(header["study"])
+        if own_hash not in self._approved:
+            raise RefusedError(f"study {study.study}: hash {own_hash} is no longer approved at {self.site.site} (E121)")
+        asked = replace(asked, study=own_hash)
         entry = self._entry(study, header, asked)
-        query = entry.query.with_inputs(**self._inputs(study, header["inputs"]))
+        inputs = self._inputs(study, asked, header["inputs"])
+        # The store has held each bundle against its digest.
+        query = replace(entry.query.with_inputs(**inputs), known_digests=dict(header["inputs"]))
         if bool(study.privacy.secure_sum) != (message is not None):
             raise RefusedError("a study goes through the secure sum or it does not, as it was approved")
         if message is not None:
@@ -197,16 +198,16 @@ class SiteAgent:
         self, study: Study, digest: str, entry: Entry, asked: Request, account: str, caps: PrivacyCost | None
     ) -> None:
         """Reserve the whole plan, before data are read; the first release of a run does it for all."""
-        plan = self._plans[study.hash, digest]
+        plan = self._plans[asked.study, digest]
         plans = {split: plan.plans(split, entry.account) for split in SPLITS} if study.privacy.private else {}
-        self.ledger.begin_study(study.hash, asked.whole_run, account, digest, plans, caps)
+        self.ledger.begin_study(asked.study, asked.whole_run, account, digest, plans, caps)
 
     def _patients(self, study: Study, asked: Request, query: Query) -> Patients:
         """The cohort, once it is known to be the one that the run began with, and large enough."""
         cohort = self._open_cohort(study, self.site)
         if not self._scratch:
             check_cohort(self.site, cohort, query)
-            self.ledger.pin_data(study.hash, asked.whole_run, cohort.fingerprint)
+            self.ledger.pin_data(asked.study, asked.whole_run, cohort.fingerprint)
             self.ledger.register(self.site.data.account, cohort.members(), cohort.fingerprint)
             if study.privacy.private:
                 # Patients who turn out to be another account's, or in another split, have spent more than was known.
@@ -216,14 +217,14 @@ class SiteAgent:
     def _entry(self, study: Study, header: Mapping[str, Any], asked: Request) -> Entry:
         """The query that the request names, from the plan that the site has checked."""
         digest = str(header["plan"])
-        if (study.hash, digest) not in self._plans:
+        if (asked.study, digest) not in self._plans:
             bundle = self._bundles.get(digest)
             if bundle is None:
                 raise _MissingInputsError
             plan = StudyPlan.from_bundle(bundle)
             self._check_plan(self.site, study, plan, self._scratch)
-            self._plans[study.hash, digest] = plan
-        entries, index = self._plans[study.hash, digest].entries, header["index"]
+            self._plans[asked.study, digest] = plan
+        entries, index = self._plans[asked.study, digest].entries, header["index"]
         if not isinstance(index, int) or not 0 <= index < len(entries):
             raise RefusedError(f"query {index!r} is not one of the {len(entries)} of the plan")
         entry = entries[index]
@@ -231,29 +232,29 @@ class SiteAgent:
             raise RefusedError(f"query {index} belongs to {entry.arm}, not to run {asked.run!r}")
         return entry
 
-    def _study(self, digest: str) -> Study:
-        """The study in the bundle called `digest`, once it has passed the site's policy."""
+    def _study(self, digest: str) -> tuple[Study, str]:
+        """The study in the bundle called `digest`, once it has passed the site's policy, and its hash."""
         if digest not in self._studies:
             bundle = self._bundles.get(digest)
             if bundle is None:
                 raise _MissingInputsError
-            study = validate(Study, json.loads(bundle["json"].tobytes()), "study received")
+            study, own_hash = _read_study(bundle["json"].tobytes())
             check_study(self.site, study, self._approved, self._scratch)
-            self._studies[digest] = study
+            self._studies[digest] = study, own_hash
         return self._studies[digest]
 
-    def _inputs(self, study: Study, digests: Mapping[str, str]) -> dict[str, Arrays]:
+    def _inputs(self, study: Study, asked: Request, digests: Mapping[str, str]) -> dict[str, Arrays]:
         """The query's inputs; the vendor's file among them must be the one in the approved study."""
         inputs: dict[str, Arrays] = {}
         for role, digest in digests.items():
             bundle = self._bundles.get(digest)
             if bundle is None:
                 raise _MissingInputsError
-            if role.endswith(".base") and (study.hash, digest) not in self._checked:
+            if role.endswith(".base") and (asked.study, digest) not in self._checked:
                 weights = study.model.weights
                 if weights is None or sha256(bundle["file"].tobytes()) != weights.sha256:
                     raise RefusedError(f"{role}: the weights are not those of the approved study (E121)")
-                self._checked.add((study.hash, digest))
+                self._checked.add((asked.study, digest))
             inputs[role] = bundle
         return inputs
 
@@ -268,6 +269,12 @@ class SiteAgent:
         except OSError:
             # The disk is full or gone: the refusal itself still has to reach the server.
             return
+
+
+@lru_cache(maxsize=2)  # the sites of a simulation are all sent the same study, which names every one of them
+def _read_study(text: bytes) -> tuple[Study, str]:
+    study = validate(Study, json.loads(text), "study received")
+    return study, study.hash
 
 
 def _check_company(study: Study, terms: Terms) -> None:

@@ -49,7 +49,9 @@ class MaskedDescent:
             if self._factors is not None:
                 force = force * self._factors[index]
             basis = self._bases[index]
-            step = self._velocity[index].mul_(self._momentum).add_(left(force, basis))
+            step = left(force, basis)
+            if self._momentum:
+                step = self._velocity[index].mul_(self._momentum).add_(step)
             # dL/dA = dL/dW B^T, and a step of A moves W = A B by (step) B.
             parameter.sub_(step if basis is None else (step @ basis).reshape(parameter.shape), alpha=self._lr)
 

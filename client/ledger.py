@@ -81,6 +81,10 @@ class Ledger:
         """Close the file."""
         self._chain.close()
 
+    def rest(self) -> None:
+        """Close the file until it is next needed."""
+        self._chain.rest()
+
     def begin_study(
         self,
         study: str,

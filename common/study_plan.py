@@ -13,10 +13,10 @@ True
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, get_args
 
 import numpy as np
@@ -35,6 +35,7 @@ from equipoise.common.query import Arrays, Query, SplitName
 from equipoise.common.study import ScoreInputs, Study
 
 EVALUATION = "evaluation"
+PLANS_KEPT = 2  # of the last studies; the sites of a simulation are all sent the same one
 STUDY = ""  # the account of the study itself; every other account is a control's own
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 # Shares of a split's budget where the study names none; of the phases that are there.
@@ -159,12 +160,31 @@ class StudyPlan:
             RefusedError: it is none.
         """
         try:
-            rows = json.loads(bundle["json"].tobytes())
-            if not isinstance(rows, list):
-                raise TypeError
-            return cls(tuple(Entry(arm, account, Query.from_public(public, {})) for arm, account, public in rows))
+            return _read(bundle["json"].tobytes())
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RefusedError("the plan received is no plan of this version") from None
+
+
+@lru_cache(maxsize=PLANS_KEPT)
+def _read(text: bytes) -> StudyPlan:
+    rows = json.loads(text)
+    if not isinstance(rows, list):
+        raise TypeError
+    return StudyPlan(tuple(Entry(arm, account, Query.from_public(public, {})) for arm, account, public in rows))
+
+
+_own: OrderedDict[str, StudyPlan] = OrderedDict()
+
+
+def _own_plan(study: Study) -> StudyPlan:
+    """`StudyPlan.of`, kept for the last studies by their hash, which covers all that a plan depends on."""
+    digest = study.hash
+    plan = _own.get(digest)
+    if plan is None:
+        plan = _own[digest] = StudyPlan.of(study)
+        while len(_own) > PLANS_KEPT:
+            _own.popitem(last=False)
+    return plan
 
 
 def arms_of(study: Study) -> dict[str, Study]:
@@ -205,7 +225,7 @@ def check_plan(study: Study, received: StudyPlan) -> None:
     Raises:
         RefusedError: a query that the approved study does not ask, or less noise than its epsilon needs.
     """
-    expected = StudyPlan.of(study)
+    expected = _own_plan(study)
     if len(expected.entries) != len(received.entries):
         raise RefusedError(f"a plan of {len(received.entries)} queries; the study asks {len(expected.entries)}")
     for mine, theirs in zip(expected.entries, received.entries, strict=True):

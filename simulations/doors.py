@@ -6,6 +6,9 @@ The same function opens a door in this process and in a Ray actor, which shares 
 from __future__ import annotations
 
 import json
+import threading
+import weakref
+from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +28,8 @@ from equipoise.common.secure_sum.keys import Identity, parse_key
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.server.rundir import RunFolder
+
+MOST_OPEN = 64  # ledgers of one process
 
 
 class PooledCohort:
@@ -84,6 +89,47 @@ def bundles() -> BundleStore:
     return BundleStore()
 
 
+class Awake:
+    """Keeps the ledgers of the sites that were asked last open, and lets the others rest.
+
+    An open ledger is two files and 0.2 MiB; a simulation may have a thousand sites, and a process 1,024 files.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._sites: OrderedDict[int, weakref.ref[SiteAgent]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def asked(self, site: SiteAgent) -> None:
+        """`site` has answered."""
+        resting = []
+        with self._lock:
+            self._sites[id(site)] = weakref.ref(site)
+            self._sites.move_to_end(id(site))
+            while len(self._sites) > self._most:
+                resting.append(self._sites.popitem(last=False)[1]())
+        for one in resting:
+            if one is not None:
+                one.ledger.rest()
+
+
+class SimulatedSite(SiteAgent):
+    """The real agent, one of many in a process."""
+
+    def answer(self, request: bytes) -> bytes:
+        """See `SiteAgent.answer`."""
+        try:
+            return super().answer(request)
+        finally:
+            awake().asked(self)
+
+
+@cache
+def awake() -> Awake:
+    """This process's open ledgers."""
+    return Awake(MOST_OPEN)
+
+
 def write_hospitals_file(folder: Path, hospitals: dict[str, list[Path]]) -> None:
     """Note which site files each simulated site of a run stands for (several for `pooled`)."""
     value = {site: [str(file) for file in files] for site, files in hospitals.items()}
@@ -139,7 +185,7 @@ def open_site(site: str, folder: str) -> SiteAgent:
     study = run.task().study
     files = [Path(file) for file in json.loads((run.path / "hospitals.json").read_text())[site]]
     pooled = CohortStore(lambda study, _: open_hospital(study, files))
-    return SiteAgent(
+    return SimulatedSite(
         load_site(files[0]).model_copy(update={"site": site}),
         run.path / "sites" / site,
         approved=frozenset([study.hash]),

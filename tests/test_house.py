@@ -20,17 +20,23 @@ ALLOWED = {
     "server": {"server", "common"},
     "simulations": {"simulations", "server", "client", "common"},
 }
+YARDSTICKS = "yardsticks"
 GROUND = {"equipoise", "equipoise.envelope", "equipoise.quiet"}
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its name; the symbolic links in equipoise/ are the folders themselves."""
+    """Every module of the package by its name; the symbolic links in equipoise/ are the folders themselves.
+
+    Scripts in `yardsticks` are no modules: they run where equipoise is not installed, and must not import it.
+    """
     found = {}
     for folder in (*FOLDERS, "equipoise"):
         # The links are passed by, and would be walked through by a recursive search.
         patterns = ("*.py", "commands/*.py") if folder == "equipoise" else ("**/*.py",)
         for file in sorted(file for pattern in patterns for file in (ROOT / folder).glob(pattern)):
             relative = file.relative_to(ROOT).with_suffix("")
+            if relative.parent.name == YARDSTICKS:
+                continue
             parts = list(relative.parts if folder == "equipoise" else ("equipoise", *relative.parts))
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
     return found
@@ -158,3 +164,10 @@ def test_the_folders_are_linked_into_the_package(folder: str) -> None:
     link = ROOT / "equipoise" / folder
     assert link.is_symlink(), "a copy would go its own way"
     assert link.resolve() == ROOT / folder
+
+
+def test_a_yardstick_imports_nothing_of_equipoise() -> None:
+    scripts = [file for folder in FOLDERS for file in (ROOT / folder).rglob(f"{YARDSTICKS}/*.py")]
+    assert len(scripts) >= 3
+    for file in scripts:
+        assert "equipoise" not in {name.partition(".")[0] for name in imports(file)}, file

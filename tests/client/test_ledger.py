@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -335,10 +336,37 @@ def test_a_removed_or_renumbered_entry_is_found(tmp_path: Path) -> None:
 
 
 def test_a_hospitals_ledger_waits_for_the_disk_and_a_simulations_does_not(tmp_path: Path) -> None:
-    for durable, level in ((True, 2), (False, 0)):
+    for durable, level, journal in ((True, 2, "wal"), (False, 0, "persist")):
         ledger = opened(tmp_path / str(durable), durable)
         assert ledger._chain.db.execute("PRAGMA synchronous").fetchone() == (level,)
-        assert ledger._chain.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert ledger._chain.db.execute("PRAGMA journal_mode").fetchone() == (journal,)
+
+
+def test_a_ledger_at_rest_has_no_file_open_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    for durable in (True, False):
+        ledger, other = opened(tmp_path / str(durable), durable), opened(tmp_path / str(durable), durable)
+        begin(ledger, QUERIES)
+        file = str(tmp_path / str(durable))
+        assert len(open_files(file)) >= 2
+        ledger.rest()
+        ledger.rest()
+        other.rest()
+        assert open_files(file) == []
+        begin(other, QUERIES)  # begun already, as it finds
+        assert answer(other, QUERIES[0]) == b"reply"
+        other.rest()
+        assert answer(ledger, QUERIES[0], compute=lambda: b"another") == b"reply"
+        assert kinds(ledger) == ["study", "release", "seal"]
+        assert ledger.broken_entry() is None
+
+
+def open_files(folder: str) -> list[str]:
+    """Files of this process below a folder."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(link))
+    return [name for name in found if name.startswith(folder)]
 
 
 def test_what_cannot_be_written_is_one_line_and_nothing_is_half_written(tmp_path: Path) -> None:

@@ -208,3 +208,15 @@ def test_collusion_is_capped_like_the_honest_view_unless_said_otherwise() -> Non
     for epsilon in (None, 6):
         with pytest.raises(ValueError, match="epsilon_if_others_collude needs an epsilon"):
             site_of(epsilon=epsilon, epsilon_if_others_collude=5)
+
+
+def test_a_plan_is_held_against_the_study_that_it_came_with_and_no_other() -> None:
+    """Plans are kept between checks; each study has its own."""
+    other = STUDY.model_copy(update={"seed": 9, "method": STUDY.method.model_copy(update={"controls": ["plain"]})})
+    plans = {study.hash: StudyPlan.of(study) for study in (STUDY, other)}
+    assert len(plans[STUDY.hash].entries) != len(plans[other.hash].entries)
+    for _ in range(2):
+        for study, wrong in ((STUDY, other), (other, STUDY)):
+            check_queries(site_of(), study, StudyPlan.from_bundle(plans[study.hash].bundle), scratch=True)
+            with pytest.raises(RefusedError, match="queries; the study asks"):
+                check_queries(site_of(), study, StudyPlan.from_bundle(plans[wrong.hash].bundle), scratch=True)

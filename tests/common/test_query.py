@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,12 @@ def test_the_digest_does_not_cover_where_arrays_lie() -> None:
     assert digest_arrays({"w": wide}) == digest_arrays({"w": np.array([0.0, 1, 2, 3])})
     both = {"a": np.ones(2), "b": np.zeros(1)}
     assert digest_arrays(both) == digest_arrays(dict(reversed(both.items())))
+
+
+def test_digests_that_are_known_are_not_worked_out_again() -> None:
+    digests = {"model": digest_arrays(QUERY.inputs["model"])}
+    assert replace(QUERY, known_digests=digests).digest == QUERY.digest
+    assert replace(QUERY, known_digests={"model": "0" * 64}).digest != QUERY.digest
 
 
 def test_a_query_survives_its_public_form_and_json() -> None:
