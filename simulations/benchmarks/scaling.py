@@ -5,7 +5,7 @@
 SWiFT over four hospitals, one worker, whole commands measured from outside (`speed`): mask, two rounds of each phase,
 evaluation of both models, report. Patients: the demo's network, 100 to 3,000 training patients a hospital. Parameters:
 twenty patients a hospital and a network of one wide layer, 0.1 to 25 million. How cost grows with the number of sites
-is measured by `peers` and `deployed`. Figures go to results/scaling.json and docs/benchmarks-scaling.md.
+is measured by `speed`, `peers` and `deployed`. Figures go to results/scaling.json and docs/benchmarks-scaling.md.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}; Python {on["python"]}
 SWiFT over {SITES} hospitals in one process: the mask's sensitivities, two rounds of each phase, evaluation of both
 models, report. Seconds are CPU seconds of the whole command. *Added* is what a further thousand patients, or a further
 million parameters, of one hospital cost, from neighbouring rows. Growth with the number of hospitals stands in
-[a simulation beside its peers](benchmarks-peers.md) and in [a deployment](benchmarks-deployed.md).
+[speed and memory](benchmarks.md) and in [a deployment](benchmarks-deployed.md).
 
 ## Training patients a hospital
 
