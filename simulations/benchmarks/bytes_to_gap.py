@@ -235,8 +235,9 @@ not travel. Rates of averages were chosen on seed 100, of {", ".join(f"{rate:g}"
 {table}
 
 The rate that is best for SWiFT's averages on seed 100 is too large on others: after one or two rounds the gap is gone
-because the balanced accuracy is, later it may be larger than before. One seed is little to choose by. With the default of 0.003 it stands under Bench A. In whitened rounds
-the bytes are nearly all on the way down, where the whole model is sent each round.
+because the balanced accuracy is, later it may be larger than before. One seed is little to choose by. With the
+default of 0.003 it stands under Bench A. In whitened rounds the bytes are nearly all on the way down, where the whole
+model is sent each round.
 
 `{result["command"]}`, commit {result["commit"]}, {result["machine"]}, seeds {seeds}.
 """
