@@ -79,7 +79,7 @@ def cap(study: Path, epsilon: float, delta: float = 1e-5) -> None:
         "evaluation.threshold.rule=given:0.3",
         "evaluation.bins=512",
         f"inputs.edges={EDGES}",
-        "label.positive=0",
+        "label={column: died, positive: 0, negative: 1}",
         "inputs.scale=logit",
     ],
 )
