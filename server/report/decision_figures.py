@@ -64,7 +64,7 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
         ]
 
     def at_common_prevalence(value: str) -> list[Json]:
-        found = standardised_predictive_value(value, counts, prevalence, names, noise=noise)
+        found = predictive_values(value, counts, prevalence, names, noise)
         # Each figure says at which prevalence it stands.
         return by_group([hidden.of_scores(estimate, None, [ALL]) for estimate in found])
 
@@ -78,6 +78,17 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
         "statement": vars(equivalence(primary, study.evaluation.margin)),
         "unknown": _unknown(primary, counts, attribute, model, hidden, exact=not noise.any()),
     }
+
+
+def predictive_values(
+    metric: str, counts: Counts, prevalence: float, names: Sequence[str], noise: Floats
+) -> Sequence[Estimate]:
+    """`ppv` or `npv` by group at the prevalence of all patients, which noise on few patients can push to 0 or 1."""
+    if 0 < prevalence < 1:
+        return standardised_predictive_value(metric, counts, prevalence, names, noise=noise)
+    why = f"the noisy counts say a prevalence of {prevalence:g}"
+    groups = zip(counts, group_names(len(counts), names), strict=True)
+    return [Estimate.missing(f"standardised_{metric}", why, n=int(row.sum()), group=group) for row, group in groups]
 
 
 def _net_benefit(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,15 @@ Run = Callable[..., Ended]
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
     """The same command as a process of its own."""
+    # A shell that runs the tests in the background lets their processes ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _started(arguments, options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _started(arguments: Sequence[object], options: Mapping[str, object]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", "from equipoise.cli import main; main()", *map(str, arguments)],
         cwd=ROOT,
