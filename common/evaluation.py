@@ -309,6 +309,11 @@ def _check_labels(study: Study, histogram: Counts, split: str) -> None:
     negatives, positives = histogram.sum(axis=(0, 2))
     if min(negatives, positives) == 0:
         lacking = "positive" if positives == 0 else "negative"
+        if study.privacy.private:
+            raise DataError(
+                f"the noisy counts find no {lacking} patient in the {split} split; so few patients need a larger "
+                "privacy.epsilon. What was released is spent"
+            )
         raise DataError(
             f"no {lacking} patient in the {split} split of any site (label column {study.label.column!r}, positive = "
             f"{study.label.positive}); check label.positive against the manifests"

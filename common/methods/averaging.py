@@ -128,6 +128,11 @@ def check_labels(study: Study, counts: Cells) -> None:
     of_label = counts.sum(axis=0)
     if of_label.min() <= 0:
         lacking = "positive" if of_label[1] <= 0 else "negative"
+        if study.privacy.private:
+            raise DataError(
+                f"the noisy counts find no {lacking} patient in the train split; so few patients need a larger "
+                "privacy.epsilon, or a larger share of it (privacy.split.train: counts). What was released is spent"
+            )
         raise DataError(
             f"no {lacking} patient in the train split of any site (label column {study.label.column!r}, positive = "
             f"{study.label.positive}); check label.positive against the manifests"

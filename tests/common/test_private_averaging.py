@@ -14,7 +14,7 @@ from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.methods import resolve
-from equipoise.common.methods.averaging import LocalSteps
+from equipoise.common.methods.averaging import LocalSteps, check_labels
 from equipoise.common.methods.method import Outcome
 from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds, clip_bound, scores_of
 from equipoise.common.pool import network_of
@@ -207,3 +207,12 @@ def test_parameters_without_a_private_form_are_refused(tmp_path: Path, key: str,
     study = study_of(tmp_path, {"name": "swift", "step": "fedavg", key: value}, 3.0)
     with pytest.raises(StudyError, match=f"method.{key}={value}: has no private form"):
         StudyPlan.of(study)
+
+
+def test_counts_without_a_label_are_blamed_on_the_noise_where_there_is_some(tmp_path: Path) -> None:
+    """Noise can say so of patients who have both labels: then the manifests are right."""
+    study, counts = study_of(tmp_path, {"name": "fine_tune", **EASY}, 8.0), np.array([[9.0, -2.0], [8.0, 1.0], [0, 0]])
+    exact = study.model_copy(update={"privacy": study.privacy.model_copy(update={"mode": "none", "epsilon": None})})
+    for of, blamed in ((study, "the noisy counts find no positive patient"), (exact, "against the manifests")):
+        with pytest.raises(DataError, match=blamed):
+            check_labels(of, counts)
