@@ -38,7 +38,10 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
     key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device)
     kept: dict[object, nn.Module] = _networks.__dict__.setdefault("kept", {})
     if key not in kept:
-        kept[key] = load_factory(spec.factory, spec.arguments).to(spec.device)
+        made = load_factory(spec.factory, spec.arguments).to(spec.device)
+        # Images come in this layout (`prepared`); weights that have it too are not laid out anew at every step. The
+        # annotations of torch forget that `to` takes a layout.
+        kept[key] = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = kept[key]
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}

@@ -27,9 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from equipoise.client.cohort import Cohort
 from equipoise.common.files import write_whole
-from equipoise.common.sitefile import load_site
 from equipoise.common.study_file import load_study
 from equipoise.simulations.benchmarks.origin import commit, machine
 from equipoise.simulations.benchmarks.peers_page import page
@@ -80,16 +78,9 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
 
 
 def prepare(folder: Path, *sets: str) -> Path:
-    """Write the study's hospitals below `folder`, and their training patients as one sites.npz; gives the folder."""
+    """Write the study's hospitals below `folder`, which it gives back."""
     study = load_study(STUDY, [f"model.weights={{path: {folder / 'vendor.safetensors'}}}", *sets])
-    hospitals = build_hospitals(study, folder / "hospitals")
-    splits = {name: Cohort(study, load_site(file)).split("train") for name, file in sorted(hospitals.sites.items())}
-    np.savez(
-        folder / "sites.npz",
-        name=np.array(list(splits)),
-        images=np.stack([split.inputs.numpy() for split in splits.values()]),
-        label=np.stack([split.label.numpy() for split in splits.values()]),
-    )
+    build_hospitals(study, folder / "hospitals")
     return folder
 
 
@@ -109,8 +100,8 @@ def study_options(folder: Path, rounds: int) -> list[str | Path]:
 
 
 def peer(folder: Path, rounds: int, side: str, python: Path | str) -> list[str | Path]:
-    """The command of a peer's script, which writes `folder/SIDE.safetensors`."""
-    files = (folder / "sites.npz", folder / "vendor.safetensors", folder / f"{side}.safetensors")
+    """The command of a peer's script, which writes `folder/SIDE.safetensors` and, of its decisions, `SIDE.json`."""
+    files = (folder / "hospitals", folder / "vendor.safetensors", folder / f"{side}.safetensors")
     return [python, HERE / "yardsticks" / f"peer_{side}.py", *files, "--rounds", str(rounds)]
 
 

@@ -39,13 +39,14 @@ fifty sites and all take part. Network, images, order of the batches and averagi
 *Weights apart*: largest distance from the plain script's final weights, as a share of the way that those went from the
 start; the program refuses to write a page where it is above {result["bounds"]["difference"]:g}.
 
-- `equipoise simulate` is the whole command with one worker: folders of PNG images, site agents with their policy and
-  ledger, a sealed reply for each release, messages through Flower's protobuf, integer sums, the transcript, the
-  evaluation of both models and the report.
-- [peer_plain.py](../simulations/benchmarks/yardsticks/peer_plain.py) only trains, from an array of decoded images.
-  It is frozen.
+All sides read the sites' tables and PNG images, train, and evaluate the vendor's model and their own on every site's
+test patients.
+
+- `equipoise simulate` is the whole command with one worker: besides, site agents with their policy and ledger, a sealed
+  reply for each release, messages through Flower's protobuf, integer sums, the transcript and the report.
+- [peer_plain.py](../simulations/benchmarks/yardsticks/peer_plain.py) is a script and nothing else. It is frozen.
 - [peer_pfl.py](../simulations/benchmarks/yardsticks/peer_pfl.py) is pfl's `SimulatedBackend` and `FederatedAveraging`
-  in one process, without evaluation, on the same array.
+  in one process.
 - [peer_flower.py](../simulations/benchmarks/yardsticks/peer_flower.py) is Flower's `FedAvg`, with two actors of one CPU
   each.
 

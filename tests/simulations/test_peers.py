@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from equipoise.simulations.benchmarks import peers
 from equipoise.simulations.benchmarks.process_tree import spend_tree
 
 BUSY = "import time; x = bytearray(100 * 2**20)\nwhile time.process_time() < {seconds}: pass"
-SMALL = "simulation.hospitals={kind: synthetic, count: 3, patients: 25, validation: 0, test: 12}"
+SMALL = "simulation.hospitals={kind: synthetic, count: 3, patients: 25, validation: 0, test: 120}"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the meter reads /proc")
 
@@ -55,11 +56,17 @@ def test_our_side_and_the_plain_script_do_the_same_work(tmp_path: Path) -> None:
     torch.manual_seed(3)
     save_file(resnet_small().state_dict(), tmp_path / "vendor.safetensors")
     peers.prepare(tmp_path, SMALL)
-    found = peers.side_by_side(tmp_path, 2, 1, dict.fromkeys(("equipoise", "plain"), sys.executable))
-    (row,) = found["rows"]
-    assert 0 < row["difference"]["equipoise"] == found["difference"] < peers.BOUNDS["difference"]
+    compared = peers.side_by_side(tmp_path, 2, 1, dict.fromkeys(("equipoise", "plain"), sys.executable))
+    (row,) = compared["rows"]
+    assert 0 < row["difference"]["equipoise"] == compared["difference"] < peers.BOUNDS["difference"]
     assert row["moved"] > 1e-4
-    assert found["ratios"]["plain"]["median"] == row["spent"]["equipoise"]["cpu_s"] / row["spent"]["plain"]["cpu_s"]
+    assert compared["ratios"]["plain"]["median"] == row["spent"]["equipoise"]["cpu_s"] / row["spent"]["plain"]["cpu_s"]
+    decided = json.loads((tmp_path / "plain.json").read_text())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    for model, ((_, false), (missed, found)) in decided.items():
+        rates = report["models"]["base" if model == "base" else "fine_tune"]["points"]["rule"]
+        assert rates["tpr"]["value"] == pytest.approx(found / (missed + found))
+        assert rates["fpr"]["value"] == pytest.approx(false / rates["fpr"]["n"])
     # A round less is another result, and would be seen.
     plain = load_file(tmp_path / "plain.safetensors")
     peers.run_side(tmp_path, 1, "plain", sys.executable)

@@ -1,9 +1,8 @@
 """Federated averaging on Apple's pfl, written as its own benchmark of CIFAR-10 is: a yardstick. FROZEN.
 
-`SimulatedBackend`, `FederatedAveraging` and `torch.optim.SGD` on both sides, in one process, without
-evaluation.
+`SimulatedBackend`, `FederatedAveraging` and `torch.optim.SGD` on both sides, in one process.
 
-    python peer_pfl.py SITES.npz VENDOR.safetensors OUT.safetensors --rounds 20
+    python peer_pfl.py HOSPITALS VENDOR.safetensors OUT.safetensors --rounds 20
 """
 
 # mypy: ignore-errors
@@ -14,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from peer_plain import BATCH, LR, Network, arguments, loss, order, read
+from peer_plain import BATCH, LR, Network, arguments, loss, order, read, write
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByUser
 from pfl.algorithm.base import NNAlgorithmParams
@@ -25,7 +24,7 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -42,20 +41,22 @@ class Model(Network):
 
 
 def main() -> None:
-    """Read, train, write."""
+    """Read, train, evaluate, write."""
     given = arguments()
     torch.set_num_threads(1)
-    names, images, label = read(given.sites)
+    sites = read(given.hospitals)
+    names, vendor = list(sites), load_file(given.vendor)
     network = Model()
-    network.load_state_dict(load_file(given.vendor))
+    network.load_state_dict(vendor)
     trained: Counter[int] = Counter()
 
     def site(index: int) -> PyTorchTensorDataset:
         trained[index] += 1
-        rows = order(names[index], trained[index], len(label[index]))
-        return PyTorchTensorDataset((images[index][rows], label[index][rows]), user_id=names[index])
+        images, label = sites[names[index]]["train"]
+        rows = order(names[index], trained[index], len(label))
+        return PyTorchTensorDataset((images[rows], label[rows]), user_id=names[index])
 
-    sites = FederatedDataset(site, get_user_sampler("minimize_reuse", list(range(len(names)))))
+    users = FederatedDataset(site, get_user_sampler("minimize_reuse", list(range(len(names)))))
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
@@ -64,14 +65,14 @@ def main() -> None:
             train_cohort_size=len(names),
             val_cohort_size=0,
         ),
-        backend=SimulatedBackend(training_data=sites, val_data=sites, postprocessors=[WeightByUser()]),
+        backend=SimulatedBackend(training_data=users, val_data=users, postprocessors=[WeightByUser()]),
         model=model,
         model_train_params=NNTrainHyperParams(local_learning_rate=LR, local_num_epochs=1, local_batch_size=BATCH),
         model_eval_params=NNEvalHyperParams(local_batch_size=None),
     )
     if set(trained.values()) != {given.rounds}:
         raise SystemExit("pfl left a site out of a round")
-    save_file(network.state_dict(), given.out)
+    write(given.out, vendor, network.state_dict(), sites)
 
 
 if __name__ == "__main__":

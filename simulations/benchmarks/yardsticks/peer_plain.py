@@ -1,19 +1,27 @@
 """Federated averaging as one plain PyTorch script: the yardstick of what a simulation costs. FROZEN.
 
 It imports nothing of equipoise and no framework. The scripts of the frameworks take the network, the data, the order of
-the patients and (where the framework has no loop of its own) the local epoch from here, so that all do the same work.
+the patients, the evaluation and (where the framework has no loop of its own) the local epoch from here, so that all do
+the same work.
 
-    python peer_plain.py SITES.npz VENDOR.safetensors OUT.safetensors --rounds 20
+    python peer_plain.py HOSPITALS VENDOR.safetensors OUT.safetensors --rounds 20
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -54,12 +62,29 @@ class Network(nn.Module):
         return logit.squeeze(1)
 
 
+Split = tuple[Tensor, Tensor]  # images (n, 3, 32, 32) uint8, and labels (n,), 0 or 1
+
+
 @cache
-def read(file: str) -> tuple[list[str], Tensor, Tensor]:
-    """The sites' names, images (sites, n, 3, 32, 32) uint8, and labels (sites, n), 0 or 1."""
-    with np.load(file) as arrays:
-        names = [str(name) for name in arrays["name"]]
-        return names, torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["label"])
+def read(folder: str) -> dict[str, dict[str, Split]]:
+    """The splits `train` and `test` of every site, by name, from its table and its zip of PNG images."""
+    return {site.name: site_splits(site) for site in sorted(Path(folder).iterdir())}
+
+
+def site_splits(site: Path) -> dict[str, Split]:
+    """A site's splits."""
+    found: dict[str, list[tuple[np.ndarray, int]]] = {"train": [], "test": []}
+    with zipfile.ZipFile(site / "images.zip") as archive, (site / "manifest.csv").open(newline="") as table:
+        for row in csv.DictReader(table):
+            image = np.asarray(Image.open(io.BytesIO(archive.read(row["image"]))).convert("RGB"))
+            found[row["split"]].append((image, int(row["malignant"])))
+    return {name: split_of(rows) for name, rows in found.items()}
+
+
+def split_of(rows: list[tuple[np.ndarray, int]]) -> Split:
+    """Images (32, 32, 3) uint8 and labels as a split."""
+    images = np.stack([image for image, _ in rows]).transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(images)), torch.tensor([label for _, label in rows])
 
 
 def order(site: str, number: int, patients: int) -> Tensor:
@@ -69,10 +94,14 @@ def order(site: str, number: int, patients: int) -> Tensor:
     return torch.randperm(patients, generator=torch.Generator().manual_seed(seed))
 
 
+def prepared(images: Tensor) -> Tensor:
+    """Images (m, 3, 32, 32) uint8 as the network wants them."""
+    return ((images.float() / 255 - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+
+
 def loss(model: Network, images: Tensor, label: Tensor) -> Tensor:
     """Mean cross-entropy of a batch: images (m, 3, 32, 32) uint8, label (m,)."""
-    x = ((images.float() / 255 - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
-    return binary_cross_entropy_with_logits(model(x), label.float())
+    return binary_cross_entropy_with_logits(model(prepared(images)), label.float())
 
 
 def train(model: Network, images: Tensor, label: Tensor, rows: Tensor) -> None:
@@ -84,33 +113,56 @@ def train(model: Network, images: Tensor, label: Tensor, rows: Tensor) -> None:
         optimiser.step()
 
 
+@torch.no_grad()
+def decisions(model: Network, tests: Iterable[Split]) -> list[list[int]]:
+    """Test patients by label and decision, over all sites."""
+    counted = torch.zeros(4, dtype=torch.int64)
+    for images, label in tests:
+        chosen = (model(prepared(images)) > 0).long()
+        counted += torch.bincount(2 * label + chosen, minlength=4)
+    return counted.reshape(2, 2).tolist()
+
+
+def write(
+    out: str, vendor: Mapping[str, Tensor], state: Mapping[str, Tensor], sites: Mapping[str, Mapping[str, Split]]
+) -> None:
+    """The trained weights, and what the vendor's model and they decide."""
+    model, found = Network(), {}
+    for name, weights in (("base", vendor), ("method", state)):
+        model.load_state_dict(weights)
+        found[name] = decisions(model, [site["test"] for site in sites.values()])
+    save_file(dict(state), out)
+    Path(out).with_suffix(".json").write_text(json.dumps(found))
+
+
 def arguments() -> argparse.Namespace:
     """The command line that the scripts share."""
     parser = argparse.ArgumentParser(
         description="Federated averaging of one local epoch a round, every site each round."
     )
-    for name in ("sites", "vendor", "out"):
+    for name in ("hospitals", "vendor", "out"):
         parser.add_argument(name)
     parser.add_argument("--rounds", type=int, required=True)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Read, train, write."""
+    """Read, train, evaluate, write."""
     given = arguments()
     torch.set_num_threads(1)
-    names, images, label = read(given.sites)
-    state = load_file(given.vendor)
+    sites = read(given.hospitals)
+    vendor = state = load_file(given.vendor)
     model = Network()
     for number in range(1, given.rounds + 1):
         total = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-        for index, site in enumerate(names):
+        for site, splits in sites.items():
+            images, label = splits["train"]
             model.load_state_dict(state)
-            train(model, images[index], label[index], order(site, number, len(label[index])))
+            train(model, images, label, order(site, number, len(label)))
             for name, tensor in model.state_dict().items():
                 total[name] += tensor
-        state = {name: tensor / len(names) for name, tensor in total.items()}
-    save_file(state, given.out)
+        state = {name: tensor / len(sites) for name, tensor in total.items()}
+    write(given.out, vendor, state, sites)
 
 
 if __name__ == "__main__":
