@@ -39,9 +39,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 STUDY = HERE / "peers.yaml"
 SIDES = ("equipoise", "plain", "pfl", "flower")
+COMMON = ("torch==2.13.0", "safetensors==0.8.0", "pillow==13.0.0")
 PINS = {
-    "pfl": ("torch==2.13.0", "safetensors==0.8.0", "pfl==0.6.0"),
-    "flower": ("torch==2.13.0", "safetensors==0.8.0", "flwr[simulation]==1.41.0", "ray==2.55.1"),
+    "pfl": (*COMMON, "pfl==0.6.0"),
+    "flower": (*COMMON, "flwr[simulation]==1.41.0", "ray==2.55.1"),
 }
 SILENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
