@@ -27,7 +27,7 @@ rule, *rate-matched* at the base model's selection rate (on the synthetic benche
 95 % t-intervals over seeds, or with fewer than three seeds the least and the largest value. *Method less this*
 compares SWiFT with the row, paired by seed: below 0, SWiFT's gap is the smaller one. But for the sections on privacy,
 nothing here is private (`privacy.mode: none`). No table of a paper is reproduced. What a run costs stands in
-[Speed and memory](benchmarks.md).
+[Speed and memory](benchmarks.md) and, beside pfl and Flower, in [Simulation beside its peers](benchmarks-peers.md).
 """
 
 NOTES = {

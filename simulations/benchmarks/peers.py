@@ -49,7 +49,7 @@ SILENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-BOUNDS = {"plain": 1.05, "pfl": 1.00, "flower": 0.50, "difference": 0.01, "memory_exponent": 0.05}
+BOUNDS = {"plain": 1.05, "pfl": 1.00, "flower": 0.50, "difference": 0.05, "memory_exponent": 0.05}
 COUNTS = (20, 100, 300, 1000)
 SMALL_ROUNDS, SMALL_PATIENTS = 1, 10
 

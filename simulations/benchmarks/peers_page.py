@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 NAMES = {"equipoise": "equipoise simulate", "plain": "plain PyTorch", "pfl": "pfl", "flower": "Flower with Ray"}
+DONE_BY_ALL = {"local training", "imports", "counts and evaluation at the sites", "reading the hospitals"}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -37,7 +38,9 @@ fifty sites and all take part. Network, images, order of the batches and averagi
 {_sides(result)}
 
 *Weights apart*: largest distance from the plain script's final weights, as a share of the way that those went from the
-start; the program refuses to write a page where it is above {result["bounds"]["difference"]:g}.
+start. Sums in another order round otherwise, and steps make more of it: Flower's weights differ by as much from those
+of its own next run. A round more or less is ten times as far; the program refuses to write a page above
+{result["bounds"]["difference"]:g}.
 
 All sides read the sites' tables and PNG images, train, and evaluate the vendor's model and their own on every site's
 test patients.
@@ -106,15 +109,19 @@ def _verdict(result: dict[str, Any]) -> str:
     missed = [side for side in ratios if side not in kept]
     text = ""
     if kept:
-        text += f"Kept: the bound against {' and '.join(NAMES[side] for side in kept)}. "
+        text += f"Kept: the bound against {_listed([NAMES[side] for side in kept])}. "
     if missed:
-        parts = {name: seconds for name, seconds in result["parts"]["parts"].items() if name != "local training"}
+        parts = {name: seconds for name, seconds in result["parts"]["parts"].items() if name not in DONE_BY_ALL}
         slowest = sorted(parts, key=lambda name: -parts[name])[:3]
         text += (
-            f"Missed: the bound against {' and '.join(NAMES[side] for side in missed)}. What a training loop does not "
-            f"have is what costs; most of it is {', '.join(slowest[:-1])} and {slowest[-1]}."
+            f"Missed: the bound against {_listed([NAMES[side] for side in missed])}. What a training loop does not "
+            f"have is what costs; most of it is {_listed(slowest)}."
         )
     return text.strip()
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _parts(result: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from equipoise.common.models import resnet_small
 from equipoise.simulations.benchmarks import peers
+from equipoise.simulations.benchmarks.peers_page import page
 from equipoise.simulations.benchmarks.process_tree import spend_tree
 
 BUSY = "import time; x = bytearray(100 * 2**20)\nwhile time.process_time() < {seconds}: pass"
@@ -72,3 +73,18 @@ def test_our_side_and_the_plain_script_do_the_same_work(tmp_path: Path) -> None:
     peers.run_side(tmp_path, 1, "plain", sys.executable)
     assert peers.difference(tmp_path / "plain.safetensors", tmp_path / "equipoise.safetensors") > 0.1 * row["moved"]
     assert plain.keys() == load_file(tmp_path / "plain.safetensors").keys()
+
+
+def test_the_page_is_written_from_the_figures() -> None:
+    result = json.loads((peers.HERE / "results" / "peers.json").read_text())
+    assert (peers.ROOT / "docs" / "benchmarks-peers.md").read_text() == page(result)
+
+
+def test_the_kept_figures_are_of_the_same_work_on_all_sides() -> None:
+    result = json.loads((peers.HERE / "results" / "peers.json").read_text())
+    assert result["bounds"] == peers.BOUNDS
+    assert result["compared"]["difference"] <= peers.BOUNDS["difference"]
+    assert [row["sites"] for row in result["many_sites"]["rows"]] == list(peers.COUNTS)
+    for row in result["compared"]["rows"]:
+        assert set(row["spent"]) == set(peers.SIDES)
+        assert row["spent"]["flower"]["processes"] > 3  # Ray's daemons and workers were seen
