@@ -128,6 +128,12 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
         "" if enough else f"fewer than caps.cohort_minimum of {site.caps.cohort_minimum}: the site would answer nothing"
     )
     yield Row("patients", enough, f"{cohort.patients} (shown here only)", fix)
+    ill = sum(int(split.label.sum()) for split in splits.values())
+    if ill in (0, cohort.patients):
+        which = "no" if ill == 0 else "every"
+        found = f"{which} patient has {study.label.column} {' or '.join(study.label.positive)} (shown here only)"
+        fix = "if that is not so, map this hospital's word for it under `coding` of the site file"
+        yield Row("labels", True, found, fix)
     for attribute in study.attributes:
         for number, group in enumerate((*attribute.groups, UNKNOWN)):
             counts = []

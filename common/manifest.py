@@ -19,6 +19,8 @@ import pyarrow.parquet
 from equipoise.common.canonical import sha256
 from equipoise.common.errors import DataError
 
+_OTHER_SEPARATORS = re.compile(r"[;\t|]")
+_NAMES = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
@@ -60,7 +62,8 @@ def read_manifest(path: Path) -> Manifest:
     """Read a manifest; the ending of its name tells CSV (.csv) from Parquet (.parquet, .pq).
 
     Raises:
-        DataError: no such file, another ending, not readable, no rows, or a column name twice.
+        DataError: no such file, another ending, not readable, no rows, a column name twice, or values
+            that other marks than commas separate.
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -80,6 +83,12 @@ def read_manifest(path: Path) -> Manifest:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: column {twice[0]!r} stands twice in the header; rename one of them")
+    other = _OTHER_SEPARATORS.search(names[0]) if len(names) == 1 else None
+    if other is not None:
+        raise DataError(
+            f"{path}: one column, {names[0]!r}: the values seem to be separated by {_NAMES[other[0]]}; save the table "
+            "with commas between them"
+        )
     if table.num_rows == 0:
         raise DataError(f"{path}: the manifest has no rows, so this site has no patients; list at least one")
     columns = {name: [_text(value) for value in table[name].to_pylist()] for name in names}

@@ -131,6 +131,16 @@ def test_a_coding_that_is_missing_is_named_with_its_row(site: Path, desk: Desk) 
     assert "coding" in row.fix
 
 
+def test_words_for_the_disease_that_the_study_does_not_know_are_asked_about(site: Path, desk: Desk) -> None:
+    assert "labels" not in by_name(check_site(site, desk.study, "127.0.0.1:9"))
+    rows = desk.rows("ash")
+    label = next(name for name in rows[0] if {row[name] for row in rows} == {"0", "1"} and name != "split")
+    desk.write_rows("ash", [{**row, label: {"1": "yes", "0": "no"}[row[label]]} for row in rows])
+    row = by_name(check_site(site, desk.study, "127.0.0.1:9"))["labels"]
+    assert row.found == f"no patient has {label} 1 (shown here only)"
+    assert "coding" in row.fix
+
+
 def test_a_site_file_that_is_wrong_is_one_row(site: Path) -> None:
     (site / "site.yaml").write_text("site: ash\nspltis: 1\n")
     rows = check_site(site, None, None)

@@ -245,6 +245,9 @@ class TestRefusals:
         refused(tmp_path, "not a readable csv table", rows=ROWS + "e,1\n")
         refused(tmp_path, "'age' stands twice", header=HEADER.replace("part", "age"))
         refused(tmp_path, "not a readable csv table", header="", rows="")
+        for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+            other = {"header": HEADER.replace(",", mark), "rows": ROWS.replace(",", mark)}
+            refused(tmp_path, f"separated by {name}; save the table with commas", **other)
         for name, text in (("cohort.parquet", "no parquet"), ("cohort.xlsx", "")):
             (tmp_path / name).write_text(text)
             with pytest.raises(DataError, match=name):
