@@ -101,7 +101,7 @@ def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()}
     for (name, _), (convolution, norm) in zip(convolutions, sources, strict=True):
         scale = published[f"{norm}.weight"] / torch.sqrt(published[f"{norm}.running_var"] + EPSILON)
-        state[f"{name}.weight"] = published[f"{convolution}.weight"] * scale.view(-1, 1, 1, 1)
+        state[f"{name}.weight"] = (published[f"{convolution}.weight"] * scale.view(-1, 1, 1, 1)).contiguous()
         state[f"{name}.bias"] = published[f"{norm}.bias"] - published[f"{norm}.running_mean"] * scale
     return state
 

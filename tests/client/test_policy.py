@@ -77,6 +77,15 @@ def test_a_factory_that_the_site_does_not_list_is_refused(factory: str) -> None:
         check(site_of(), study, approved=[study.hash])
 
 
+def test_a_simulated_site_runs_what_its_owner_names_unless_its_own_file_lists_factories() -> None:
+    study = make_study(model={**STUDY.model.model_dump(), "factory": "mine:network"})
+    silent = Site.model_validate({"site": "a", "data": {"manifest": "m.csv", "splits": {"column": "split"}}})
+    check(silent, study, approved=[study.hash], scratch=True)
+    for site, scratch in ((silent, False), (site_of(), True)):
+        with pytest.raises(RefusedError, match="is not in caps.models"):
+            check(site, study, approved=[study.hash], scratch=scratch)
+
+
 def test_patterns_of_factories_mind_upper_and_lower_case_and_an_empty_list_lets_none_in() -> None:
     with pytest.raises(RefusedError):
         check(site_of(models=["TESTS.tiny:*"]))

@@ -1,0 +1,96 @@
+"""The search on real images: what is chosen, and what counts as a pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from equipoise.common.methods import METHODS
+from equipoise.simulations.benchmarks import embeddings, real_search
+from equipoise.simulations.benchmarks.real_search import CONTROLS, TUNING_SEED, best, judged, section, settings
+
+BASE = {"gap": 0.15, "gap_rate_matched": 0.15, "auc": 0.93, "worst_group_auc": 0.89, "balanced_accuracy": 0.84}
+GOOD = {"method": (0.07, 0.885), "plain": (0.13, 0.895), "auc_noise": (0.16, 0.88)}  # gap, worst group's AUC
+
+
+def row(setting: str, seed: int, models: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    wobble = 0.004 * (seed % 3 - 1)  # the seeds agree, but not to the last digit
+    figures = {"base": dict(BASE)}
+    for name, (gap, worst) in models.items():
+        figures[name] = BASE | {"gap": gap + wobble, "gap_rate_matched": gap - wobble, "worst_group_auc": worst}
+    return {"setting": setting, "method": "swift", "primary": "age", "seed": seed, "figures": figures}
+
+
+def of_seeds(models: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    return judged([row("swift, a", seed, models) for seed in range(5)])
+
+
+def test_a_setting_that_keeps_the_rule_passes() -> None:
+    assert of_seeds(GOOD)["passes"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({"method": (0.15, 0.885), "plain": (0.19, 0.9), "auc_noise": (0.2, 0.88)}, "gap falls"),
+        ({"method": (0.07, 0.87)}, "worst group's AUC is kept"),
+        ({"plain": (0.07, 0.895)}, "beats plain"),
+        ({"auc_noise": (0.068, 0.88)}, "beats auc_noise"),
+    ],
+)
+def test_each_point_of_the_rule_can_fail_alone(changed: dict[str, tuple[float, float]], missed: str) -> None:
+    found = of_seeds(GOOD | changed)
+    assert not found["passes"]
+    assert [point for point, holds in found["points"].items() if not holds] == [missed]
+
+
+def test_without_a_control_nothing_passes() -> None:
+    for control in CONTROLS:
+        assert not of_seeds({name: figures for name, figures in GOOD.items() if name != control})["passes"]
+
+
+def test_the_smallest_gap_is_chosen_only_among_those_that_keep_the_auc() -> None:
+    rows = [
+        row("swift, rate 1", TUNING_SEED, {"method": (0.01, 0.80)}),
+        row("swift, rate 2", TUNING_SEED, {"method": (0.09, 0.885)}),
+        row("swift, rate 3", TUNING_SEED, {"method": (0.11, 0.89)}),
+        row("swift, rate 3", 0, {"method": (0.0, 0.89)}),  # a reported seed chooses nothing
+        row("dfr", TUNING_SEED, {"method": (0.02, 0.70)}),
+        row("bmft, rate 1", TUNING_SEED, {"method": (0.02, 0.84)}),
+        row("bmft, rate 2", TUNING_SEED, {"method": (0.14, 0.87)}),  # both lose too much: the lesser loss
+    ]
+    assert best(rows, "age") == ["swift, rate 2", "dfr", "bmft, rate 2"]
+    assert best(rows, "sex") == []
+
+
+def test_a_reader_sees_what_passed_and_the_tuning_seed_is_in_no_table() -> None:
+    rows = [row("swift, a", seed, GOOD) for seed in (*range(5), TUNING_SEED)]
+    rows += [row("dfr", seed, GOOD | {"method": (0.14, 0.89)}) for seed in (*range(5), TUNING_SEED)]
+    text = section({"rows": rows, "chosen": {"age": ["swift, a", "dfr"]}, "commit": "c", "machine": "m"})
+    assert "Of 2 settings tried on the tuning seed, 2 were run again: pass: swift, a." in text
+    assert "Seeds 0, 1, 2, 3, 4." in text
+    assert "beats plain" in next(line for line in text.splitlines() if line.startswith("| dfr"))
+
+
+def test_every_method_that_trains_is_in_the_search_and_its_parameters_are_its_own() -> None:
+    searched = {setting.method for setting in settings()}
+    hospitals_alone = {"afl", "q_ffl", "fedprox"}  # fairness of hospitals, or none
+    no_debiasing, no_training = {"fine_tune"}, {"group_thresholds"}
+    assert searched == {n for n, m in METHODS.items() if m.trains} - hospitals_alone - no_debiasing - no_training
+    names = [setting.name for setting in settings()]
+    assert len(set(names)) == len(names)
+    for setting in settings():
+        METHODS[setting.method].parameters.model_validate(dict(setting.parameters))
+
+
+def test_directions_are_of_unit_variance_and_stay_within_the_declared_range() -> None:
+    features = np.random.default_rng(2).normal(size=(400, 60)) * np.linspace(5, 0.1, 60)
+    directions = embeddings.Directions.of(features)
+    rows = directions(features)
+    assert rows.shape == (400, embeddings.DIRECTIONS)
+    np.testing.assert_allclose(rows.std(axis=0), 1, atol=0.02)
+    np.testing.assert_allclose(np.corrcoef(rows.T), np.eye(embeddings.DIRECTIONS), atol=0.03)
+    assert np.abs(directions(100 * features)).max() == embeddings.LARGEST
+    assert real_search.MOST_LOSS == 0.01  # design 5
