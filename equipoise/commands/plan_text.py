@@ -14,9 +14,11 @@ def plan_lines(plan: Row) -> Iterator[str]:
     head = f"{'arm':<14} {'times':>5}  {'phase':<11} {'query':<20} {'split':<10} {'up, bytes':>12}  "
     yield head + ("epsilon  noise (bound)" if private else "epsilon")
     for row in plan["queries"]:
+        # A table of one row a hospital has none before the hospitals are known.
+        size = f"{row['bytes_up']:,}" if row["bytes_up"] else "by hospitals"
         line = (
             f"{row['arm']:<14} {row['times']:>5}  {row['phase']:<11} {row['query']:<20} {row['split']:<10} "
-            f"{row['bytes_up']:>12,}  "
+            f"{size:>12}  "
         )
         if row["epsilon"] is None:
             yield line + "not private"

@@ -226,6 +226,8 @@ def test_the_plan_reads_neither_weights_nor_patients(desk: Desk, equipoise: Run)
     assert ended.code == 0
     assert ended.out.splitlines()[0].split() == ["arm", "times", "phase", "query", "split", "up,", "bytes", "epsilon"]
     assert "local_training" in ended.out
+    ended = equipoise("plan", desk.study, "--set", "evaluation.by_site=true")
+    assert next(line for line in ended.out.splitlines() if "site_table" in line).split()[5:7] == ["by", "hospitals"]
 
 
 def test_the_plan_has_what_measures_a_model_that_the_simulation_trains_and_says_so(run: Path, equipoise: Run) -> None:
