@@ -60,7 +60,7 @@ def table_study(seed: int, place: Path, primary: str, method: Mapping[str, Any])
     value = _common(seed, primary) | {
         "model": {
             "factory": "equipoise.common.models:mlp",
-            "arguments": {"features": 2 * DIRECTIONS, "hidden": [32]},
+            "arguments": {"features": 2 * DIRECTIONS},
             "head": "head.",
             **({"weights": {"path": str(place / "vendor.safetensors")}} if method else {}),
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,14 @@ def test_directions_are_of_unit_variance_and_stay_within_the_declared_range() ->
     np.testing.assert_allclose(np.corrcoef(rows.T), np.eye(embeddings.DIRECTIONS), atol=0.03)
     assert np.abs(directions(100 * features)).max() == embeddings.LARGEST
     assert real_search.MOST_LOSS == 0.01  # design 5
+
+
+def test_a_study_of_embedded_hospitals_is_a_study(tmp_path: Path) -> None:
+    vendors = embeddings.table_study(3, tmp_path, "sex", {})
+    assert vendors.primary.name == "sex"
+    assert vendors.model.weights is None
+    for setting in settings():
+        study = embeddings.table_study(3, tmp_path, "age", setting.spec)
+        assert study.model.weights is not None
+        assert study.method.name == setting.method
+        assert set(study.method.controls) <= {"plain", "auc_noise"}
