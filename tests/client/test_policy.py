@@ -82,7 +82,7 @@ def test_a_simulated_site_runs_what_its_owner_names_unless_its_own_file_lists_fa
     silent = Site.model_validate({"site": "a", "data": {"manifest": "m.csv", "splits": {"column": "split"}}})
     check(silent, study, approved=[study.hash], scratch=True)
     for site, scratch in ((silent, False), (site_of(), True)):
-        with pytest.raises(RefusedError, match="is not in caps.models"):
+        with pytest.raises(RefusedError, match=r"is not in caps\.models"):
             check(site, study, approved=[study.hash], scratch=scratch)
 
 
