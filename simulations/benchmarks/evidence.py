@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.common.files import write_whole
-from equipoise.simulations.benchmarks import bytes_to_gap, frontier
+from equipoise.simulations.benchmarks import bytes_to_gap, frontier, real_search
 from equipoise.simulations.benchmarks.evidence_private import private_sections
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,6 +68,8 @@ def page() -> str:
     parts += private_sections(RESULTS)
     if bytes_to_gap.FILE.exists():
         parts.append(bytes_to_gap.section(json.loads(bytes_to_gap.FILE.read_text())))
+    if real_search.FILE.exists():
+        parts.append(real_search.section(json.loads(real_search.FILE.read_text())))
     return "\n".join(parts)
 
 
