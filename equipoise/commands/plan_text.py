@@ -17,8 +17,7 @@ def plan_lines(plan: Row) -> Iterator[str]:
         # A table of one row a hospital has none before the hospitals are known.
         size = f"{row['bytes_up']:,}" if row["bytes_up"] else "by hospitals"
         line = (
-            f"{row['arm']:<14} {row['times']:>5}  {row['phase']:<11} {row['query']:<20} {row['split']:<10} "
-            f"{size:>12}  "
+            f"{row['arm']:<14} {row['times']:>5}  {row['phase']:<11} {row['query']:<20} {row['split']:<10} {size:>12}  "
         )
         if row["epsilon"] is None:
             yield line + "not private"
