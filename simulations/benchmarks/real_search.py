@@ -184,11 +184,11 @@ INTRODUCTION = f"""## Does any trained method debias HAM10000 behind a stronger 
 
 The vendor fine-tunes EfficientNet-Lite0 from ImageNet's weights on its own lesions and freezes it; hospitals hold rows
 of 32 features, and what moves is the classifier behind them (simulations/benchmarks/embeddings.py). Each method's
-setting was chosen on seed {TUNING_SEED}, which is not in the tables; fine-tuning on balanced cells joined when the others
-had been run. A pass was declared beforehand: the interval of the gap's change lies below 0, as do those of its distance
-from plain fine-tuning with the method's own rate and from noise at equal AUC, and the worst group's AUC falls by at most
-{MOST_LOSS:g} on average. Brackets hold 95 % t-intervals, paired by seed, not widened for the number of methods. Splits of
-different seeds overlap, and the intervals do not know it.
+setting was chosen on seed {TUNING_SEED}, which is not in the tables; fine-tuning on balanced cells joined when the
+others had been run. A pass was declared beforehand: the interval of the gap's change lies below 0, as do those of its
+distance from plain fine-tuning with the method's own rate and from noise at equal AUC, and the worst group's AUC falls
+by at most {MOST_LOSS:g} on average. Brackets hold 95 % t-intervals, paired by seed, not widened for the number of
+methods. Splits of different seeds overlap, and the intervals do not know it.
 """
 
 
