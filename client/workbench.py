@@ -38,10 +38,7 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
     key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device)
     kept: dict[object, nn.Module] = _networks.__dict__.setdefault("kept", {})
     if key not in kept:
-        made = load_factory(spec.factory, spec.arguments).to(spec.device)
-        # Images come in this layout (`prepared`); weights that have it too are not laid out anew at every step. The
-        # annotations of torch forget that `to` takes a layout.
-        kept[key] = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        kept[key] = _laid_out(load_factory(spec.factory, spec.arguments).to(spec.device))
     model = kept[key]
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
@@ -50,6 +47,17 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
     _load(model, tensors, spec.factory)
     # A training that broke off may have left tensors frozen.
     return model.requires_grad_(True).eval()
+
+
+def _laid_out(model: nn.Module) -> nn.Module:
+    """The network with its filters in the layout of the images (`prepared`), so that no step lays them out anew.
+
+    Parameter by parameter: `nn.Module.to` would refuse a model that has one of five dimensions.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], factory: str) -> None:

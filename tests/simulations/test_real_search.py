@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from equipoise.client.cohort import Split
 from equipoise.common.methods import METHODS
 from equipoise.simulations.benchmarks import embeddings, real_search
-from equipoise.simulations.benchmarks.real_search import CONTROLS, TUNING_SEED, best, judged, section, settings
+from equipoise.simulations.benchmarks.lite_network import lite0
+from equipoise.simulations.benchmarks.real_search import CONTROLS, TUNING_SEED, beside, best, judged, section, settings
 
 BASE = {"gap": 0.15, "gap_rate_matched": 0.15, "auc": 0.93, "worst_group_auc": 0.89, "balanced_accuracy": 0.84}
 GOOD = {"method": (0.07, 0.885), "plain": (0.13, 0.895), "auc_noise": (0.16, 0.88)}  # gap, worst group's AUC
@@ -64,6 +67,36 @@ def test_more_looks_ask_for_clearer_differences() -> None:
     assert judged(seeds(-0.042), looks=10)["points"]["gap falls"]
 
 
+def test_plain_fine_tuning_is_chosen_by_the_methods_own_rule_and_stands_beside_every_setting() -> None:
+    seeds = (TUNING_SEED, 0, 1)
+    slow = {"method": (0.08, 0.885), "plain": (0.13, 0.89)}
+    quick = {"method": (0.09, 0.885), "plain": (0.10, 0.885)}
+    lossy = {"method": (0.07, 0.885), "plain": (0.01, 0.80)}  # its plain run loses too much to be the best
+    without = {"method": (0.11, 0.885)}
+    rows = [row(name, seed, models) for seed in seeds for name, models in
+            (("a", slow), ("b", quick), ("c", lossy), ("d", without))]  # fmt: skip
+    rows += [
+        row("e", seed, {"method": (0.12, 0.88), "plain": (0.14, 0.88)}) | {"method": "fine_tune"} for seed in seeds
+    ]
+    found = beside(rows, ["a", "b", "c", "d", "e"])
+    assert {one["seed"] for one in found} == {0, 1}
+    for one in found:
+        tuned, balanced = (
+            next(r for r in rows if (r["setting"], r["seed"]) == (name, one["seed"]))["figures"][model]
+            for name, model in (("b", "plain"), ("e", "method"))
+        )
+        assert one["figures"]["tuned plain"] == tuned
+        assert one["figures"].get("balanced") == (None if one["setting"] == "e" else balanced)
+    assert "tuned plain" not in rows[0]["figures"]
+
+
+def test_a_figure_that_could_not_be_measured_wins_nothing() -> None:
+    lost = row("swift, rate 1", TUNING_SEED, {"method": (0.01, 0.89)})
+    lost["figures"]["method"]["worst_group_auc"] = None
+    assert best([lost, row("swift, rate 2", TUNING_SEED, {"method": (0.14, 0.89)})], "age") == ["swift, rate 2"]
+    assert not judged([lost, lost, lost])["points"]["worst group's AUC is kept"]
+
+
 def test_without_a_control_nothing_passes() -> None:
     for control in CONTROLS:
         assert not of_seeds({name: figures for name, figures in GOOD.items() if name != control})["passes"]
@@ -87,7 +120,8 @@ def test_a_reader_sees_what_passed_and_the_tuning_seed_is_in_no_table() -> None:
     rows = [row("swift, a", seed, GOOD) for seed in (*range(5), TUNING_SEED)]
     rows += [row("dfr", seed, GOOD | {"method": (0.14, 0.89)}) for seed in (*range(5), TUNING_SEED)]
     text = section({"rows": rows, "chosen": {"age": ["swift, a", "dfr"]}, "commit": "c", "machine": "m"})
-    assert "Of 2 settings tried on the tuning seed, 2 were run again: pass: swift, a. With intervals widened" in text
+    assert "Of 2 settings tried on the tuning seed, 2 were run again: pass: swift, a. Of these" in text
+    assert "Of these below tuned plain fine-tuning: swift, a, and below fine-tuning on balanced cells: none." in text
     assert "Seeds 0, 1, 2, 3, 4." in text
     assert "beats plain" in next(line for line in text.splitlines() if line.startswith("| dfr"))
 
@@ -123,3 +157,25 @@ def test_a_study_of_embedded_hospitals_is_a_study(tmp_path: Path) -> None:
         assert study.model.weights is not None
         assert study.method.name == setting.method
         assert set(study.method.controls) <= {"plain", "auc_noise"}
+
+
+def test_a_lesions_row_is_the_mean_of_its_images_features_and_keeps_its_label_and_groups(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = lite0().eval()
+    study = embeddings.image_study(0, tmp_path / "weights.safetensors")
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    owner = torch.tensor([0, 1, 1, 2, 2])
+    groups = {"age": torch.tensor([0, 1, 2]), "sex": torch.tensor([1, 2, 0])}
+    split = Split(images, owner, torch.tensor([1, 0, 1]), groups)
+    with torch.no_grad():
+        seen = network.get_submodule("extractor")((images.float() / 255 - 0.5) / 0.5).mean(dim=(2, 3)).double().numpy()
+    found = embeddings._features(network, study, split)
+    wanted = np.stack([seen[0], seen[1:3].mean(axis=0), seen[3:].mean(axis=0)])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    rows = embeddings._rows("ash-train", "train", split, found[:, :2])
+    assert [one[:5] for one in rows] == [
+        ("ash-train-0", 1, "40", "male", "train"),
+        ("ash-train-1", 0, "70", "", "train"),
+        ("ash-train-2", 1, "", "female", "train"),
+    ]
+    assert rows[1][5:] == tuple(f"{value:.4f}" for value in found[1, :2])
