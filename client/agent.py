@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.computations import COMPUTATIONS
+from equipoise.client.frozen import HeadInputs
 from equipoise.client.ledger import Charge, Ledger
 from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
 from equipoise.client.release import release
@@ -78,7 +79,8 @@ class SiteAgent:
         self._bundles = bundles if bundles is not None else BundleStore()
         self._open_cohort = open_cohort if open_cohort is not None else CohortStore()
         self._scratch = scratch
-        self._scores = ScoreCache()
+        self._scores, self._heads = ScoreCache(), HeadInputs()
+        self._fingerprint = ""  # of the data that these were computed from
         self._studies: dict[str, tuple[Study, str]] = {}  # with its hash, which takes time to work out
         self._plans: dict[tuple[str, str], StudyPlan] = {}
         self._check_plan = check_plan
@@ -149,7 +151,11 @@ class SiteAgent:
         self._begin(study, plan, entry, asked, account, caps)
         cohort = self._patients(study, asked, query)
         charge = self.ledger.reserve(asked, query, account, caps)
-        place = Workplace(study, self.site.site, query, cohort.split(query.split), self._scores, asked.number)
+        if cohort.fingerprint != self._fingerprint:
+            self._scores, self._heads = ScoreCache(), HeadInputs()
+            self._fingerprint = cohort.fingerprint
+        split = cohort.split(query.split)
+        place = Workplace(study, self.site.site, query, split, self._scores, asked.number, self._heads)
         return charge, release(charge, query, COMPUTATIONS[query.name](place))
 
     def _in_secure_sum(

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equipoise.client.cohort import Split
-from equipoise.client.workbench import cells_of, precision, prepared
-from equipoise.common.study import Study
+from equipoise.client.workbench import View, cells_of, precision
 
 PLACES = 32  # rows of a batch; measured: as fast as 128, to a tenth
 _PROBES = 4  # made-up rows; each has as many chances to show a difference as the layers have outputs
@@ -52,52 +50,43 @@ class Batch:
     patient: Tensor
 
 
-def batches(
-    study: Study, model: nn.Module, split: Split, places: Tensor, rows: Tensor | None = None
-) -> Iterator[Batch]:
-    """All patients of a split, or those whose rows are named: who has one row at `places`, every other one alone.
+def batches(view: View, places: Tensor, rows: Tensor | None = None) -> Iterator[Batch]:
+    """All patients of a view, or those whose rows are named: who has one row at `places`, every other one alone.
 
     Args:
         places: of `alike_places`.
         rows: indices of rows, whole patients, ascending; None for all.
     """
+    split = view.split
     rows = torch.arange(len(split.patient)) if rows is None else rows
-    of_cell, owner = cells_of(study, split), split.patient[rows]
+    of_cell, owner = cells_of(view.study, split), split.patient[rows]
     single = torch.bincount(owner, minlength=split.patients)[owner] == 1
     for piece in torch.split(rows[single], len(places)) if single.any() else ():
         at, patient = places[: len(piece)], split.patient[piece]
         label, cell = torch.zeros(2, PLACES, dtype=torch.int64)
         label[at], cell[at] = split.label[patient], of_cell[patient]
-        yield Batch(rows_at(study, model, split, piece, at), torch.arange(PLACES), label, cell, at, patient)
+        yield Batch(view.rows_at(piece, at, PLACES), torch.arange(PLACES), label, cell, at, patient)
     several, alone = rows[~single], torch.zeros(1, dtype=torch.int64)
     many = torch.unique_consecutive(split.patient[several], return_counts=True)[1].tolist()
     for piece in torch.split(several, many) if many else ():
-        x, patient = prepared(study, model, split.inputs[piece]), split.patient[piece[:1]]
+        x, patient = view.rows(piece), split.patient[piece[:1]]
         yield Batch(x, alone.expand(len(piece)), split.label[patient], of_cell[patient], alone, patient)
 
 
-def rows_at(study: Study, model: nn.Module, split: Split, rows: slice | Tensor, places: Tensor) -> Tensor:
-    """Some rows of a split at some places of a batch of zeros."""
-    batch = split.inputs.new_zeros(PLACES, *split.inputs.shape[1:])
-    batch[places] = split.inputs[rows]
-    return prepared(study, model, batch)
-
-
-def alike_places(
-    study: Study, model: nn.Module, split: Split, what: Hashable, compute: Callable[[Tensor], Iterable[Tensor]]
-) -> Tensor:
+def alike_places(view: View, what: Hashable, compute: Callable[[Tensor], Iterable[Tensor]]) -> Tensor:
     """The places of a batch at which a row's results have the bits that they have at place 0.
 
     Args:
-        split: says what shape a row has; no row of it is looked at.
+        view: the model, and what shape a row has; no row of it is looked at.
         what: names the computation; with the network and the shape, all that its instructions hang on.
         compute: tensors with one entry a row, of a batch, at the model's present weights.
 
     Returns:
         (k,) int64 in 0..PLACES-1, ascending, 0 among them. The model is left as it was.
     """
-    spec, shape = study.model, tuple(split.inputs.shape[1:])
-    key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device, precision(model), shape, what)
+    spec, model, shape = view.study.model, view.model, tuple(view.split.inputs.shape[1:])
+    network = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device, precision(model), view.head)
+    key = (network, shape, what)
     if key not in _known:
         generator = torch.Generator().manual_seed(0)
         same = torch.ones(PLACES, dtype=torch.bool)

@@ -17,7 +17,7 @@ from equipoise.client import evaluation_tables, group_sums, site_figures
 from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Fills, Noised, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import cells_of, network, row_logits, rows_of
+from equipoise.client.workbench import cells_of, network
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.catalogue import sites_of
@@ -43,21 +43,20 @@ def cell_statistics(place: Workplace) -> Contribution:
     study, split = place.study, place.split
     cells = 2 * (len(study.primary.groups) + 1)
     cell = cells_of(study, split)
-    logits = row_logits(study, network(study, state_from_inputs(place.query.inputs)), split)
-    scores = sums_by_cell(torch.sigmoid(logits), split, cell, cells)
+    scores = sums_by_cell(torch.sigmoid(place.view().logits()), split, cell, cells)
     return Totals({"patients": patients_by_cell(cell, cells), "scores": scores})
 
 
 def sensitivities(place: Workplace) -> Contribution:
     """Per-patient sensitivities; see `equipoise.common.sensitivities`."""
     study, split = place.study, place.split
-    model = network(study, state_from_inputs(place.query.inputs))
     if not split.patients:
         return nothing(place.query)
+    view = place.view()
     bias, task = patient_sensitivities(
-        model,
+        view.model,
         place.layout,
-        lambda part: rows_of(study, model, split, part),
+        view.rows,
         split.patient,
         split.label,
         cells_of(study, split),
@@ -70,19 +69,18 @@ def sensitivities(place: Workplace) -> Contribution:
 def batch_squares(place: Workplace) -> Contribution:
     """The published sensitivities over this site's shuffled mini-batches."""
     study, split, parameters = place.study, place.split, place.query.parameters
-    model = network(study, state_from_inputs(place.query.inputs))
-    cell = cells_of(study, split)
     if not split.patients:
         return nothing(place.query)
+    view, cell = place.view(), cells_of(study, split)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.randperm(len(split.patient), generator=place.generator("batches"))
         for rows in torch.split(order, parameters["batch"]):
             owner = split.patient[rows]
-            yield rows_of(study, model, split, rows), split.label[owner], cell[owner]
+            yield view.rows(rows), split.label[owner], cell[owner]
 
     bias, task, count = batch_sensitivities(
-        model,
+        view.model,
         place.layout,
         batches(),
         len(study.primary.groups) + 1,
@@ -96,15 +94,15 @@ def batch_squares(place: Workplace) -> Contribution:
 def gradient_sum(place: Workplace) -> Contribution:
     """Gradient of the patients' losses, summed, and patients and sums of scores by cell."""
     study, split, layout = place.study, place.split, place.layout
-    model = network(study, state_from_inputs(place.query.inputs))
+    view = place.view_for(layout.shapes)
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     task, bias = place.cell_weights()
-    parameters = [model.get_parameter(name) for name in layout.shapes]
+    parameters = [view.model.get_parameter(name) for name in layout.shapes]
     total, logits = np.zeros(layout.size), []
     for start in range(0, len(split.patient), GRADIENT_BATCH):
         rows = slice(start, start + GRADIENT_BATCH)
         owner = split.patient[rows]
-        z = model(rows_of(study, model, split, rows))
+        z = view.model(view.rows(rows))
         losses = row_losses(z, split.label[owner], cell[owner], task, bias, place.query.parameters["beta"])
         gradient = torch.autograd.grad((losses * share[rows].to(losses.dtype)).sum(), parameters)
         total += layout.flatten(dict(zip(layout.shapes, gradient, strict=True)))
@@ -116,23 +114,23 @@ def gradient_sum(place: Workplace) -> Contribution:
 
 def block_sensitivities(place: Workplace) -> Contribution:
     """Each patient's equalised squared gradient norms by tensor, of the score and of the cross-entropy."""
-    study, split, query = place.study, place.split, place.query
+    study, query = place.study, place.query
     weights, units = query.inputs["weights"], query.inputs["units"]
     tensors, of_cells = query.blocks["bias"].shape[0], (len(study.primary.groups) + 1, 2)
     shapes = (weights["bias"].shape, weights["task"].shape, units["unit"].shape, units["kept"].shape)
     if shapes != (of_cells, of_cells, (2, tensors), (2,)):
         raise RefusedError(f"{query.name}: weights and units of shapes {shapes} for {tensors} tensors")
-    model = network(study, state_from_inputs(query.inputs))
-    energies = BlockEnergies(model, query.parameters["tensors"])
+    view = place.view()
+    energies = BlockEnergies(view.model, query.parameters["tensors"])
 
     def alone(x: Tensor) -> list[Tensor]:
         nobody = torch.zeros(PLACES, dtype=torch.int64)
         return [torch.from_numpy(found) for found in energies.patients(x, torch.arange(PLACES), nobody)]
 
-    places = alike_places(study, model, split, (query.name, *energies.names), alone)
+    places = alike_places(view, (query.name, *energies.names), alone)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for batch in batches(study, model, split, places):
+        for batch in batches(view, places):
             bias, task = energies.patients(batch.x, batch.owner, batch.label)
             vectors = contributions_of_energies(
                 units["unit"], units["kept"], bias, task, batch.cell.numpy(), weights["bias"], weights["task"]
@@ -144,7 +142,7 @@ def block_sensitivities(place: Workplace) -> Contribution:
 
 def whitened_gradient(place: Workplace) -> Contribution:
     """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides."""
-    study, split, query = place.study, place.split, place.query
+    study, query = place.study, place.query
     parameters, weights, basis = query.parameters, query.inputs["weights"], query.inputs["basis"]
     of_cells, of_directions = query.blocks["scores"].shape, query.blocks["gradient"].shape
     shapes = (weights["task"].shape, weights["bias"].shape, basis["basis"].shape[1:])
@@ -164,18 +162,18 @@ def whitened_gradient(place: Workplace) -> Contribution:
         space = space.with_filters(query.inputs["filters"])
     if "mask" in query.inputs:
         space = space.masked(query.inputs["mask"])
-    model = network(study, state_from_inputs(query.inputs))
+    view = place.view_for(space.blocks)
     directions, clip = torch.from_numpy(basis["basis"]), float(basis["clip"][0])
 
     def projected(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, dz = space.logit_gradients(model, x)
+        logits, dz = space.logit_gradients(view.model, x)
         return logits, dz.double().cpu() @ directions
 
     shape = (query.name, parameters["space"], space.size, *basis["basis"].shape)
-    places = alike_places(study, model, split, shape, projected)
+    places = alike_places(view, shape, projected)
 
     def parts() -> Iterator[NDArray[np.float64]]:
-        for batch in batches(study, model, split, places):
+        for batch in batches(view, places):
             vectors = contributions(
                 *projected(batch.x),
                 batch.owner,
@@ -201,9 +199,7 @@ def local_training(place: Workplace) -> Contribution:
     if "shares" in query.inputs:
         share = float(query.inputs["shares"]["shares"][sites_of(study).index(place.site)])
     change, scores = train_locally(
-        study,
-        network(study, state_from_inputs(query.inputs)),
-        place.split,
+        place.view_for(query.parameters["tensors"], query.parameters["flips"]),
         place.layout,
         query.parameters,
         query.inputs["weights"],
@@ -230,9 +226,7 @@ def private_training(place: Workplace) -> Contribution:
 
     declared = study.sites.declared_patients
     change, scores = train_privately(
-        study,
-        network(study, state_from_inputs(query.inputs)),
-        place.split,
+        place.view_for(layout.shapes, query.parameters["flips"]),
         layout,
         query.parameters,
         query.plan,

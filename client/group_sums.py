@@ -12,9 +12,8 @@ from torch.nn import functional
 
 from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Rows, Totals
-from equipoise.client.workbench import cells_of, network, rows_of
+from equipoise.client.workbench import cells_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell
-from equipoise.common.classifier import state_from_inputs
 from equipoise.common.group_fisher import PatientFisher, Scale
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
@@ -27,14 +26,14 @@ ROWS = 128
 def cell_losses(place: Workplace) -> Contribution:
     """Each patient's mean cross-entropy over their rows, cut at the cap and divided by it, in the patient's cell."""
     study, split, query = place.study, place.split, place.query
-    model = network(study, state_from_inputs(query.inputs))
+    view = place.view()
     cut = torch.zeros(split.patients, dtype=torch.float64)
     with torch.no_grad():
-        places = alike_places(study, model, split, "scores", lambda x: [model(x)])
-        for batch in batches(study, model, split, places):
+        places = alike_places(view, "scores", lambda x: [view.model(x)])
+        for batch in batches(view, places):
             label = batch.label[batch.owner].double()
             entropy = functional.binary_cross_entropy_with_logits(
-                model(batch.x).double().cpu(), label, reduction="none"
+                view.model(batch.x).double().cpu(), label, reduction="none"
             )
             mean = torch.zeros(len(batch.label), dtype=torch.float64)
             mean.index_add_(0, batch.owner, entropy * row_shares(batch.owner, len(mean)))
@@ -52,20 +51,19 @@ def cell_losses(place: Workplace) -> Contribution:
 
 def group_fisher(place: Workplace) -> Contribution:
     """Squared gradients of each patient's task loss, pooled by unit, at the patient's group."""
-    study, split, query = place.study, place.split, place.query
-    model = network(study, state_from_inputs(query.inputs))
-    layout = Layout({name: tuple(model.get_parameter(name).shape) for name in query.parameters["tensors"]})
-    fisher = PatientFisher(model, layout, query.parameters["granularity"])
+    query, view = place.query, place.view()
+    layout = Layout({name: tuple(view.model.get_parameter(name).shape) for name in query.parameters["tensors"]})
+    fisher = PatientFisher(view.model, layout, query.parameters["granularity"])
     groups = query.blocks["energies"].shape[0]
 
     def alone(x: Tensor) -> Iterator[Tensor]:
         nobody = torch.zeros(PLACES, dtype=torch.int64)
         return (energies for _, energies in fisher.patients(x, torch.arange(PLACES), nobody))
 
-    places = alike_places(study, model, split, (query.name, query.parameters["granularity"], *layout.shapes), alone)
+    places = alike_places(view, (query.name, query.parameters["granularity"], *layout.shapes), alone)
 
     def parts() -> Iterator[tuple[Tensor, Iterator[tuple[str, Tensor]]]]:
-        for batch in batches(study, model, split, places):
+        for batch in batches(view, places):
             found = fisher.patients(batch.x, batch.owner, batch.label)
             yield batch.cell[batch.real] // 2, ((name, energies[batch.real]) for name, energies in found)
 
@@ -130,10 +128,9 @@ def head_curve(place: Workplace) -> Contribution:
 
 def _head_inputs(place: Workplace) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Slices of the rows with their logits (m,) and the gradients of these by the head (m, d): its inputs, and 1."""
-    study, split = place.study, place.split
-    model = network(study, state_from_inputs(place.query.inputs))
-    space = Space.of(model, "head", head=study.model.head)
-    for start in range(0, len(split.patient), ROWS):
+    view = place.view_for(place.query.parameters["tensors"])
+    space = Space.of(view.model, "head", head=place.study.model.head)
+    for start in range(0, len(place.split.patient), ROWS):
         rows = slice(start, start + ROWS)
-        logits, gradients = space.logit_gradients(model, rows_of(study, model, split, rows))
+        logits, gradients = space.logit_gradients(view.model, view.rows(rows))
         yield rows, logits.double().cpu(), gradients.double().cpu()

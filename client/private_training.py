@@ -28,9 +28,8 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from equipoise.client.alike import alike_places, batches
-from equipoise.client.cohort import Split
 from equipoise.client.descent import MaskedDescent, like
-from equipoise.client.workbench import prepared
+from equipoise.client.workbench import View
 from equipoise.common.errors import RefusedError
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses
@@ -38,7 +37,7 @@ from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.privacy.randomness import bernoulli, poisson_sample, secret_generator
 from equipoise.common.privacy.rounding import clip_and_round
 from equipoise.common.private_step import ROUNDING, SCORE_BOUND
-from equipoise.common.study import ImageInputs, Study
+from equipoise.common.study import ImageInputs
 
 Points = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -148,9 +147,7 @@ class LatticeOptimizer(DPOptimizer):
 
 
 def train_privately(
-    study: Study,
-    model: nn.Module,
-    split: Split,
+    view: View,
     layout: Layout,
     parameters: Mapping[str, Any],
     plan: ReleasePlan,
@@ -188,6 +185,7 @@ def train_privately(
     Raises:
         RefusedError: Opacus' gradients of this network are not those of autograd. Depends on public values alone.
     """
+    study, model, split = view.study, view.model, view.split
     names = list(layout.shapes)
     trained = [model.get_parameter(name) for name in names]
     for name, parameter in model.named_parameters():
@@ -214,13 +212,13 @@ def train_privately(
             forget(trained)
             return samples
 
-        check_rows(rowwise, trained, prepared(study, model, split.inputs[:0]))
-        places = alike_places(study, model, split, ("DP-SGD", *names), gradients)
+        check_rows(rowwise, trained, view.rows(slice(0)))
+        places = alike_places(view, ("DP-SGD", *names), gradients)
         for _ in range(plan.releases):
             taken = torch.zeros(split.patients, dtype=torch.bool)
             taken[torch.from_numpy(poisson_sample(plan.rate, split.patients))] = True
             rows = torch.nonzero(taken[split.patient]).flatten()
-            for batch in batches(study, model, split, places, rows):
+            for batch in batches(view, places, rows):
                 logits = rowwise(flipped_secretly(batch.x) if flips else batch.x)
                 label, cell = batch.label[batch.owner], batch.cell[batch.owner]
                 torch.autograd.backward(row_losses(logits, label, cell, task, bias, parameters["beta"]).sum())

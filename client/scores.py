@@ -8,31 +8,31 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.client.alike import alike_places, by_entry, rows_at
+from equipoise.client.alike import PLACES, alike_places, by_entry
 from equipoise.client.cohort import Split
-from equipoise.client.workbench import network
+from equipoise.client.workbench import View, network
 from equipoise.common.canonical import digest_arrays
 from equipoise.common.study import Study
 
 
-def patient_scores(study: Study, model: nn.Module, split: Split) -> NDArray[np.float64]:
+def patient_scores(view: View) -> NDArray[np.float64]:
     """Logit of each patient's mean score over their rows, (n,) float64.
 
     A patient with several images counts once, and no patient's score hangs on who else is there (`client.alike`).
     """
-    return patient_means(logits_alike(study, model, split), split)
+    return patient_means(logits_alike(view), view.split)
 
 
-def logits_alike(study: Study, model: nn.Module, split: Split) -> Tensor:
+def logits_alike(view: View) -> Tensor:
     """Logit of each row, (m,) float64, without gradients, each a function of its row alone."""
-    logits = torch.zeros(len(split.patient), dtype=torch.float64)
+    logits = torch.zeros(len(view.split.patient), dtype=torch.float64)
     with torch.no_grad():
-        places = alike_places(study, model, split, "scores", lambda x: [model(x)])
+        places = alike_places(view, "scores", lambda x: [view.model(x)])
         for rows in torch.split(torch.arange(len(logits)), len(places)) if len(logits) else ():
             at = places[: len(rows)]
-            logits[rows] = model(rows_at(study, model, split, rows, at))[at].double().cpu()
+            logits[rows] = view.model(view.rows_at(rows, at, PLACES))[at].double().cpu()
     return logits
 
 
@@ -65,7 +65,7 @@ class ScoreCache:
         # The study says how rows are read and by which network, so scores of two studies are never mixed.
         key = (study.hash, digest_arrays(state), split_name)
         if key not in self._scores:
-            self._scores[key] = patient_scores(study, network(study, state), split)
+            self._scores[key] = patient_scores(View(study, network(study, state), split))
             if len(self._scores) > self._size:
                 self._scores.popitem(last=False)
         self._scores.move_to_end(key)

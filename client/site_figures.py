@@ -14,10 +14,8 @@ from torch.nn import functional
 from equipoise.client.contribution import Contribution, Fills, Totals
 from equipoise.client.scores import patient_scores
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import network, row_logits, rows_of
 from equipoise.client.workplace import Workplace, nothing
 from equipoise.common.catalogue import declared_total, groups_of, sites_of
-from equipoise.common.classifier import state_from_inputs
 from equipoise.common.fairness.tables import decide
 from equipoise.common.losses import row_shares
 
@@ -30,13 +28,13 @@ def site_gradient(place: Workplace) -> Contribution:
     study, split, query, layout = place.study, place.split, place.query, place.layout
     if not split.patients:
         return nothing(query)
-    model = network(study, state_from_inputs(query.inputs))
-    parameters = [model.get_parameter(name) for name in layout.shapes]
+    view = place.view_for(layout.shapes)
+    parameters = [view.model.get_parameter(name) for name in layout.shapes]
     weight = row_shares(split.patient, split.patients) / split.patients
     mean, gradient = 0.0, np.zeros(layout.size)
     for start in range(0, len(split.patient), BATCH):
         rows = slice(start, start + BATCH)
-        z = model(rows_of(study, model, split, rows))
+        z = view.model(view.rows(rows))
         entropy = functional.binary_cross_entropy_with_logits(
             z, split.label[split.patient[rows]].to(z.dtype), reduction="none"
         )
@@ -54,14 +52,12 @@ def fair_training(place: Workplace) -> Contribution:
     study, split, query = place.study, place.split, place.query
     if not split.patients:
         return nothing(query)
-    model = network(study, state_from_inputs(query.inputs))
-    logits = row_logits(study, model, split).double()
+    view = place.view_for(query.parameters["tensors"], query.parameters["flips"])
+    logits = view.logits().double()
     entropy = functional.binary_cross_entropy_with_logits(logits, split.label[split.patient].double(), reduction="none")
     loss = float((entropy * row_shares(split.patient, split.patients)).sum()) / split.patients
     change, _ = train_locally(
-        study,
-        model,
-        split,
+        view,
         place.layout,
         query.parameters,
         query.inputs["weights"],
@@ -102,8 +98,7 @@ def site_deviation(place: Workplace) -> Contribution:
 
 
 def _decisions(place: Workplace) -> NDArray[np.bool_]:
-    model = network(place.study, state_from_inputs(place.query.inputs))
-    return decide(patient_scores(place.study, model, place.split), EVEN)
+    return decide(patient_scores(place.view()), EVEN)
 
 
 def _at(place: int, value: float, size: int) -> NDArray[np.float64]:

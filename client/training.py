@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from equipoise.client.cohort import Split
 from equipoise.client.descent import MaskedDescent, left, like
-from equipoise.client.frozen import head_inputs
 from equipoise.client.moving_bias import MovingBias
-from equipoise.client.workbench import cells_of, row_logits, rows_of
+from equipoise.client.workbench import View, cells_of
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.sensitivities import batch_weights
@@ -22,9 +21,7 @@ from equipoise.common.study import ImageInputs, Study
 
 
 def train_locally(
-    study: Study,
-    model: nn.Module,
-    split: Split,
+    view: View,
     layout: Layout,
     parameters: Mapping[str, Any],
     weights: Mapping[str, NDArray[np.float64]],
@@ -38,6 +35,7 @@ def train_locally(
     drawn without replacement; a batch is of patients, and each patient's rows are averaged.
 
     Args:
+        view: the network at the weights received, and the site's patients; left at the weights reached.
         layout: tensors that are trained; all others stay as they are.
         parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; `proximal`, the factor mu of a pull towards
             the received weights, by default 0; where beta < 1 also bias_loss, form, smoothing and losses: `global`, by
@@ -53,6 +51,7 @@ def train_locally(
         (change, scores): flat float64 (layout.size,), and the sums of the patients' scores by cell (G + 1, 2) after the
         steps, as `MovingBias` followed them; without it, each patient's as it was met in the last epoch.
     """
+    study, model, split = view.study, view.model, view.split
     names = list(layout.shapes)
     trained = [model.get_parameter(name) for name in names]
     bases = [
@@ -77,25 +76,19 @@ def train_locally(
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     rows_by_patient = _rows_by_patient(split)
     scores = torch.zeros(len(task), dtype=torch.float64)
-    head_alone = all(name.startswith(study.model.head) for name in names)
-    frozen = head_inputs(study, model, split) if head_alone and not parameters["flips"] else None
     moving = None
     if parameters["beta"] < 1 and parameters["losses"] == "global":
-        logits = row_logits(study, model, split) if frozen is None else frozen.logits
-        moving = _moving_bias(study, logits, split, parameters, weights)
+        moving = _moving_bias(study, view.logits(), split, parameters, weights)
 
     for epoch in range(parameters["epochs"]):
         order = torch.randperm(split.patients, generator=generator)
         for patients in torch.split(order, parameters["batch"]):
             rows = patients if rows_by_patient is None else torch.cat([rows_by_patient[i] for i in patients])
             owner = split.patient[rows]
-            if frozen is not None:
-                logits = frozen(rows)
-            else:
-                x = rows_of(study, model, split, rows)
-                if parameters["flips"] and isinstance(study.inputs, ImageInputs):
-                    x = flipped(x, generator)
-                logits = model(x)
+            x = view.rows(rows)
+            if parameters["flips"] and isinstance(study.inputs, ImageInputs):
+                x = flipped(x, generator)
+            logits = model(x)
             met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
             if moving is not None:
                 bias = moving.observe(patients, _by_patient(met, owner, patients))

@@ -1,4 +1,4 @@
-"""The site's network, loaded with the weights of the query at hand, and its logits.
+"""The site's network, loaded with the weights of the query at hand, the rows that it takes, and its logits.
 
 Networks are shared by all agents of a process and kept one per thread, since a network holds nothing between two
 queries: a thousand simulated sites need no more of them than there are workers.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -78,29 +79,51 @@ def precision(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-def rows_of(study: Study, model: nn.Module, split: Split, index: slice | Tensor) -> Tensor:
-    """The float inputs of some rows, as the network wants them."""
-    return prepared(study, model, split.inputs[index])
+@dataclass(frozen=True)
+class View:
+    """A network and the rows that it takes: the whole one and decoded rows, or its head and what the head sees of them.
 
+    Attributes:
+        study: says how decoded rows are read.
+        model: gives one logit a row.
+        split: the patients, with their rows.
+        head: the model is the network's head alone, and `split.inputs` are its inputs
+            (`equipoise.client.frozen.HeadInputs`).
+    """
 
-def prepared(study: Study, model: nn.Module, rows: Tensor) -> Tensor:
-    """Decoded rows as the network wants them."""
-    batch = normalise(study.inputs, rows)
-    batch = batch.to(study.model.device, precision(model))
-    # Convolutions train a fifth faster on this layout, which they keep from layer to layer; the values are the same.
-    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+    study: Study
+    model: nn.Module
+    split: Split
+    head: bool = False
+
+    def rows(self, index: slice | Tensor) -> Tensor:
+        """Some rows as the model wants them."""
+        return self.prepared(self.split.inputs[index])
+
+    def rows_at(self, index: slice | Tensor, places: Tensor, size: int) -> Tensor:
+        """Some rows at some places of a batch of zeros."""
+        batch = self.split.inputs.new_zeros(size, *self.split.inputs.shape[1:])
+        batch[places] = self.split.inputs[index]
+        return self.prepared(batch)
+
+    def prepared(self, rows: Tensor) -> Tensor:
+        """Decoded rows, or inputs of the head, as the model wants them."""
+        batch = rows if self.head else normalise(self.study.inputs, rows)
+        batch = batch.to(self.study.model.device, precision(self.model))
+        # Convolutions train a fifth faster on this layout, which they keep from layer to layer; the values are the
+        # same.
+        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+    def logits(self) -> Tensor:
+        """Logit of each row, (m,), without gradients."""
+        with torch.no_grad():
+            parts = [
+                self.model(self.rows(slice(start, start + SCORE_BATCH)))
+                for start in range(0, len(self.split.patient), SCORE_BATCH)
+            ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=precision(self.model))
 
 
 def cells_of(study: Study, split: Split) -> Tensor:
     """Cell (primary group x label) of each patient, (n,) int64."""
     return cell_index(split.groups[study.primary.name], split.label)
-
-
-def row_logits(study: Study, model: nn.Module, split: Split) -> Tensor:
-    """Logit of each row, (m,), without gradients."""
-    with torch.no_grad():
-        parts = [
-            model(rows_of(study, model, split, slice(start, start + SCORE_BATCH)))
-            for start in range(0, len(split.patient), SCORE_BATCH)
-        ]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=precision(model))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from equipoise.client.cohort import Split
 from equipoise.client.contribution import Totals
+from equipoise.client.frozen import HeadInputs
 from equipoise.client.scores import ScoreCache
+from equipoise.client.workbench import View, network
 from equipoise.common.classifier import state_from_inputs
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_shares
 from equipoise.common.query import Query
 from equipoise.common.streams import torch_stream
-from equipoise.common.study import Study
+from equipoise.common.study import ImageInputs, Study
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class Workplace:
     split: Split
     scores: ScoreCache
     release: int
+    heads: HeadInputs = field(default_factory=HeadInputs)
+
+    def view(self) -> View:
+        """The network with the query's weights, and the patients."""
+        return View(self.study, network(self.study, state_from_inputs(self.query.inputs)), self.split)
+
+    def view_for(self, names: Iterable[str], flips: bool = False) -> View:
+        """The same for a computation that moves some tensors: from the head on, where they are all the head's.
+
+        Args:
+            flips: images are mirrored at random, so that what the head sees of them changes.
+        """
+        flips = flips and isinstance(self.study.inputs, ImageInputs)
+        if flips or not all(name.startswith(self.study.model.head) for name in names):
+            return self.view()
+        return self.heads.view(self.view(), state_from_inputs(self.query.inputs), self.query.split)
 
     def generator(self, purpose: str) -> torch.Generator:
         """The site's public stream for this release, or for the place in a trial that the query names."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from equipoise.client.cohort import Split, SplitName
 from equipoise.client.cohort_store import Patients
 from equipoise.client.scores import patient_scores
-from equipoise.client.workbench import network
+from equipoise.client.workbench import View, network
 from equipoise.common import evaluation
 from equipoise.common.classifier import Classifier
 from equipoise.common.evaluation import BASE, POINTS, Measured
@@ -140,7 +140,7 @@ def _scored(study: Study, hospitals: Mapping[str, Patients], models: Mapping[str
 
 def decided_scores(study: Study, model: Classifier, split: Split) -> NDArray[np.float64]:
     """Each patient's score as it is compared with a threshold, logit, (n,)."""
-    scores = patient_scores(study, network(study, model.state), split)
+    scores = patient_scores(View(study, network(study, model.state), split))
     if model.alignment is None:
         return scores
     return model.alignment(scores, split.groups[study.primary.name].numpy())

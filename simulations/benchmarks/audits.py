@@ -22,7 +22,7 @@ import typer
 
 from equipoise.client.cohort import SplitName
 from equipoise.client.scores import patient_scores
-from equipoise.client.workbench import network
+from equipoise.client.workbench import View, network
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, worst_group_auc
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.rates import expected_if_equal, gap, rate_by_group
@@ -94,7 +94,7 @@ def counted(study: Study, folder: Path) -> tuple[float, Tables, dict[str, Any]]:
     chosen_from: tuple[SplitName, ...] = ("validation",) if parse_rule(rule).needs_histogram else ()
     cohorts = {site: open_hospital(study, [file]) for site, file in hospitals.sites.items()}
     scored = {
-        (site, name): (patient_scores(study, model, part), part)
+        (site, name): (patient_scores(View(study, model, part)), part)
         for site, cohort in cohorts.items()
         for name in SPLITS
         for part in (cohort.split(name),)

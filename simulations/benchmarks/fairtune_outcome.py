@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from scipy.stats import t as student
 
 from equipoise.client.scores import patient_scores
+from equipoise.client.workbench import View
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.files import write_whole
 from equipoise.common.models import load_factory
@@ -95,7 +96,7 @@ def scores_of(study: Study, sites: Mapping[str, Path], file: Path) -> dict[str, 
     network = load_factory(study.model.factory, study.model.arguments).eval()
     network.load_state_dict(load_file(file))
     parts = [open_hospital(study, [one]).split("test") for one in sites.values()]
-    logits = np.concatenate([patient_scores(study, network, part) for part in parts])
+    logits = np.concatenate([patient_scores(View(study, network, part)) for part in parts])
     label = np.concatenate([part.label.numpy() for part in parts])
     group = np.concatenate([part.groups[study.primary.name].numpy() for part in parts])
     known = group < len(study.primary.groups)

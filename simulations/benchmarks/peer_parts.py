@@ -15,7 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from equipoise.client import agent, computations
+from equipoise.client import agent, computations, workplace
 from equipoise.client.agent import SiteAgent
 from equipoise.client.ledger import Ledger
 from equipoise.common.study_file import load_study
@@ -58,8 +58,8 @@ def main() -> None:
     """Run the study and write the seconds by part; what no part claims is `everything else`."""
     out, study, run, *sets = sys.argv[1:]
     clocks = Clocks()
-    for name in ("train_locally", "network"):
-        clocks.put_on(computations, name, "local training")
+    clocks.put_on(computations, "train_locally", "local training")
+    clocks.put_on(workplace, "network", "local training")
     for name in ("begin_study", "recall", "reserve", "seal", "end_run"):
         clocks.put_on(Ledger, name, "ledger and sealed replies")
     for name in ("_to_wire", "_from_wire"):

@@ -637,6 +637,25 @@ def test_two_studies_with_the_same_weights_never_share_scores(tmp_path: Path) ->
     assert unpack(replies[0])[1]["sex"].tolist() != unpack(replies[1])[1]["sex"].tolist()
 
 
+@pytest.mark.parametrize("what", ["scores", "head"])
+def test_edited_data_are_looked_at_anew_by_the_next_run(tmp_path: Path, what: str) -> None:
+    study = study_of()
+    model = classifier_of(study, FILE)
+    gradient = catalogue.gradient_sum(study, model.layout("head"), "head", 1.0)
+    inputs = {**model.inputs(), "weights": {"task": np.ones((3, 2)), "bias": np.zeros((3, 2))}}
+    query = bins(study) if what == "scores" else gradient.with_inputs(**inputs)
+    edited = People(tuple(-rows for rows in PEOPLE.rows), PEOPLE.label, PEOPLE.sex, PEOPLE.age)
+    agent = open_agent(Memory.everywhere(PEOPLE.split(range(30))), tmp_path, [study])
+    before = unpack(agent.answer(request(study, query, run="one")))[1]
+    cohort = Memory.everywhere(edited.split(range(30)))
+    agent._open_cohort = lambda study, site: cohort
+    after = unpack(agent.answer(request(study, query, run="two")))[1]
+    alone = unpack(open_agent(cohort, tmp_path / "alone", [study]).answer(request(study, query)))[1]
+    assert before.keys() == after.keys() == alone.keys()
+    assert all((after[name] == alone[name]).all() for name in after)
+    assert any((before[name] != after[name]).any() for name in after)
+
+
 def test_a_training_that_breaks_off_leaves_the_network_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of()
     agent = open_agent(Counted(), tmp_path, [study])

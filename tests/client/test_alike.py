@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.client.alike import PLACES, alike_places, batches, by_entry
 from equipoise.client.scores import logits_alike, patient_means, patient_scores
+from equipoise.client.workbench import View
 from tests.tiny import FEATURES, People, draw_people, make_study, network, weights_file
 
 STUDY = make_study({"name": "swift"}, file=weights_file())
@@ -45,7 +46,7 @@ def shaken(values: Tensor) -> Tensor:
 def places_of(model: nn.Module, compute: Any = None) -> list[int]:
     """Of a computation that has not been looked at before."""
     split = PEOPLE.split(range(60))
-    return alike_places(STUDY, model, split, next(FRESH), compute or (lambda x: [model(x)])).tolist()
+    return alike_places(View(STUDY, model, split), next(FRESH), compute or (lambda x: [model(x)])).tolist()
 
 
 def test_places_whose_rows_have_other_bits_are_left_empty() -> None:
@@ -84,11 +85,11 @@ def test_a_computation_is_looked_at_once() -> None:
         return [model(x)]
 
     what = next(FRESH)
-    first = alike_places(STUDY, model, split, what, noted)
+    first = alike_places(View(STUDY, model, split), what, noted)
     count = len(asked)
     assert count > 0
     assert set(asked) == {PLACES}
-    assert alike_places(STUDY, model, split, what, noted).tolist() == first.tolist()
+    assert alike_places(View(STUDY, model, split), what, noted).tolist() == first.tolist()
     assert len(asked) == count
 
 
@@ -97,7 +98,7 @@ def test_batches_hold_every_patient_once_at_the_places(places: list[int]) -> Non
     split = PEOPLE.split(range(60))
     rows_of = [torch.nonzero(split.patient == patient).flatten() for patient in range(60)]
     seen = []
-    for batch in batches(STUDY, network(), split, torch.tensor(places)):
+    for batch in batches(View(STUDY, network(), split), torch.tensor(places)):
         for real, patient in zip(batch.real.tolist(), batch.patient.tolist(), strict=True):
             at = torch.nonzero(batch.owner == real).flatten()
             assert torch.equal(batch.x[at].double(), split.inputs[rows_of[patient]].double())
@@ -115,19 +116,19 @@ def test_batches_hold_every_patient_once_at_the_places(places: list[int]) -> Non
 def test_rows_that_are_named_bring_their_patients_alone() -> None:
     split = PEOPLE.split(range(60))
     rows = torch.nonzero(split.patient % 4 == 0).flatten()
-    found = [p for b in batches(STUDY, network(), split, torch.arange(PLACES), rows) for p in b.patient.tolist()]
+    found = [p for b in batches(View(STUDY, network(), split), torch.arange(PLACES), rows) for p in b.patient.tolist()]
     assert sorted(found) == list(range(0, 60, 4))
-    assert not list(batches(STUDY, network(), split, torch.arange(PLACES), rows[:0]))
+    assert not list(batches(View(STUDY, network(), split), torch.arange(PLACES), rows[:0]))
 
 
 def test_scores_are_those_of_the_rows_and_the_same_in_any_company() -> None:
     model, split = network(), PEOPLE.split(range(60))
     with torch.no_grad():
         direct = torch.cat([model(row[None]).reshape(1) for row in split.inputs]).double()
-    np.testing.assert_allclose(logits_alike(STUDY, model, split), direct, rtol=1e-5, atol=1e-6)
-    everyone = patient_scores(STUDY, model, split)
+    np.testing.assert_allclose(logits_alike(View(STUDY, model, split)), direct, rtol=1e-5, atol=1e-6)
+    everyone = patient_scores(View(STUDY, model, split))
     for count in (1, 7, 33):
-        assert (patient_scores(STUDY, model, PEOPLE.split(range(count))) == everyone[:count]).all()
+        assert (patient_scores(View(STUDY, model, PEOPLE.split(range(count)))) == everyone[:count]).all()
 
 
 @pytest.mark.parametrize("function", [torch.sigmoid, torch.exp, lambda v: torch.logit(v, eps=1e-12)])

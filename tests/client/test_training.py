@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from equipoise.client.training import flipped, train_locally
+from equipoise.client.workbench import View
 from equipoise.common.cells import bias_weights, task_weights
 from equipoise.common.layout import Layout
 from tests.tiny import People, draw_people, make_study, network
@@ -49,7 +50,7 @@ def trained(
     layout = layout_of(model, part)
     split = people.split(range(len(people)))
     generator = torch.Generator().manual_seed(seed)
-    change, scores = train_locally(study, model, split, layout, {**STEPS, **changes}, weights(), mask, generator)
+    change, scores = train_locally(View(study, model, split), layout, {**STEPS, **changes}, weights(), mask, generator)
     return layout, change, scores, model
 
 
