@@ -40,13 +40,13 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 e2e-deploy: $(DEV) ## The commands of docs/deploy.md on real processes: a SuperLink, four SuperNodes, four site agents.
 	$(BIN)/pytest -m deploy -s
 
-e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): six parts of up to ten minutes.
+e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): six parts, ten minutes each on two idle cores.
 
 failures-coordinator failures-site failures-network failures-answers failures-disk: failures-%: $(DEV)
-	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_failures_$*.py
+	timeout --foreground 1500 $(BIN)/pytest -m failures tests/e2e/test_failures_$*.py
 
 failures-users: $(DEV)
-	timeout --foreground 600 $(BIN)/pytest -m failures tests/e2e/test_users.py
+	timeout --foreground 1500 $(BIN)/pytest -m failures tests/e2e/test_users.py
 
 bench: $(RUN) ## Speed, memory and growth, beside a frozen plain script; writes docs/benchmarks*.md (about ten minutes).
 	$(BENCHMARK).speed --date $$(date +%F)
