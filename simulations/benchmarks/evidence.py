@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.common.files import write_whole
-from equipoise.simulations.benchmarks import bytes_to_gap, frontier, real_search
+from equipoise.simulations.benchmarks import bytes_to_gap, frontier, left_out, real_search
 from equipoise.simulations.benchmarks.evidence_private import private_sections
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +65,8 @@ def page() -> str:
         if file.exists():
             parts.append(note)
             parts.append(_section(json.loads(file.read_text())))
+    if left_out.FILE.exists():
+        parts.append(left_out.section(json.loads(left_out.FILE.read_text())))
     parts += private_sections(RESULTS)
     if bytes_to_gap.FILE.exists():
         parts.append(bytes_to_gap.section(json.loads(bytes_to_gap.FILE.read_text())))

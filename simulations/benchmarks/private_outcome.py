@@ -123,13 +123,14 @@ def trained(design: Design, seed: int, cache: Path, folder: Path) -> list[RunFol
     study, hospitals = prepared(design, seed, cache)
     each = {site: [file] for site, file in hospitals.sites.items()}
     if design.mode in ("once", "pooled"):
-        return [_run(study, {"together": list(hospitals.sites.values())}, HOSPITALS * design.patients, folder)]
+        return [run_study(study, {"together": list(hospitals.sites.values())}, HOSPITALS * design.patients, folder)]
     if design.mode == "alone":
-        return [_run(study, {site: files}, design.patients, folder / site) for site, files in each.items()]
-    return [_run(study, each, design.patients, folder)]
+        return [run_study(study, {site: files}, design.patients, folder / site) for site, files in each.items()]
+    return [run_study(study, each, design.patients, folder)]
 
 
-def _run(study: Study, files: dict[str, list[Path]], patients: int, folder: Path) -> RunFolder:
+def run_study(study: Study, files: dict[str, list[Path]], patients: int, folder: Path) -> RunFolder:
+    """The study's method at some sites, each of which has its own or several hospitals' patients."""
     declared = dict.fromkeys(files, patients)
     study = study.model_copy(update={"sites": study.sites.model_copy(update={"declared_patients": declared})})
     run = RunFolder(folder)
@@ -147,9 +148,13 @@ def _test(seed: int, unseen: bool) -> ImageSet:
 
 def score(file: Path, seed: int, unseen: bool = False) -> Figures:
     """Figures of a model on the joint test patients, or on those of two devices that no hospital has."""
+    return figures_on(file, _test(seed, unseen))
+
+
+def figures_on(file: Path, drawn: ImageSet) -> Figures:
+    """Figures of a model on some patients."""
     model = resnet_small().eval()
     model.load_state_dict(load_file(file))
-    drawn = _test(seed, unseen)
     images = torch.from_numpy(np.ascontiguousarray(drawn.images)).permute(0, 3, 1, 2)
     with torch.no_grad():
         logits = torch.cat([model((x.float() / 255 - 0.5) / 0.25) for x in torch.split(images, 256)])
