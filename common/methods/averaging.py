@@ -14,7 +14,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
-from equipoise.common.errors import DataError, QuorumError
+from equipoise.common.errors import DataError, QuorumError, StudyError
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.query import Arrays, Query, Sum
@@ -26,6 +26,26 @@ Step = Literal["fedavg", "full_gradient", "whitened"]
 def step_of(study: Study, chosen: Step | None) -> Step:
     """The kind of rounds: as chosen; by default whitened under privacy, which keeps its effect there, else averages."""
     return chosen or ("whitened" if study.privacy.private else "fedavg")
+
+
+def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Mapping[str, str]) -> None:
+    """Refuse parameters that were chosen and would do nothing, since a report would say that they were taken.
+
+    Args:
+        chosen: the method's parameters.
+        where: in which rounds they do nothing.
+        remedies: parameter -> what to write in its place; "" where there is nothing.
+
+    Raises:
+        StudyError: a parameter differs from its default.
+    """
+    for key, remedy in remedies.items():
+        value, default = getattr(chosen, key), type(chosen).model_fields[key].default
+        if value != default:
+            raise StudyError(
+                f"method.{key}={value}: has no effect in {where}, which privacy.mode={study.privacy.mode} is run in; "
+                f"{f'write {remedy}' if remedy else f'leave it out, or write {key}: {default}'}"
+            )
 
 
 class LocalSteps(Strict):

@@ -26,7 +26,14 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, Scaling, SoftMask, scale, spread, units
-from equipoise.common.methods.averaging import LocalSteps, Step, Weighting, check_labels, step_of
+from equipoise.common.methods.averaging import (
+    LocalSteps,
+    Step,
+    Weighting,
+    check_labels,
+    refuse_without_effect,
+    step_of,
+)
 from equipoise.common.methods.masked import tensor_sensitivities
 from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps, changed
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
@@ -78,6 +85,8 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order."""
     p = _parameters(study)
     if step_of(study, p.step) == "whitened":
+        own = {"smoothing": "whitened.smoothing and whitened_head.smoothing"}
+        refuse_without_effect(study, p, "whitened rounds", {"form": "", **own})
         mask = [] if p.mask == "ones" else [catalogue.block_sensitivities(study, model.layout("whole"))]
         rounds = [q for w, course in _courses(p) for q in plan_rounds(study, model, w, course)]
         return [catalogue.cell_counts(study), *mask, *rounds]

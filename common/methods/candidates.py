@@ -56,6 +56,12 @@ class Judge:
         """
         table, edges, variance = yield from _measure(study, model, bins)
         if table.sum(axis=(0, 2)).min() < 1:
+            if study.privacy.private:
+                raise DataError(
+                    "fairtune: the noisy histogram finds no validation patient of one of the labels; so few patients "
+                    "need a larger privacy.epsilon, fewer candidates or a larger validation share. What was released "
+                    "is spent"
+                )
             raise DataError(
                 "fairtune: candidates are judged on validation patients, and one of the labels has none at any site; "
                 "give the sites' splits a validation share"

@@ -316,7 +316,8 @@ METHOD = Method(
     paper="FairTune: Dutt et al., ICLR 2024 (public code at 76539bc)",
     travels="cell counts; for every candidate a round's change of the tensors that its mask switches on (under privacy "
     "one sum of clipped vectors a round), and a histogram of validation scores a rung",
-    costs="9 candidates by default in three rungs, each a round and a pass over the validation patients, then 5 rounds",
+    costs="27 candidates by default, in rungs of 1, 3, 9 and 27 rounds with a pass over the validation patients each, "
+    "then 27 rounds: four full trainings in all; under privacy 9 candidates in three rungs, and no further training",
     private="every trial's whitened rounds and noisy histograms, all composed and reserved first",
     parameters=FairTune,
     plan=plan,

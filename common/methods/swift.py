@@ -22,7 +22,6 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Balance, BiasLoss, Cells, Form, bias_value, bias_weights, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
-from equipoise.common.errors import StudyError
 from equipoise.common.fairness.auc import auc_by_group
 from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.common.layout import Layout
@@ -35,6 +34,7 @@ from equipoise.common.methods.averaging import (
     averaged_round,
     check_labels,
     gradient_round,
+    refuse_without_effect,
     step_of,
     training_query,
 )
@@ -46,6 +46,8 @@ from equipoise.common.methods.whitened import Whitened
 from equipoise.common.query import Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
+
+NO_PRIVATE_FORM = ("losses", "levels", "importance", "granularity", "scaling", "form")
 
 
 class Rounds(Strict):
@@ -95,7 +97,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order."""
     p = parameters_of(study)
     if step_of(study, p.step) == "whitened":
-        return plan_masked(study, model, _masked(p))
+        return plan_masked(study, model, _masked(study, p))
     if _averages_noise(study, p):
         private = [part.query(study, model, r) for part in _private(p) for r in range(part.rounds)]
         return [catalogue.cell_counts(study), *mask_queries(study, model, p.mask), *private]
@@ -114,7 +116,7 @@ def run(study: Study, model: Classifier) -> Steps:
     p = parameters_of(study)
     step = step_of(study, p.step)
     if step == "whitened":
-        return (yield from run_masked(study, model, _masked(p)))
+        return (yield from run_masked(study, model, _masked(study, p)))
     if _averages_noise(study, p):
         return (yield from _run_private(study, model, p))
     cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
@@ -153,31 +155,27 @@ def run(study: Study, model: Classifier) -> Steps:
     return Outcome(model, {"mask": mask.summary(), "mask_mean": mask.mean, "bias_loss_by_round": trace})
 
 
-def _masked(p: Swift) -> MaskedRounds:
+def _masked(study: Study, p: Swift) -> MaskedRounds:
+    """What whitened rounds take of the parameters.
+
+    Raises:
+        StudyError: a parameter is chosen that they do not have.
+    """
+    own = {"beta": "whitened.beta", "smoothing": "whitened.smoothing"}
+    if step_of(study, p.step) == "whitened":
+        refuse_without_effect(study, p, "whitened rounds", {**dict.fromkeys(NO_PRIVATE_FORM, ""), **own})
     return MaskedRounds(p.mask, p.bias_loss, p.balance, p.floor, p.whitened)
 
 
 def _averages_noise(study: Study, p: Swift) -> bool:
-    """Whether the averages are of DP-SGD, for which some parameters have no private form.
+    """Whether the averages are of DP-SGD.
 
     Raises:
-        StudyError: one of them is chosen.
+        StudyError: a parameter is chosen that they do not have.
     """
     if not study.privacy.private or p.step != "fedavg":
         return False
-    for key, only in (
-        ("losses", "global"),
-        ("levels", "all"),
-        ("importance", "per_patient"),
-        ("granularity", "tensor"),
-        ("scaling", "mean"),
-        ("form", "absolute"),
-    ):
-        if getattr(p, key) != only:
-            raise StudyError(
-                f"method.{key}={getattr(p, key)}: has no private form; under privacy.mode={study.privacy.mode} write "
-                f"{key}: {only}, or leave it out"
-            )
+    refuse_without_effect(study, p, "averages of DP-SGD", dict.fromkeys(NO_PRIVATE_FORM, ""))
     return True
 
 
@@ -194,7 +192,7 @@ def _run_private(study: Study, model: Classifier, p: Swift) -> Steps:
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
     check_labels(study, counts)
-    mask, notes = yield from private_mask(study, model, counts, _masked(p))
+    mask, notes = yield from private_mask(study, model, counts, _masked(study, p))
     averages = Averages(study, model, counts)
     extractor, head = _private(p)
     yield from averages.advance(extractor, mask)

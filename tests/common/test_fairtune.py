@@ -293,7 +293,20 @@ def test_no_validation_patient_of_a_label_is_an_error_with_a_remedy() -> None:
         total = answered(study, task.sites, query, number)
         return total if query.phase != "search" else replace(total, points={"sex": 0 * total.points["sex"]})
 
-    with pytest.raises(DataError, match="validation share"):
+    with pytest.raises(DataError, match="give the sites' splits a validation share"):
+        drive(run(study, task.classifier), answer)
+
+
+def test_where_noise_hides_a_label_the_data_are_not_blamed(tmp_path: Any) -> None:
+    task = Task.of(1)
+    study = private(task, tmp_path, 3.0, **PRIVATE)
+
+    def answer(query: Query, number: int) -> Sum:
+        total = answered(study, task.sites, query, number)
+        hidden = {name: 0 * points for name, points in total.points.items()}
+        return total if query.phase != "search" else replace(total, points=hidden)
+
+    with pytest.raises(DataError, match=r"noisy histogram .* a larger privacy\.epsilon"):
         drive(run(study, task.classifier), answer)
 
 

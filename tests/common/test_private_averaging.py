@@ -205,7 +205,7 @@ def test_scores_are_read_per_patient_and_for_those_who_answered() -> None:
 @pytest.mark.parametrize(("key", "value"), [("levels", "extremes"), ("form", "signed"), ("scaling", "minmax")])
 def test_parameters_without_a_private_form_are_refused(tmp_path: Path, key: str, value: str) -> None:
     study = study_of(tmp_path, {"name": "swift", "step": "fedavg", key: value}, 3.0)
-    with pytest.raises(StudyError, match=f"method.{key}={value}: has no private form"):
+    with pytest.raises(StudyError, match=f"method.{key}={value}: has no effect in averages of DP-SGD"):
         StudyPlan.of(study)
 
 

@@ -49,6 +49,35 @@ def test_one_without_refuses_and_names_another(name: str, tmp_path: Path) -> Non
     assert any(other in str(found.value) for other in PRIVATE)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "remedy"),
+    [
+        *[
+            ("swift", key, value, f"write {key}: ")
+            for key, value in {
+                "losses": "batch",
+                "levels": "extremes",
+                "importance": "mini_batch",
+                "granularity": "channel",
+                "scaling": "minmax",
+                "form": "signed",
+            }.items()
+        ],
+        ("swift", "beta", 0.1, "write whitened.beta"),
+        ("swift", "smoothing", 0.2, "write whitened.smoothing"),
+        ("bmft", "form", "signed", "write form: absolute"),
+        ("bmft", "smoothing", 0.2, "write whitened.smoothing and whitened_head.smoothing"),
+    ],
+)
+def test_what_the_private_form_does_not_have_is_refused_and_not_dropped(
+    name: str, key: str, value: Any, remedy: str, tmp_path: Path
+) -> None:
+    place = private_town(tmp_path, name, **SMALL[name], **{key: value})
+    with pytest.raises(StudyError, match=f"method.{key}={value}: has no effect in whitened rounds") as found:
+        METHODS[name].plan(place.study, place.model)
+    assert remedy in str(found.value)
+
+
 @pytest.mark.parametrize("name", [name for name in PRIVATE if name in SMALL])
 def test_every_release_is_noised_and_all_of_them_cost_no_more_than_epsilon(name: str, tmp_path: Path) -> None:
     place = private_town(tmp_path, name, epsilon=3.0, **SMALL[name])

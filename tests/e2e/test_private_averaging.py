@@ -80,9 +80,9 @@ def test_the_secure_sum_carries_it(tmp_path: Path, equipoise: Run) -> None:
     ("method", "privacy", "line"),
     [
         ({}, {"mode": "distributed", "secure_sum": True}, "privacy.mode=distributed: federated averaging has noise"),
-        ({"granularity": "channel"}, {}, "method.granularity=channel: has no private form"),
-        ({"importance": "mini_batch"}, {}, "method.importance=mini_batch: has no private form"),
-        ({"losses": "batch"}, {}, "method.losses=batch: has no private form"),
+        ({"granularity": "channel"}, {}, "method.granularity=channel: has no effect in averages"),
+        ({"importance": "mini_batch"}, {}, "method.importance=mini_batch: has no effect in averages"),
+        ({"losses": "batch"}, {}, "method.losses=batch: has no effect in averages"),
     ],
 )
 def test_what_has_no_private_form_is_one_line(
