@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import save
 
 import equipoise
+from equipoise.client.cohort import SplitName
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
@@ -29,6 +30,7 @@ from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_weights
+from equipoise.common.study_simulation import SyntheticHospitals
 from equipoise.server.engine import Watcher
 from equipoise.server.report.side_by_side import findings, seed_figures, summarise, to_csv
 from equipoise.server.report.side_by_side_page import render
@@ -95,7 +97,8 @@ def compare(
             trained[name] = run
         say(f"measuring seed {seed}")
         per_seed[str(seed)] = _measured(hospitals, trained, place / "figures.json")
-        value = _value(wanted, variants, per_seed, skipped, folder) | {"tuning": tried}
+        resplit = resplit_of(wanted.study, hospitals)
+        value = _value(wanted, variants, per_seed, skipped, folder, resplit) | {"tuning": tried}
         write_whole(folder / "comparison.json", json.dumps(value, indent=1).encode())
         write_whole(folder / "comparison.csv", to_csv(value).encode())
         write_whole(folder / "comparison.html", render(value).encode())
@@ -239,8 +242,22 @@ def _digest(run: RunFolder) -> str:
     return sha256(b"".join(file.read_bytes() for file in files if file.exists()))
 
 
+def resplit_of(study: Study, hospitals: Hospitals) -> dict[str, int] | None:
+    """Training and test patients that every seed splits anew; None where a seed draws patients of its own."""
+    if study.simulation is None or isinstance(study.simulation.hospitals, SyntheticHospitals):
+        return None
+    cohorts = [open_hospital(study, [path]) for path in hospitals.sites.values()]
+    splits: tuple[SplitName, ...] = ("train", "test")
+    return {split: sum(cohort.split_patients(split) for cohort in cohorts) for split in splits}
+
+
 def _value(
-    wanted: Comparison, variants: Mapping[str, Study], per_seed: Json, skipped: list[Json], folder: Path
+    wanted: Comparison,
+    variants: Mapping[str, Study],
+    per_seed: Json,
+    skipped: list[Json],
+    folder: Path,
+    resplit: Mapping[str, int] | None,
 ) -> Json:
     """The content of comparison.json, of the seeds that are there."""
     study, seeds = wanted.study, [int(seed) for seed in per_seed]
@@ -254,6 +271,7 @@ def _value(
             "privacy": rendered["privacy"],
             "evaluation": rendered["evaluation"],
             "own_base_model": study.model.weights is None,
+            "resplit": resplit,
             "simulation": rendered["simulation"],
         },
         "seeds": seeds,

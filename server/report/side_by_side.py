@@ -3,7 +3,8 @@
 A seed is a replicate: its own splits and shuffles, and in a simulation that makes them its own patients and base model.
 Within a seed every method starts from the same base model and is measured on the same test patients, so differences are
 taken within seeds first. Intervals are t-intervals over seeds; they hold what differs from seed to seed, and nothing of
-hospitals that are not here.
+hospitals that are not here. Where seeds split the same patients anew, runs share patients, and the intervals are too
+narrow for a statement on other patients: `findings` says what is left with a variance that allows for it.
 """
 
 from __future__ import annotations
@@ -119,19 +120,55 @@ def findings(value: Json) -> list[str]:
     smaller = [name for name in others if _below(_versus(value, name, gap), 0.0)]
     both = [name for name in smaller if _below(_versus(value, name, gap + MATCHED), 0.0)]
     kept = [name for name in both if _above(_versus(value, name, "worst_group_auc", BASE), -bound)]
+    larger = [name for name in others if _above(_versus(value, name, gap), 0.0)]
     text = [
         f"{gap} smaller than under plain fine-tuning, the paired interval below 0: {_listed(smaller)}.",
         f"Of these also at the matched selection rate: {_listed(both)}; and with a worst-group AUC that lost no more "
         f"than {bound:g} against the base model: {_listed(kept)}.",
     ]
-    larger = [name for name in others if _above(_versus(value, name, gap), 0.0)]
     if larger:
         text.append(f"{gap} larger than under plain fine-tuning: {_listed(larger)}.")
+    factor, often = widening(value["study"].get("resplit"), len(value["seeds"])), "about"
+    if factor > 1:
+        often = "at least"
+        apart = {name: _wider(_versus(value, name, gap), factor) for name in (*smaller, *larger)}
+        text.append(
+            "Each seed splits the same patients anew, so runs share patients and these intervals are too narrow for a "
+            f"statement on others. With the variance of Nadeau & Bengio (2003), which makes them {factor:.1f} times as "
+            f"wide, smaller: {_listed([name for name in smaller if _below(apart[name], 0.0)])}; larger: "
+            f"{_listed([name for name in larger if _above(apart[name], 0.0)])}."
+        )
     text.append(
-        f"Intervals are not widened for the {len(others)} methods that are looked at: about one in twenty lies "
+        f"Intervals are not widened for the {len(others)} methods that are looked at: {often} one in twenty lies "
         "wholly on one side of 0 by chance."
     )
     return text
+
+
+def widening(resplit: Mapping[str, int] | None, seeds: int) -> float:
+    """By how much a t-interval over splits of the same patients is too narrow; 1 where seeds draw patients.
+
+    The corrected resampled t-test of Nadeau & Bengio (2003, Machine Learning 52) takes s^2 (1/J + n_test/n_train) for
+    the variance of a mean over J splits, in place of s^2 / J.
+
+    Args:
+        resplit: patients in the `train` and in the `test` split, all hospitals together; None for drawn ones.
+    """
+    return 1.0 if resplit is None else float((1 + seeds * resplit["test"] / resplit["train"]) ** 0.5)
+
+
+def _wider(cell: Json, factor: float) -> Json:
+    return {**cell, **{end: cell["mean"] + factor * (cell[end] - cell["mean"]) for end in ("low", "high")}}
+
+
+def seeds_text(name: str, value: Json) -> str:
+    """The model's name, with the number of seeds that it has where some are missing.
+
+    >>> seeds_text("dfr", {"seeds": [0, 1], "per_seed": {"0": {"dfr": {}}, "1": {}}})
+    'dfr (1 of 2 seeds)'
+    """
+    there = sum(name in seed for seed in value["per_seed"].values())
+    return name if there == len(value["seeds"]) else f"{name} ({there} of {len(value['seeds'])} seeds)"
 
 
 def to_csv(value: Json) -> str:

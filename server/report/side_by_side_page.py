@@ -11,7 +11,7 @@ from equipoise.common.evaluation import BASE
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.svg import identifier
 from equipoise.server.report.plots.tradeoff import Point, tradeoff
-from equipoise.server.report.side_by_side import FIGURES, GATES, MATCHED, PLAIN, REFERENCES
+from equipoise.server.report.side_by_side import FIGURES, GATES, MATCHED, PLAIN, REFERENCES, seeds_text
 from equipoise.server.report.template import fill
 from equipoise.server.report.words import LEVEL_TEXT, NOT_ESTIMABLE, number, signed
 
@@ -60,7 +60,7 @@ def _means(value: Json) -> Section:
         for number_, up in enumerate(("worst_group_auc", "balanced_accuracy"))
     ]
     rows = [
-        [f"{labels[name]} {name}" if labels[name] != name else name]
+        [f"{labels[name]} {seeds_text(name, value)}" if labels[name] != name else seeds_text(name, value)]
         + [cell_text(row["figures"][figure]["value"]) for figure in FIGURES]
         for name, row in value["table"].items()
     ]
@@ -148,7 +148,8 @@ def terms(value: Json) -> list[str]:
     """What was the same for all, and what was not."""
     study = value["study"]
     own = (
-        "Within a seed all start from the same base model, hospitals, splits and shuffles; each seed has its own."
+        "Within a seed all start from the same base model, hospitals, splits and shuffles; each seed has its own"
+        + (", of the same patients." if study.get("resplit") else ".")
         if study["own_base_model"]
         else "All start from the base model that the study names; a seed changes shuffles, and what a simulation draws."
     )
@@ -164,7 +165,8 @@ def terms(value: Json) -> list[str]:
         own,
         _effort(value),
         "The study's own method has the parameters that the study gives; the others take over its learning rate and "
-        "local steps where these mean the same, and their defaults otherwise. What a method tunes by itself on "
+        "local steps where these mean the same, and their defaults otherwise, rounds among them: how long each trained "
+        "stands below. Plain fine-tuning trains as long as the study's own method. What a method tunes by itself on "
         "validation patients (fairtune its candidates, dfr its penalty) is part of it.",
         budget,
     ]
@@ -183,9 +185,28 @@ def _effort(value: Json) -> str:
     idle = [row["name"] for row in value["tuning"] if len(row["tried"]) == 1]
     return (
         f"Tuning effort: {' or '.join(map(str, counts))} settings for each of {len(rows)} models on one seed that "
-        "is not in the table; the largest worst-group AUC on validation patients was taken. Taken: "
-        f"{taken}. Without settings: {', '.join(idle) or 'none'}."
+        f"is not in the table. {tuned_by(value)} Taken: {taken}. Without settings: {', '.join(idle) or 'none'}."
     )
+
+
+def tuned_by(value: Json) -> str:
+    """By what the settings were chosen: by group where its AUC could be told; and which had no result at all."""
+    rows = [row for row in value["tuning"] if len(row["tried"]) > 1]
+    blind = [row["name"] for row in rows if all(one["worst_group_auc"] is None for one in row["validation"])]
+    lost = [row["name"] for row in rows if all(one["auc"] == 0 for one in row["validation"])]
+    pooled = [name for name in blind if name not in lost]
+    said = []
+    if len(blind) < len(rows):
+        said.append("The largest worst-group AUC on validation patients was taken.")
+    if pooled:
+        whom = "all" if len(blind) == len(rows) else ", ".join(pooled)
+        said.append(
+            "The AUC of too few groups could be told on the validation patients: the largest AUC of all patients, "
+            f"which looks at no group, was taken for {whom}."
+        )
+    if lost:
+        said.append(f"No setting gave a result, and the first was kept, for {', '.join(lost)}.")
+    return " ".join(said)
 
 
 def _stamps(value: Json) -> list[str]:

@@ -257,9 +257,9 @@ method's own plain control (the same part and number of rounds, and where it has
 noise at equal AUC, and the worst group's AUC falls by at most {MOST_LOSS:g} on average. Nobody chose that rate for
 plain fine-tuning's sake, and a head's own control moves the head alone. So two columns that the rule does not ask for
 compare with plain fine-tuning of the whole classifier at the rate that did best on seed {TUNING_SEED} by the same
-choice (*tuned plain*), and with the same on balanced cells. Brackets hold 95 % t-intervals, paired by seed, not widened for
-the number of methods. Seeds deal the same lesions anew, seed {TUNING_SEED} too: test patients of two seeds overlap, and
-the intervals, which do not know it, are too narrow for a statement on other lesions.
+choice (*tuned plain*), and with the same on balanced cells. Brackets hold 95 % t-intervals, paired by seed, not widened
+for the number of methods. Seeds deal the same lesions anew, seed {TUNING_SEED} too: test patients of two seeds overlap,
+and the intervals, which do not know it, are too narrow for a statement on other lesions.
 """
 
 

@@ -20,8 +20,8 @@ from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
-from equipoise.server.report.side_by_side import MATCHED
-from equipoise.server.report.side_by_side_page import cell_text
+from equipoise.server.report.side_by_side import MATCHED, findings, seeds_text
+from equipoise.server.report.side_by_side_page import cell_text, tuned_by
 from equipoise.simulations.benchmarks import operating_points
 
 Json = dict[str, Any]
@@ -73,17 +73,18 @@ Written by `python -m equipoise.simulations.benchmarks.side_by_side` from the fi
 `simulations/benchmarks/results/`, which the same command makes with [equipoise
 compare](commands.md#equipoise-compare); a test checks that they agree. Within a seed every method starts from the
 same base model and is measured on the same test patients. No method was tuned, but where a heading says so: the
-study's own has the parameters of its file in `configs/`, the others their defaults and the study's learning rate.
-Brackets hold 95 % t-intervals over seeds; they are not widened for the number of methods. *Gap less plain's* is
-paired by seed, below 0 where the method's gap is smaller than after plain fine-tuning. Under privacy each method
-has the whole epsilon to itself, and the figures are exact ones, which only a simulation can show. No table of a
-paper is reproduced.
+study's own has the parameters of its file in `configs/`, the others their defaults, and the study's learning rate where
+it means the same in them. Nor do all train equally long: *rounds* are those of training, of all phases together, and
+plain and balanced fine-tuning (`fine_tune`) have those of the study's own method. Brackets hold 95 % t-intervals over
+seeds; they are not widened for the number of methods. *Gap less plain's* is paired by seed, below 0 where the method's
+gap is smaller than after plain fine-tuning. Under privacy each method has the whole epsilon to itself, and the figures
+are exact ones, which only a simulation can show. No table of a paper is reproduced.
 
 What a number means here: these are small models, few hospitals and, but for bench A, no more patients than the
 public data have. An order of methods on one data set is no order on another.
 """
 GATE_WORDS = "gates of the runs: pass / fail / undecided"
-HEADS = ("gap", "matched rate", "gap less plain's", "worst-group AUC", "AUC", "balanced accuracy", GATE_WORDS)
+HEADS = ("rounds", "gap", "matched rate", "gap less plain's", "worst-group AUC", "AUC", "balanced accuracy", GATE_WORDS)
 
 
 def page() -> str:
@@ -101,28 +102,44 @@ def page() -> str:
 def _section(case: Case, value: Json) -> str:
     gap = value["study"]["evaluation"]["primary"]
     how = "without privacy" if case.epsilon is None else f"epsilon {case.epsilon:g}"
-    how += ", every method tuned" if case.tune else ""
+    how += ", three settings tried of a method" if case.tune else ""
+    rounds = {row["name"]: _rounds(row["parameters"], case.epsilon is not None) for row in value["methods"]}
     rows = [f"| {' | '.join(('model', *HEADS))} |", f"|{'---|' * (len(HEADS) + 1)}"]
     for name, row in value["table"].items():
         figures = row["figures"]
         versus = figures[gap].get("versus_plain")
         cells = [
+            rounds[name],
             cell_text(figures[gap]["value"]),
             cell_text(figures[gap + MATCHED]["value"]),
             "-" if versus is None else cell_text(versus, change=True),
             *(cell_text(figures[f]["value"]) for f in ("worst_group_auc", "auc", "balanced_accuracy")),
             "-" if name == BASE else _judged(row["gates"]),
         ]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append(f"| {seeds_text(name, value)} | {' | '.join(cells)} |")
     left_out = [f"{row['name']} (seed {row['seed']}): {row['reason']}" for row in value["skipped"]]
     notes = [
         f"Gap: `{gap}`. Seeds {', '.join(map(str, value['seeds']))}.",
-        *value["findings"],
-        *(["Not run for want of patients: " + "; ".join(left_out) + "."] if left_out else []),
+        *findings(value),
+        *([tuned_by(value)] if case.tune else []),
+        *(["Not run: " + "; ".join(left_out) + "."] if left_out else []),
         *([f"Left out for its length: {', '.join(case.left_out)}."] if case.left_out else []),
         *(["Methods without a private form are refused and not in the table."] if case.epsilon is not None else []),
     ]
     return "\n".join([f"## {TITLES[case.config]}, {how}", "", *rows, "", *notes, ""])
+
+
+def _rounds(parameters: Json, private: bool) -> str:
+    """Rounds of training of a method with these parameters; in brackets where a round has several local epochs."""
+    whitened = [parameters[key]["rounds"] for key in ("whitened", "whitened_head") if key in parameters]
+    rounds = parameters.get("rounds")
+    if private and whitened and "candidates" not in parameters:
+        return str(sum(whitened))
+    if rounds is None:
+        return "-"
+    epochs = parameters.get("local_epochs", 1)
+    total = sum(rounds.values()) if isinstance(rounds, dict) else rounds
+    return f"{total}" + (f" (of {epochs} epochs)" if epochs > 1 and not private else "")
 
 
 def _judged(gates: Json) -> str:

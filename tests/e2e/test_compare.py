@@ -39,6 +39,10 @@ def test_one_table_of_kept_runs_that_verify(larger: Desk, equipoise: Run) -> Non
         assert all((run / "seal.json").exists() for run in runs)
     swift = larger.run / "seed-4" / "swift"
     assert equipoise("verify", swift).code == 0
+    # Folders hold the same patients in every seed.
+    declared = json.loads((swift / "task.json").read_text())["study"]["sites"]["declared_patients"]
+    assert value["study"]["resplit"]["train"] == sum(declared.values())
+    assert value["study"]["resplit"]["test"] > 0
     # Without noise a run's own report has the figures of the table.
     report = json.loads((swift / "report.json").read_text())["models"]["swift"]
     assert value["per_seed"]["4"]["swift"]["figures"]["auc"] == report["auc"]["value"]

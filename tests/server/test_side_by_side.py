@@ -18,10 +18,12 @@ from equipoise.server.report.side_by_side import (
     findings,
     over_seeds,
     seed_figures,
+    seeds_text,
     summarise,
     to_csv,
+    widening,
 )
-from equipoise.server.report.side_by_side_page import cell_text, render, summary_lines
+from equipoise.server.report.side_by_side_page import cell_text, render, summary_lines, tuned_by
 from tests.server.report_case import METHOD, draw, make_study, measure
 from tests.server.test_report_page import HOSTILE, Page
 
@@ -124,6 +126,36 @@ def test_what_is_concluded_names_the_loss(value: Json) -> None:
     assert "3 methods" in rest[-1]
 
 
+def test_splits_of_the_same_patients_conclude_less(value: Json) -> None:
+    assert widening(None, 5) == 1.0
+    # s^2 (1/5 + 30/60) in place of s^2 / 5: three and a half times the variance.
+    assert widening({"train": 60, "test": 30}, 5) == pytest.approx(3.5**0.5)
+    differences = [-0.01, -0.02, -0.03, -0.04, -0.05]  # the t-interval ends at -0.010, the wider one at +0.007
+    seeds = [seed(base=(0.4, 0.8), plain=(0.3, 0.8), m=(0.3 + d, 0.8)) for d in differences]
+    drawn, split = comparison(seeds), comparison(seeds)
+    split["study"]["resplit"] = {"train": 60, "test": 30}
+    assert findings(drawn)[0].endswith("interval below 0: m.")
+    assert len(findings(drawn)) == 3
+    assert "about one in twenty" in findings(drawn)[-1]
+    first, _, corrected, last = findings(split)
+    assert first.endswith("interval below 0: m.")
+    assert corrected.endswith("1.9 times as wide, smaller: none; larger: none.")
+    assert "at least one in twenty" in last
+    # A difference that is as clear as these stays.
+    value["study"]["resplit"] = {"train": 60, "test": 30}
+    assert findings(value)[2].endswith("smaller: good, bad; larger: none.")
+    assert "of the same patients" in render(value)
+
+
+def test_a_model_that_some_seeds_lack_says_so() -> None:
+    seeds = [seed(base=(0.4, 0.8), plain=(0.3, 0.8), m=(0.2 + k / 100, 0.8)) for k in range(4)]
+    del seeds[1]["m"]
+    found = comparison(seeds)
+    assert seeds_text("m", found) == "m (3 of 4 seeds)"
+    assert seeds_text("plain", found) == "plain"
+    assert "m (3 of 4 seeds)" in render(found)
+
+
 def test_two_seeds_conclude_nothing() -> None:
     seeds = [seed(base=(0.4, 0.8), plain=(0.3, 0.8), m=(0.1 + k / 100, 0.8)) for k in range(2)]
     assert findings(comparison(seeds)) == ["2 seed(s): too few for an interval; nothing is concluded."]
@@ -159,6 +191,26 @@ def test_what_was_tuned_is_stated(value: Json) -> None:
     page = render(value | {"tuning": [row, idle]})
     assert "2 settings for each of 1 models" in page
     assert "Taken: good lr=0.3. Without settings: same." in page
+    assert "The largest worst-group AUC on validation patients was taken." in page
+
+
+@pytest.mark.parametrize(
+    ("judged", "said"),
+    [
+        ({"good": (0.7, 0.8), "bad": (0.7, 0.8)}, ["The largest worst-group AUC"]),
+        ({"good": (None, 0.8), "bad": (None, 0.7)}, ["looks at no group, was taken for all."]),
+        ({"good": (0.7, 0.8), "bad": (None, 0.7)}, ["The largest worst-group AUC", "was taken for bad."]),
+        ({"good": (None, 0.8), "bad": (None, 0.0)}, ["was taken for all.", "the first was kept, for bad."]),
+    ],
+)
+def test_by_what_was_tuned_is_what_was_there(judged: dict[str, tuple[float | None, float]], said: list[str]) -> None:
+    rows = [
+        {"name": name, "tried": [{}, {}], "validation": [{"worst_group_auc": worst, "auc": auc}] * 2, "chosen": 0}
+        for name, (worst, auc) in judged.items()
+    ]
+    text = tuned_by({"tuning": rows})
+    assert all(one in text for one in said)
+    assert text.count(".") == len(said)
 
 
 def test_text_where_there_is_no_interval(value: Json) -> None:
