@@ -84,15 +84,15 @@ def alike_places(view: View, what: Hashable, compute: Callable[[Tensor], Iterabl
     Returns:
         (k,) int64 in 0..PLACES-1, ascending, 0 among them. The model is left as it was.
     """
-    spec, model, shape = view.study.model, view.model, tuple(view.split.inputs.shape[1:])
-    network = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device, precision(model), view.head)
-    key = (network, shape, what)
+    model, shape = view.model, tuple(view.split.inputs.shape[1:])
+    key = (network_key(view), shape, what)
     if key not in _known:
         generator = torch.Generator().manual_seed(0)
         same = torch.ones(PLACES, dtype=torch.bool)
-        with _made_up(model, generator):
+        with made_up(model, generator):
             for _ in range(_PROBES):
-                row = torch.randn(1, *shape, dtype=torch.float64, generator=generator).to(spec.device, precision(model))
+                row = torch.randn(1, *shape, dtype=torch.float64, generator=generator)
+                row = row.to(view.study.model.device, precision(model))
                 x = row.expand(PLACES, *shape).clone()
                 seen: list[Tensor] = []
                 with _noting(model, seen):
@@ -118,21 +118,33 @@ def _as_at_the_first(found: Tensor) -> Tensor:
     return ((bits == bits[:1]) | (bits.isnan() & bits[:1].isnan())).all(dim=1).cpu()
 
 
+def network_key(view: View) -> Hashable:
+    """What the instructions of a view's model hang on, with the shape of its rows."""
+    spec = view.study.model
+    arguments = tuple(sorted(spec.arguments.items()))
+    return spec.factory, arguments, spec.head, spec.device, precision(view.model), view.head
+
+
 @contextmanager
-def _made_up(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """The model with random weights, since one made to hide its rounding would hide it here too; then as it was."""
-    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            wide = max(parameter[0].numel() if parameter.ndim > 1 else 1, 1)
-            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) / wide**0.5)
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(0.5 + torch.rand(buffer.shape, dtype=torch.float64, generator=generator))
+def made_up(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """The model with random weights, since one made to hide its rounding would hide it here too; then as it was.
+
+    Buffers that a state dict leaves out are put back too: nothing else would.
+    """
+    own = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     try:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                wide = max(parameter[0].numel() if parameter.ndim > 1 else 1, 1)
+                parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) / wide**0.5)
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(0.5 + torch.rand(buffer.shape, dtype=torch.float64, generator=generator))
         yield
     finally:
-        model.load_state_dict(own)
+        with torch.no_grad():
+            for tensor, before in own:
+                tensor.copy_(before)
 
 
 @contextmanager

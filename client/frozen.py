@@ -7,7 +7,7 @@ stay the same, and they are small. Each row's is a function of that row and of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equipoise.client.alike import PLACES, alike_places
+from equipoise.client.alike import PLACES, alike_places, made_up, network_key
 from equipoise.client.workbench import View, precision
 from equipoise.common.canonical import digest_arrays
-from equipoise.common.errors import ModelError
+
+LARGE = 1e3  # times a made-up head's weights: scores far out
+
+_shapes: dict[Hashable, tuple[int, ...] | None] = {}
 
 
 class HeadAlone(nn.Module):
@@ -51,12 +54,10 @@ class HeadInputs:
 
     def __init__(self) -> None:
         self._key: tuple[str, ...] | None = None
-        self._values: Tensor | None = None
+        self._values = torch.zeros(0)
 
     def view(self, whole: View, state: Mapping[str, NDArray[np.generic]], split_name: str) -> View:
         """The network from its head on; `whole` as it is where the network is more than an extractor and its head.
-
-        Which of the two hangs on the network and its weights, and is tried on made-up rows.
 
         Args:
             whole: the network with the weights `state`.
@@ -64,36 +65,63 @@ class HeadInputs:
         """
         path = whole.study.model.head.removesuffix(".")
         head = dict(whole.model.named_modules(remove_duplicate=False)).get(path)
-        if not path or head is None:
+        shape = None if not path or head is None else _shape(whole, path, head)
+        if head is None or shape is None:
             return whole
         extractor = {name: value for name, value in state.items() if not name.startswith(f"{path}.")}
         key = (whole.study.hash, digest_arrays(extractor), split_name)
         if key != self._key:
-            self._key, self._values = key, _inputs(whole, path, head)
-        if self._values is None:
-            return whole
-        seen = replace(whole.split, inputs=self._values)
-        return View(whole.study, HeadAlone(path, head), seen, head=True)
+            self._key, self._values = key, _inputs(whole, head, shape)
+        return View(whole.study, HeadAlone(path, head), replace(whole.split, inputs=self._values), head=True)
 
 
-def _inputs(whole: View, path: str, head: nn.Module) -> Tensor | None:
-    """The head's input of each row, (m, ...), on the processor; None where the head's output is not the logit."""
-    size = len(whole.split.patient)
-    with torch.no_grad():
+def _shape(whole: View, path: str, head: nn.Module) -> tuple[int, ...] | None:
+    """Shape of one input of the head where its output is the network's; else None.
+
+    Tried once for a network, on made-up rows and weights, and not at the weights of the day: a head of zeros, or a
+    small one, would hide what comes after it, and a large one shows a bound on the scores. Among the rows is what
+    batches are filled up with.
+    """
+    key = (network_key(whole), tuple(whole.split.inputs.shape[1:]))
+    if key not in _shapes:
         generator = torch.Generator().manual_seed(0)
-        made_up = torch.randn(PLACES, *whole.split.inputs.shape[1:], dtype=torch.float64, generator=generator)
-        found = _met(whole.model, head, made_up.to(whole.study.model.device, precision(whole.model)))
-        if found is None or not torch.equal(HeadAlone(path, head)(found[0]), found[1].reshape(-1)):
-            return None
+        filler = whole.rows_at(slice(0), torch.arange(0), PLACES)
+        x = torch.randn(filler.shape, dtype=torch.float64, generator=generator).to(filler)
+        x[0] = filler[0]
+        with torch.no_grad(), made_up(whole.model, generator):
+            agree = _agrees(whole.model, path, head, x)
+            for parameter in head.parameters():
+                parameter.mul_(LARGE)
+            agree = agree and _agrees(whole.model, path, head, x)
+            met = _met(whole.model, head, filler)
+        _shapes[key] = tuple(met[0].shape[1:]) if agree and met is not None else None
+    return _shapes[key]
+
+
+def _agrees(model: nn.Module, path: str, head: nn.Module, x: Tensor) -> bool:
+    found = _met(model, head, x)
+    return found is not None and torch.equal(HeadAlone(path, head)(found[0]), found[1].reshape(-1))
+
+
+def _inputs(whole: View, head: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """The head's input of each row, (m, ...), on the processor; NaN for a row that does not get as far as the head."""
+
+    def seen(x: Tensor) -> list[Tensor]:
+        found = _met(whole.model, head, x)
+        return [] if found is None else [found[0]]
+
+    values = torch.full((len(whole.split.patient), *shape), torch.nan, dtype=precision(whole.model))
+    with torch.no_grad():
         # `alike_places` looks at the layers' outputs, and at the head's input as what is computed.
-        places = alike_places(whole, "head inputs", lambda x: _met(whole.model, head, x) or ())
-        values = torch.zeros(size, *found[0].shape[1:], dtype=found[0].dtype)
-        for rows in torch.split(torch.arange(size), len(places)) if size else ():
-            at = places[: len(rows)]
-            met = _met(whole.model, head, whole.rows_at(rows, at, PLACES))
-            if met is None:
-                raise ModelError(f"{whole.study.model.factory}: its head is not always called in the same way")
-            values[rows] = met[0][at].cpu()
+        places = alike_places(whole, "head inputs", seen)
+        for rows in torch.split(torch.arange(len(values)), len(places)) if len(values) else ():
+            batch = seen(whole.rows_at(rows, places[: len(rows)], PLACES))
+            for met in batch:
+                values[rows] = met[places[: len(rows)]].cpu()
+            # Else each alone, so that nobody's numbers, nor whether there is an answer, hang on another.
+            for row in [] if batch else rows.tolist():
+                for met in seen(whole.rows_at(slice(row, row + 1), places[:1], PLACES)):
+                    values[row] = met[places[0]].cpu()
     return values
 
 

@@ -46,7 +46,8 @@ class Workplace:
             flips: images are mirrored at random, so that what the head sees of them changes.
         """
         flips = flips and isinstance(self.study.inputs, ImageInputs)
-        if flips or not all(name.startswith(self.study.model.head) for name in names):
+        head = self.study.model.head.removesuffix(".") + "."  # the cut is at a layer, whatever begins like its name
+        if flips or not all(name.startswith(head) for name in names):
             return self.view()
         return self.heads.view(self.view(), state_from_inputs(self.query.inputs), self.query.split)
 
