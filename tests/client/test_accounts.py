@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,55 @@ def test_both_caps_are_held(tmp_path: Path) -> None:
     # If all others collude, a quarter of the variance is left: that cap binds first unless it is wider.
     assert admitted["both"] < admitted["wide"]
     assert admitted["honest"] < admitted["wide"]
+
+
+def test_another_attempt_is_spent_on_top_of_what_the_plan_reserved(tmp_path: Path) -> None:
+    """Paid from the reservation, it would be paid with what the queries to come were promised."""
+    ledger = opened(tmp_path, durable=False)
+    first, second = vector_query(0), vector_query(1)
+    begin(ledger, [first, second], "run")
+
+    def committed() -> float:
+        return float(ledger.account("main").spent("train").honest[AT])
+
+    again = replace(request(0, "run"), attempt=1)
+    assert committed() == pytest.approx(cost(first, second))
+    answer(ledger, first, request(0, "run"))
+    assert committed() == pytest.approx(cost(first, second))
+    answer(ledger, first, again)
+    assert committed() == pytest.approx(cost(first, first, second))
+    answer(ledger, second, request(1, "run"))
+    assert committed() == pytest.approx(cost(first, first, second)) == pytest.approx(charged(ledger))
+    # Whoever reads the entries anew comes to the same.
+    before = committed()
+    ledger.close()
+    assert float(opened(tmp_path).account("main").spent("train").honest[AT]) == pytest.approx(before)
+
+
+def test_a_cap_is_held_whatever_is_attempted_again(tmp_path: Path) -> None:
+    ledger = opened(tmp_path, durable=False)
+    first, second = vector_query(0), vector_query(1)
+    one = Spend.of([first.plan.event], [first.plan.event_if_others_collude])
+
+    def fits(count: int, epsilon: float) -> bool:
+        place, budget = best_order(epsilon, CAPS.delta)
+        return bool(count * one.honest[place] <= budget)
+
+    epsilon = next(e for e in np.arange(0.05, 50, 0.05) if fits(3, float(e)))
+    assert not fits(4, float(epsilon))
+    caps = PrivacyCost(float(epsilon), 50.0, CAPS.delta)
+    begin(ledger, [first, second], "run", caps)
+    for attempt in range(2):
+        ledger.check_caps("main", caps)
+        asked = replace(request(0, "run"), attempt=attempt)
+        ledger.seal(ledger.reserve(asked, first, "main", caps), b"reply", keep=False)
+    with pytest.raises(RefusedError, match="do not fit"):
+        ledger.reserve(replace(request(0, "run"), attempt=2), first, "main", caps)
+    with pytest.raises(RefusedError, match="do not fit"):
+        begin(ledger, [vector_query(0)], "another run", caps)
+    ledger.check_caps("main", caps)
+    answer(ledger, second, request(1, "run"))
+    ledger.check_caps("main", caps)
 
 
 def test_a_lowered_cap_or_a_join_stops_a_run_that_has_begun(tmp_path: Path) -> None:

@@ -87,3 +87,28 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
     assert store(make_study(), site) is not first
     assert store(make_study(), site) is store(make_study(), site)
     assert opened == ["a", "a"]
+
+
+def test_an_image_that_is_replaced_in_its_folder_is_an_edit(tmp_path: Path) -> None:
+    """The folder's own size and time stay as they are."""
+    below = tmp_path / "images" / "2024"
+    below.mkdir(parents=True)
+    (below / "one.png").write_bytes(b"first")
+    (tmp_path / "manifest.csv").write_text("patient")
+    data = SiteData(
+        manifest=str(tmp_path / "manifest.csv"), images=str(tmp_path / "images"), splits=ColumnSplits(column="split")
+    )
+    opened: list[str] = []
+    store = CohortStore(lambda _, site: opened.append(site.site) or Held(1))
+
+    def look() -> int:
+        store(make_study(), Named("a", data))
+        return len(opened)
+
+    assert (look(), look()) == (1, 1)
+    (below / "one.png").write_bytes(b"second")
+    assert (look(), look()) == (2, 2)
+    (below / "two.png").write_bytes(b"new")
+    assert (look(), look()) == (3, 3)
+    (tmp_path / "manifest.csv").write_text("patient,label")
+    assert (look(), look()) == (4, 4)
