@@ -120,7 +120,9 @@ class Accounts:
 
     by_name: dict[str, Account] = field(default_factory=dict)
     root: dict[str, str] = field(default_factory=dict)  # an account that joined -> the one it is now
-    paid: set[tuple[str, int]] = field(default_factory=set)  # queries, by run and index, whose reservation was used
+    paid: set[tuple[str, int | None]] = field(
+        default_factory=set
+    )  # queries, by run and index, whose reservation was used
 
     def account(self, name: str) -> Account:
         """The account called `name`, or the one it joined."""
@@ -172,7 +174,7 @@ class Accounts:
         split = NOT_SPLIT if body["split"] not in mine and NOT_SPLIT in mine else body["split"]
         # What was reserved pays for a query once; another attempt at it is spent on top, or it would be paid with what
         # the queries to come were promised.
-        query = run_key(body), int(body["index"])
+        query = run_key(body), body["index"]
         if split in mine and query not in self.paid:
             mine[split] = mine[split].less(spend)
         self.paid.add(query)

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.client.workbench import View, cells_of, precision
+from equipoise.common.errors import ModelError
 
 PLACES = 32  # rows of a batch; measured: as fast as 128, to a tenth
-_PROBES = 4  # made-up rows; each has as many chances to show a difference as the layers have outputs
+_PROBES = 4  # made-up rows; each has as many chances to show a difference as a layer has outputs
+_CHANCES = 512  # at least, of each layer: four rows overlooked eight places of a layer of two numbers
 _LANES = 64  # numbers; a multiple of what any processor's vector instructions take at once
 
 _known: dict[Hashable, Tensor] = {}
@@ -83,25 +85,66 @@ def alike_places(view: View, what: Hashable, compute: Callable[[Tensor], Iterabl
 
     Returns:
         (k,) int64 in 0..PLACES-1, ascending, 0 among them. The model is left as it was.
+
+    Raises:
+        ModelError: a row's results change with the other rows.
     """
     model, shape = view.model, tuple(view.split.inputs.shape[1:])
     key = (network_key(view), shape, what)
     if key not in _known:
         generator = torch.Generator().manual_seed(0)
         same = torch.ones(PLACES, dtype=torch.bool)
+
+        def draw(rows: int, *sizes: int) -> Tensor:
+            drawn = torch.randn(rows, *sizes, dtype=torch.float64, generator=generator)
+            return drawn.to(view.study.model.device, precision(model))
+
         with made_up(model, generator):
             for _ in range(_PROBES):
-                row = torch.randn(1, *shape, dtype=torch.float64, generator=generator)
-                row = row.to(view.study.model.device, precision(model))
-                x = row.expand(PLACES, *shape).clone()
-                seen: list[Tensor] = []
-                with _noting(model, seen):
-                    for found in compute(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x):
-                        same &= _as_at_the_first(found)
-                for found in seen:
-                    same &= _as_at_the_first(found)
+                row, others = draw(1, *shape), draw(PLACES, *shape)
+                found, narrow = _results(model, compute, row.expand(PLACES, *shape).clone())
+                for one in found:
+                    same &= _as_at_the_first(one)
+                others[:1] = row
+                among, _ = _results(model, compute, others)
+                if not all(_first_alike(one, other) for one, other in zip(found, among, strict=True)):
+                    raise ModelError(
+                        f"{view.study.model.factory}: what it computes of a row changes with the other rows of its "
+                        "batch; a network may not mix patients"
+                    )
+            with torch.no_grad():
+                for (layer, size), sizes in narrow.items():
+                    for _ in range(_CHANCES // size + 1):
+                        same &= _as_at_the_first(layer(draw(1, *sizes).expand(PLACES, *sizes).clone()))
         _known[key] = torch.nonzero(same).flatten()
     return _known[key]
+
+
+def _results(
+    model: nn.Module, compute: Callable[[Tensor], Iterable[Tensor]], x: Tensor
+) -> tuple[list[Tensor], dict[tuple[nn.Module, int], tuple[int, ...]]]:
+    """What every layer gives, and what is computed, of a batch; and the layers of few numbers a row.
+
+    Two orders of a sum often give the same bits: a layer of few numbers has few chances to show that they are two.
+    """
+    seen: list[Tensor] = []
+    narrow: dict[tuple[nn.Module, int], tuple[int, ...]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != PLACES:
+            return
+        seen.append(output.detach())
+        size, own = output.numel() // PLACES, [*layer.children()] == [] and [*layer.parameters()] != []
+        if own and size < _CHANCES and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            narrow[layer, size] = tuple(inputs[0].shape[1:])
+
+    handles = [layer.register_forward_hook(note) for layer in model.modules()]
+    try:
+        results = list(compute(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*results, *seen], narrow
 
 
 def by_entry(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -114,8 +157,16 @@ def by_entry(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
 
 
 def _as_at_the_first(found: Tensor) -> Tensor:
-    bits = found.detach().reshape(PLACES, -1)
-    return ((bits == bits[:1]) | (bits.isnan() & bits[:1].isnan())).all(dim=1).cpu()
+    rows = found.detach().reshape(PLACES, -1)
+    return _same(rows, rows[:1])
+
+
+def _first_alike(one: Tensor, other: Tensor) -> bool:
+    return bool(_same(one.detach()[:1].reshape(1, -1), other.detach()[:1].reshape(1, -1)))
+
+
+def _same(rows: Tensor, others: Tensor) -> Tensor:
+    return ((rows == others) | (rows.isnan() & others.isnan())).all(dim=1).cpu()
 
 
 def network_key(view: View) -> Hashable:
@@ -145,19 +196,3 @@ def made_up(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
         with torch.no_grad():
             for tensor, before in own:
                 tensor.copy_(before)
-
-
-@contextmanager
-def _noting(model: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    """What every layer gives that has one entry a row."""
-
-    def note(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim > 0 and len(output) == PLACES:
-            seen.append(output.detach())
-
-    handles = [layer.register_forward_hook(note) for layer in model.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -195,6 +195,8 @@ def image_files(site: Site) -> list[tuple[str, int, int]]:
     root = Path(site.data.images)
     if root.is_dir():
         return [(name, size, time) for _, name, size, time in sorted(_files_below(str(root)))]
+    if not root.is_file():
+        return []  # which is told where an image is wanted
     status = root.stat()
     return [(root.name, status.st_size, status.st_mtime_ns)]
 

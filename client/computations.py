@@ -164,6 +164,8 @@ def whitened_gradient(place: Workplace) -> Contribution:
         space = space.masked(query.inputs["mask"])
     view = place.view_for(space.blocks)
     directions, clip = torch.from_numpy(basis["basis"]), float(basis["clip"][0])
+    if not (0 < clip < np.inf and all(np.isfinite(weights[key]).all() for key in ("task", "bias"))):
+        raise RefusedError(f"{query.name}: clip bound {clip} or weights that are no numbers")
 
     def projected(x: Tensor) -> tuple[Tensor, Tensor]:
         logits, dz = space.logit_gradients(view.model, x)

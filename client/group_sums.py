@@ -14,6 +14,7 @@ from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Rows, Totals
 from equipoise.client.workbench import cells_of
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell
+from equipoise.common.errors import RefusedError
 from equipoise.common.group_fisher import PatientFisher, Scale
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
@@ -69,6 +70,10 @@ def group_fisher(place: Workplace) -> Contribution:
 
     if query.private:
         scale = Scale.from_arrays(query.inputs["units"])
+        sound = scale.unit.shape == (len(layout.shapes),) and np.isfinite(scale.unit).all() and scale.unit.min() > 0
+        if not (sound and 0 < scale.clip < np.inf):
+            # Found out at a patient, it would be an error or none by whether there is one.
+            raise RefusedError(f"{query.name}: units of shape {scale.unit.shape} or a clip bound that are none")
 
         def vectors() -> Iterator[NDArray[np.float64]]:
             for own, found in parts():

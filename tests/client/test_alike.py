@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.client.alike import PLACES, alike_places, batches, by_entry
+from equipoise.client.cohort import Split
 from equipoise.client.scores import logits_alike, patient_means, patient_scores
 from equipoise.client.workbench import View
-from tests.tiny import FEATURES, People, draw_people, make_study, network, weights_file
+from equipoise.common.errors import ModelError
+from equipoise.common.models import load_factory
+from tests.tiny import FEATURES, WIDTH, People, draw_people, make_study, network, weights_file
 
 STUDY = make_study({"name": "swift"}, file=weights_file())
 PEOPLE = draw_people(60, seed=3)
@@ -67,6 +70,61 @@ def test_a_difference_in_what_is_computed_counts() -> None:
         return [model(x), torch.arange(PLACES) // 8]
 
     assert max(places_of(model, first_of_all)) < 8
+
+
+class Mixed(nn.Module):
+    """Looks at what the other rows of a batch are like; all rows alike, it does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x - 1e-3 * x.mean(dim=0))
+        return logits
+
+
+def test_a_network_that_mixes_patients_is_refused() -> None:
+    with pytest.raises(ModelError, match="may not mix patients"):
+        places_of(Mixed())
+
+
+class Seldom(nn.Module):
+    """A layer of two numbers in which few rows show that a third of the places have other bits."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least = least
+        self.narrow = nn.Linear(WIDTH, 2)
+        self.narrow.register_forward_hook(lambda layer, inputs, output: self.other(inputs[0], output))
+        self.head = nn.Linear(2, 1)
+
+    def other(self, x: Tensor, output: Tensor) -> Tensor:
+        return torch.where(x[:, :1].abs() > self.least, shaken(output), output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.narrow(x).round(decimals=2)).squeeze(-1)
+        return logits
+
+
+def test_a_layer_of_few_numbers_is_given_more_chances_to_show_a_difference() -> None:
+    never, seldom = set(places_of(Seldom(9.0))), set(places_of(Seldom(2.3)))
+    assert {place for place in never if place % 3 == 1}
+    assert seldom == {place for place in never if place % 3 != 1}
+
+
+@pytest.mark.parametrize("factory", ["resnet_small", "vit_small", "mlp"])
+def test_networks_of_ours_take_places_and_are_left_with_all_their_buffers(factory: str) -> None:
+    arguments = {"features": 12} if factory == "mlp" else {}
+    where = "vision_transformer" if factory.startswith("vit") else "models"
+    model = load_factory(f"equipoise.common.{where}:{factory}", arguments).eval()
+    x = torch.randn(5, 12) if factory == "mlp" else torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    everyone = torch.arange(5)
+    view = View(STUDY, model, Split(x, everyone, 0 * everyone, {"sex": 0 * everyone, "age": 0 * everyone}))
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    assert len(alike_places(view, next(FRESH), lambda x: [model(x)])) > 1
+    assert all(torch.equal(tensor, was) for tensor, was in zip(tensors, before, strict=True))
 
 
 def test_the_model_and_its_gradients_are_left_as_they_were() -> None:

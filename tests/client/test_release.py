@@ -278,6 +278,12 @@ def test_a_patient_without_a_sound_score_is_in_no_bin_and_refuses_nothing() -> N
         ("whitened_gradient of the head", {"weights": {key: value[:, :1] for key, value in WEIGHTS.items()}}),
         ("whitened_gradient of the head", {"basis": basis_of("head", 4)}),
         ("whitened_gradient of the head", {"basis": basis_of("head", 1)}),
+        ("whitened_gradient of the head", {"basis": basis_of("head", 5, clip=0.0)}),
+        ("whitened_gradient of the head", {"basis": basis_of("head", 5, clip=math.inf)}),
+        ("whitened_gradient of the head", {"weights": {**WEIGHTS, "bias": np.full((3, 2), math.nan)}}),
+        ("group_fisher", {"units": {**SCALE, "clip": np.array([0.0])}}),
+        ("group_fisher", {"units": {**SCALE, "unit": SCALE["unit"][1:]}}),
+        ("group_fisher", {"units": {**SCALE, "unit": 0 * SCALE["unit"]}}),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_whoever_is_there(name: str, inputs: dict[str, Arrays]) -> None:
