@@ -32,6 +32,7 @@ from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report
 from equipoise.server.run import watching
 from equipoise.server.rundir import Arm, RunFolder, Task
+from equipoise.server.verify import SEAL
 from equipoise.simulations.auc_noise import write_auc_noise
 from equipoise.simulations.doors import open_hospital, open_site, site_identity, write_hospitals_file
 from equipoise.simulations.flower import run_in_flower
@@ -214,6 +215,9 @@ def begin_run(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
                 f"{run.path}: the run there is of another study ({parts} differs); go on with the study that it began "
                 "with, or start a new run with --out"
             )
+        if not (run.path / SEAL).exists():
+            # The hospitals may have been moved since, or the command be given from another folder.
+            write_hospitals_file(run.path, files)
         return
     weights = task.study.model.weights
     if weights is None:

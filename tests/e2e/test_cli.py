@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from equipoise.common.wire import unpack
 from equipoise.server.rounds import read_rounds
 from equipoise.server.rundir import RunFolder
 from equipoise.server.verify import write_seal
+from equipoise.simulations.runner import begin_run
 from tests.e2e.studies import SITES, TABLE, Desk, files_of
 from tests.e2e.terminal import ROOT, Ended, Run, start
 
@@ -309,6 +311,19 @@ def test_a_finished_run_is_resumed_without_a_change(run: Path, equipoise: Run) -
     sealed = (run / "seal.json").read_bytes()
     assert equipoise("simulate", run.parent / "study.yaml", "--out", run, "--resume").code == 0
     assert (run / "seal.json").read_bytes() == sealed
+
+
+def test_a_run_that_goes_on_finds_its_hospitals_where_they_lie_by_now(run: Path, tmp_path: Path) -> None:
+    """A folder that was moved, or a command from elsewhere, where the path was not absolute."""
+    moved = RunFolder(Path(shutil.copytree(run, tmp_path / "moved")))
+    before = (moved.path / "hospitals.json").read_text()
+    files = {site: [tmp_path / "hospitals" / site / "site.yaml"] for site in json.loads(before)}
+    begin_run(moved, moved.task(), files)
+    assert (moved.path / "hospitals.json").read_text() == before  # it has ended, and is as it was sealed
+    (moved.path / "seal.json").unlink()
+    begin_run(moved, moved.task(), files)
+    found = json.loads((moved.path / "hospitals.json").read_text())
+    assert found == {site: [str(file)] for site, (file,) in files.items()}
 
 
 def test_a_run_is_verified_from_inside_its_folder_and_under_another_name(
