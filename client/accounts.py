@@ -120,9 +120,8 @@ class Accounts:
 
     by_name: dict[str, Account] = field(default_factory=dict)
     root: dict[str, str] = field(default_factory=dict)  # an account that joined -> the one it is now
-    paid: set[tuple[str, int | None]] = field(
-        default_factory=set
-    )  # queries, by run and index, whose reservation was used
+    # Queries, by run and index, whose reservation was used.
+    paid: set[tuple[str, int | None]] = field(default_factory=set)
 
     def account(self, name: str) -> Account:
         """The account called `name`, or the one it joined."""
