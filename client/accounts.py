@@ -133,6 +133,10 @@ class Accounts:
             name = self.root[name]
         return name
 
+    def was_paid(self, study: str, run: str, index: int) -> bool:
+        """Whether the reservation of a query has been used: another attempt at it is spent on top."""
+        return (f"{study}:{run}", index) in self.paid
+
     def apply(self, body: Body) -> None:
         """Take in one entry of the ledger, in order."""
         kind = body["kind"]

@@ -199,7 +199,9 @@ class Ledger:
             db = self._chain.db
             known = db.execute(f"SELECT query, sent FROM sealed {_THIS}", request.place).fetchone()  # noqa: S608
             if known is None:
-                if request.attempt and query.private and caps is not None:
+                # What a broken-off attempt did not charge is still reserved.
+                paid = self._accounts.was_paid(request.study, request.whole_run, query.index)
+                if paid and query.private and caps is not None:
                     self._admit(account, {query.split: [query.plan]}, caps)
                 # The replies of earlier releases are in the coordinator's transcript by now.
                 let_go = "UPDATE sealed SET reply = NULL WHERE study = ? AND run = ? AND reply IS NOT NULL"

@@ -323,6 +323,25 @@ def test_another_attempt_is_spent_on_top_of_what_the_plan_reserved(tmp_path: Pat
     assert float(opened(tmp_path).account("main").spent("train").honest[AT]) == pytest.approx(before)
 
 
+def test_an_attempt_that_was_never_charged_has_its_reservation_still(tmp_path: Path) -> None:
+    """A site that was away from the first stage of a secure sum has spent nothing on it."""
+    ledger = opened(tmp_path, durable=False)
+    first, second = vector_query(0), vector_query(1)
+    one = Spend.of([first.plan.event], [first.plan.event_if_others_collude])
+    epsilon = next(
+        float(e)
+        for e in np.arange(0.05, 50, 0.05)
+        if (lambda place, budget: 2 * one.honest[place] <= budget)(*best_order(float(e), CAPS.delta))
+    )
+    caps = PrivacyCost(epsilon, 50.0, CAPS.delta)
+    begin(ledger, [first, second], "run", caps)
+    ledger.seal(ledger.reserve(replace(request(0, "run"), attempt=1), first, "main", caps), b"reply", keep=False)
+    with pytest.raises(RefusedError, match="do not fit"):
+        ledger.reserve(replace(request(0, "run"), attempt=2), first, "main", caps)
+    answer(ledger, second, request(1, "run"))
+    ledger.check_caps("main", caps)
+
+
 def test_a_cap_is_held_whatever_is_attempted_again(tmp_path: Path) -> None:
     ledger = opened(tmp_path, durable=False)
     first, second = vector_query(0), vector_query(1)
