@@ -13,7 +13,7 @@ patient who has several are a batch of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,9 @@ PLACES = 32  # rows of a batch; measured: as fast as 128, to a tenth
 _PROBES = 4  # made-up rows; each has as many chances to show a difference as a layer has outputs
 _CHANCES = 512  # at least, of each layer: four rows overlooked eight places of a layer of two numbers
 _LANES = 64  # numbers; a multiple of what any processor's vector instructions take at once
+
+Step = tuple[Callable[[Tensor], Tensor], tuple[int, ...]]
+"""A function of rows, and the shape of a row that it takes."""
 
 _known: dict[Hashable, Tensor] = {}
 
@@ -75,13 +78,21 @@ def batches(view: View, places: Tensor, rows: Tensor | None = None) -> Iterator[
         yield Batch(x, alone.expand(len(piece)), split.label[patient], of_cell[patient], alone, patient)
 
 
-def alike_places(view: View, what: Hashable, compute: Callable[[Tensor], Iterable[Tensor]]) -> Tensor:
+def alike_places(
+    view: View,
+    what: Hashable,
+    compute: Callable[[Tensor], Iterable[Tensor]],
+    after: Sequence[Step] = (),
+) -> Tensor:
     """The places of a batch at which a row's results have the bits that they have at place 0.
 
     Args:
         view: the model, and what shape a row has; no row of it is looked at.
         what: names the computation; with the network and the shape, all that its instructions hang on.
-        compute: tensors with one entry a row, of a batch, at the model's present weights.
+        compute: tensors with one entry a row, of a batch, at the model's present weights. What else it depends on may
+            not come from the server, but for its shape.
+        after: what is done with such tensors and gives few numbers a row: on the network's own results alone it would
+            have too few chances to show a difference.
 
     Returns:
         (k,) int64 in 0..PLACES-1, ascending, 0 among them. The model is left as it was.
@@ -113,9 +124,11 @@ def alike_places(view: View, what: Hashable, compute: Callable[[Tensor], Iterabl
                         "batch; a network may not mix patients"
                     )
             with torch.no_grad():
-                for (layer, size), sizes in narrow.items():
-                    for _ in range(_CHANCES // size + 1):
-                        same &= _as_at_the_first(layer(draw(1, *sizes).expand(PLACES, *sizes).clone()))
+                steps: list[Step] = [*after, *((layer, sizes) for (layer, _), sizes in narrow.items())]
+                for step, sizes in steps:
+                    size = step(draw(PLACES, *sizes)).numel() // PLACES
+                    for _ in range(_CHANCES // max(size, 1) + 1):
+                        same &= _as_at_the_first(step(draw(1, *sizes).expand(PLACES, *sizes).clone()))
         _known[key] = torch.nonzero(same).flatten()
     return _known[key]
 

@@ -17,7 +17,7 @@ from equipoise.client import evaluation_tables, group_sums, site_figures
 from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Fills, Noised, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import cells_of, network
+from equipoise.client.workbench import View, cells_of, network
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.catalogue import sites_of
@@ -166,18 +166,14 @@ def whitened_gradient(place: Workplace) -> Contribution:
     directions, clip = torch.from_numpy(basis["basis"]), float(basis["clip"][0])
     if not (0 < clip < np.inf and all(np.isfinite(weights[key]).all() for key in ("task", "bias"))):
         raise RefusedError(f"{query.name}: clip bound {clip} or weights that are no numbers")
-
-    def projected(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, dz = space.logit_gradients(view.model, x)
-        return logits, dz.double().cpu() @ directions
-
-    shape = (query.name, parameters["space"], space.size, *basis["basis"].shape)
-    places = alike_places(view, shape, projected)
+    places = _places_of_projections(view, query.name, space, directions)
 
     def parts() -> Iterator[NDArray[np.float64]]:
         for batch in batches(view, places):
+            logits, dz = space.logit_gradients(view.model, batch.x)
             vectors = contributions(
-                *projected(batch.x),
+                logits,
+                _projected(dz, directions),
                 batch.owner,
                 batch.label,
                 batch.cell,
@@ -189,6 +185,24 @@ def whitened_gradient(place: Workplace) -> Contribution:
             yield vectors[batch.real.numpy()] / clip
 
     return Rows(parts())
+
+
+def _projected(dz: Tensor, directions: Tensor) -> Tensor:
+    return dz.double().cpu() @ directions
+
+
+def _places_of_projections(view: View, name: str, space: Space, directions: Tensor) -> Tensor:
+    """Places that compute alike in a space and directions of these shapes, whose numbers the server has chosen."""
+    generator = torch.Generator().manual_seed(0)
+    other = space.made_up(generator)
+    across = torch.randn(directions.shape, dtype=torch.float64, generator=generator)
+
+    def alone(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, dz = other.logit_gradients(view.model, x)
+        return logits, dz, _projected(dz, across)
+
+    what = (name, space.shapes, tuple(directions.shape))
+    return alike_places(view, what, alone, [(lambda dz: _projected(dz, across), (space.size,))])
 
 
 def local_training(place: Workplace) -> Contribution:

@@ -77,11 +77,14 @@ class Alignment:
 
     @classmethod
     def checked(cls, common: Floats, of_group: Floats) -> Alignment:
-        """The alignment through these knots.
+        """The alignment through these knots, which may come from a server: a search among knots that do not increase
+        would let one patient move the next.
 
         Raises:
             ValueError: see `from_json`.
         """
+        # First, since differences of unsigned numbers are never negative.
+        common, of_group = (np.asarray(knots, dtype=np.float64) for knots in (common, of_group))
         if common.ndim != 1 or of_group.ndim != 2 or of_group.shape[1:] != common.shape or len(common) == 0:
             raise ValueError(f"knots of shapes {common.shape} and {of_group.shape}")
         if not (np.isfinite(common).all() and np.isfinite(of_group).all()):

@@ -183,6 +183,27 @@ class Space:
                 parts.append(replace(part, filters=mine.astype(np.float64), scale=scale))
         return Space(tuple(parts))
 
+    def made_up(self, generator: torch.Generator) -> Space:
+        """A space of the same shapes whose filters are random and whose directions weigh the same.
+
+        Which instructions a computation meets hangs on shapes alone, and may be found out here, where no number is
+        chosen by whoever chose this space's.
+        """
+        parts = []
+        for part in self.parts:
+            filters = part.filters
+            if filters is not None:
+                filters = torch.randn(filters.shape, dtype=torch.float64, generator=generator).numpy()
+            parts.append(replace(part, filters=filters, scale=np.where(part.scale == 0, 0.0, 1.0)))
+        return Space(tuple(parts))
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+        """Of each part its name, the filters' shape, and how many of its directions are kept."""
+        return tuple(
+            (part.name, () if part.filters is None else part.filters.shape, len(part.kept)) for part in self.parts
+        )
+
     @cached_property
     def blocks(self) -> dict[str, slice]:
         """Which coordinates of theta move which parameter."""

@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.common.errors import DataError
+from equipoise.common.errors import DataError, ModelError
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -95,14 +95,23 @@ def quantile_edges(reference_logits: Floats, bins: int) -> Floats:
 def bin_scores(logits: NDArray[np.floating], edges: Floats) -> Counts:
     """The bin of each score: shape of `logits`, int64 in 0..len(edges).
 
+    Args:
+        logits: any shape.
+        edges: (L,), strictly increasing. They may come from a server, and a search among edges in any other order
+            starts where the score before it ended: one patient would move all who come after.
+
     Raises:
+        ModelError: the edges are not finite or do not increase; found before a score is looked at.
         DataError: a score is not finite; says how many.
     """
+    rising = np.asarray(edges, dtype=np.float64)
+    if rising.ndim != 1 or not np.isfinite(rising).all() or (np.diff(rising) <= 0).any():
+        raise ModelError("edges of score bins: they have to be finite and to increase")
     scores = np.asarray(logits, dtype=np.float64)
     broken = int((~np.isfinite(scores)).sum())
     if broken:
         raise DataError(f"scores: {broken} of {scores.size} are NaN or infinite; check the model and its inputs")
-    return np.searchsorted(edges, scores, side="right").astype(np.int64)
+    return np.searchsorted(rising, scores, side="right").astype(np.int64)
 
 
 def decide(logits: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:

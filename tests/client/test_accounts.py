@@ -328,12 +328,12 @@ def test_an_attempt_that_was_never_charged_has_its_reservation_still(tmp_path: P
     ledger = opened(tmp_path, durable=False)
     first, second = vector_query(0), vector_query(1)
     one = Spend.of([first.plan.event], [first.plan.event_if_others_collude])
-    epsilon = next(
-        float(e)
-        for e in np.arange(0.05, 50, 0.05)
-        if (lambda place, budget: 2 * one.honest[place] <= budget)(*best_order(float(e), CAPS.delta))
-    )
-    caps = PrivacyCost(epsilon, 50.0, CAPS.delta)
+
+    def fits(epsilon: float) -> bool:
+        place, budget = best_order(epsilon, CAPS.delta)
+        return bool(2 * one.honest[place] <= budget)
+
+    caps = PrivacyCost(next(float(e) for e in np.arange(0.05, 50, 0.05) if fits(float(e))), 50.0, CAPS.delta)
     begin(ledger, [first, second], "run", caps)
     ledger.seal(ledger.reserve(replace(request(0, "run"), attempt=1), first, "main", caps), b"reply", keep=False)
     with pytest.raises(RefusedError, match="do not fit"):

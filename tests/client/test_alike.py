@@ -113,6 +113,19 @@ def test_a_layer_of_few_numbers_is_given_more_chances_to_show_a_difference() -> 
     assert seldom == {place for place in never if place % 3 != 1}
 
 
+def test_what_is_done_with_the_results_is_looked_at_too() -> None:
+    model, split = network(), PEOPLE.split(range(60))
+
+    def coarse(rows: Tensor) -> Tensor:
+        """Few numbers, in which another last bit shows once in eight rows."""
+        total = rows.sum(dim=1, keepdim=True)
+        return torch.where(total.abs() % 1 < 1 / 8, shaken(total), total)
+
+    view = View(STUDY, model, split)
+    found = alike_places(view, next(FRESH), lambda x: [model(x)], [(coarse, (WIDTH,))]).tolist()
+    assert set(found) == {place for place in places_of(model) if place % 3 != 1}
+
+
 @pytest.mark.parametrize("factory", ["resnet_small", "vit_small", "mlp"])
 def test_networks_of_ours_take_places_and_are_left_with_all_their_buffers(factory: str) -> None:
     arguments = {"features": 12} if factory == "mlp" else {}

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from equipoise.client import computations
+from equipoise.client.alike import PLACES
 from equipoise.client.cohort import Split
 from equipoise.client.computations import COMPUTATIONS, Workplace
 from equipoise.client.contribution import Contribution, Fills, Noised, Rows, Totals
@@ -24,7 +26,7 @@ from equipoise.client.release import release
 from equipoise.client.scores import ScoreCache
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
-from equipoise.common.errors import RefusedError
+from equipoise.common.errors import ModelError, RefusedError
 from equipoise.common.privacy.mechanisms import NoNoise
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Arrays, Block, Query
@@ -272,6 +274,9 @@ def test_a_patient_without_a_sound_score_is_in_no_bin_and_refuses_nothing() -> N
     [
         ("score_histogram", {"edges": {"edges": np.append(EDGES, 4.0)}}),
         ("score_histogram", {"edges": {"edges": EDGES[1:]}}),
+        ("score_histogram", {"edges": {"edges": EDGES[::-1]}}),
+        ("score_histogram", {"edges": {"edges": np.array([0, 2, 1, 3, 5, 4, 6], dtype=np.uint8)}}),
+        ("histogram of a candidate", {"edges": {"edges": np.where(EDGES == 0, np.nan, EDGES)}}),
         ("decision_table", {"thresholds": {"thresholds": THRESHOLDS[:2]}}),
         ("decision_table", {"thresholds": {"thresholds": np.vstack([THRESHOLDS, [[0.0, 0.0]]])}}),
         ("whitened_gradient of the head", {"weights": {key: value[:2] for key, value in WEIGHTS.items()}}),
@@ -292,8 +297,40 @@ def test_inputs_that_do_not_fit_are_refused_whoever_is_there(name: str, inputs: 
     query = query.with_inputs(**{**query.inputs, **inputs})
     cohorts = [PEOPLE.split([i]) for i in range(40)] + [PEOPLE.split(range(40)), PEOPLE.split([])]
     for split in cohorts:
-        with pytest.raises(RefusedError):
+        with pytest.raises((RefusedError, ModelError)):
             unnoised(query, split)
+
+
+@pytest.mark.parametrize("space", ["head", "whole"])
+def test_places_that_compute_alike_are_found_without_what_the_server_chose(
+    space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directions of zeros, or of one huge number, would hide that a place computes otherwise."""
+    seen: list[list[Tensor]] = []
+
+    def noted(view: Any, what: Any, compute: Any, after: Any = ()) -> Tensor:
+        width = view.split.inputs.shape[1]
+        x = torch.linspace(-1, 1, PLACES * width).reshape(PLACES, width)
+        results = [one.double() for one in compute(x)]
+        results += [step(torch.ones(PLACES, *sizes)) for step, sizes in after]
+        assert all(one.isfinite().all() and one.abs().max() > 0 for one in results)
+        seen.append(results)
+        return torch.arange(PLACES)
+
+    monkeypatch.setattr(computations, "alike_places", noted)
+    query = private_queries(MODEL)[f"whitened_gradient of the {space}"]
+    usual = basis_of(space, 5)
+    bases = [usual["basis"], 0 * usual["basis"], np.where(np.arange(len(usual["basis"])) == 0, 1e60, 0)[:, None] + 0]
+    inputs: list[dict[str, Arrays]] = [{"basis": {**usual, "basis": basis + np.zeros((1, 5))}} for basis in bases]
+    if space == "whole":
+        filters = {"extractor.0.weight": np.zeros((2, 2 * FEATURES))}
+        inputs += [{"filters": filters}, {"filters": {name: value + 1e30 for name, value in filters.items()}}]
+        inputs += [{"mask": dict.fromkeys(MODEL.layout().shapes, np.array(share))} for share in (0.5, 1.0)]
+    for chosen in inputs:
+        asked = query.with_inputs(**{**query.inputs, **chosen})
+        COMPUTATIONS[asked.name](place_of(asked, PEOPLE.split(range(3))))
+    for found in seen[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found, seen[0], strict=True))
 
 
 def test_a_loss_is_cut_at_the_cap_and_means_are_taken_before() -> None:

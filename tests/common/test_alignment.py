@@ -73,3 +73,14 @@ def test_it_survives_json_bit_for_bit() -> None:
 def test_knots_that_are_no_map_are_refused(value: dict[str, list[object]]) -> None:
     with pytest.raises(ValueError, match="knots"):
         Alignment.from_json(value)
+
+
+def test_knots_are_held_to_increase_as_numbers_and_not_as_their_type_counts() -> None:
+    """A difference of unsigned integers is never below 0, and one patient would move the next by such knots."""
+    common, falling = np.arange(3.0), np.array([[104, 10, 232]], dtype=np.uint8)
+    with pytest.raises(ValueError, match="increase"):
+        Alignment.checked(common, falling)
+    with pytest.raises(ValueError, match="increase"):
+        Alignment.checked(falling[0], common[None])
+    kept = Alignment.checked(np.array([0, 1, 2], dtype=np.uint8), common[None])
+    assert kept.common.dtype == kept.of_group.dtype == np.float64

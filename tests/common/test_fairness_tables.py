@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.common.errors import DataError
+from equipoise.common.errors import DataError, ModelError
 from equipoise.common.fairness.tables import (
     bin_scores,
     counts_after,
@@ -121,3 +121,20 @@ def test_names_must_fit_the_table() -> None:
     assert group_names(3, ["a", "b"]) == ("a", "b", "unknown")
     with pytest.raises(ValueError, match="unknown included"):
         group_names(2, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        np.array([0.0, 2.0, 1.0]),
+        np.array([0.0, 0.0, 1.0]),
+        np.array([0.0, np.nan, 1.0]),
+        np.array([-np.inf, 0.0, 1.0]),
+        np.array([2, 1, 0], dtype=np.uint8),
+        np.zeros((2, 2)),
+    ],
+)
+def test_edges_among_which_a_search_would_remember_are_refused_before_a_score_is_looked_at(edges: np.ndarray) -> None:
+    for scores in (np.zeros(0), np.zeros(5), np.array([np.nan])):
+        with pytest.raises(ModelError, match="increase"):
+            bin_scores(scores, edges)
