@@ -287,7 +287,7 @@ class Ledger:
                 self._chain.append(kind="join", into=account, account=other)
             if moved:
                 self._chain.append(kind="mix", account=account, moved=moved)
-            members.keep(account, tags, fingerprint)
+            members.keep(account, tags, fingerprint, moved > 0)
 
     @property
     def head(self) -> str:

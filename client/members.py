@@ -45,8 +45,14 @@ class Members:
                 moved += split != tags[tag]
         return accounts, moved
 
-    def keep(self, account: str, tags: Mapping[bytes, str], fingerprint: str) -> None:
-        """Note that these are patients of the account, from data with this fingerprint."""
+    def keep(self, account: str, tags: Mapping[bytes, str], fingerprint: str, moved: bool) -> None:
+        """Note that these are patients of the account, from data with this fingerprint.
+
+        Where some `moved` to another split, all other accounts are registered anew before they are asked again: their
+        data may still have those patients where they were.
+        """
+        if moved:
+            self._db.execute("DELETE FROM note WHERE name LIKE 'patients of %'")
         rows = [(tag, account, split) for tag, split in tags.items()]
         self._db.executemany("INSERT OR REPLACE INTO member VALUES (?, ?, ?)", rows)
         note = (f"patients of {account}", fingerprint.encode())

@@ -468,6 +468,32 @@ def test_an_account_of_which_nothing_is_known_has_spent_nothing() -> None:
 
 # --- whatever happens ---------------------------------------------------------------------------------------------
 
+def test_a_patient_of_two_accounts_in_two_splits_pays_for_both_whoever_is_asked_in_turn(tmp_path: Path) -> None:
+    """The data of neither change, so that each is known: but every change of account is a change of split."""
+    ledger = opened(tmp_path, durable=False)
+    people = [f"p{number}" for number in range(20)]
+    sides: dict[str, SplitName] = {"one": "train", "two": "test"}
+    spent = np.zeros(len(ORDERS))
+    for number in range(30):
+        account = "one" if number % 2 == 0 else "two"
+        split, run = sides[account], f"run {number}"
+        query = vector_query(0, split, noise=4.0)
+        try:
+            begin(ledger, [query], run, CAPS, account=account)
+            ledger.register(account, [(patient, split) for patient in people], account)
+            ledger.check_caps(account, CAPS)
+            answer(ledger, query, request(0, run), account)
+        except RefusedError:
+            continue
+        finally:
+            ledger.end_run(request(1, run), done=True)
+        spent = spent + rdp_curve([query.plan.event], ORDERS)
+        written = ledger.account(account).spent(split, with_reserved=False).honest
+        assert (spent <= written * (1 + 1e-9)).all(), number
+    place, budget = best_order(CAPS.epsilon, CAPS.delta)
+    assert 0 < spent[place] <= budget * (1 + 1e-9)
+
+
 SOME: tuple[SplitName, ...] = ("train", "test")
 Members = Mapping[str, SplitName]
 memberships = st.dictionaries(st.sampled_from("abcde"), st.sampled_from(SOME), min_size=1)
