@@ -176,7 +176,7 @@ class SiteAgent:
         patients = sum(study.sites.declared_patients.values())
         parts = parts_of(query, rooms_of(query, noise_in(query), len(terms.cohort), patients))
         # The session holds the terms against this. The attempt is the coordinator's count; each one costs.
-        held = Asked(asked.run, asked.number, query.digest, parts, query.plan.honest)
+        held = Asked(asked.study, asked.run, asked.number, query.digest, parts, query.plan.honest)
         asked = replace(asked, attempt=terms.attempt)
         charges: list[Charge] = []
 
@@ -197,7 +197,7 @@ class SiteAgent:
             raise RefusedError(f"study hash {header['study']} is not approved at {self.site.site}")
         self.ledger.end_run(replace(asked, study=str(header["study"])), done=bool(header["done"]))
         if self._sessions is not None:
-            self._sessions.end(asked.run)
+            self._sessions.end(str(header["study"]), asked.run)
         return self._code("ok")
 
     def _begin(

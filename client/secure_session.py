@@ -33,7 +33,7 @@ from equipoise.common.secure_sum.keys import Identity
 from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage, names
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
-from equipoise.common.secure_sum.terms import LEAST_SITES, Part, Terms
+from equipoise.common.secure_sum.terms import LEAST_SITES, Part, Terms, run_of
 
 State = Literal["open", "taken", "done"]
 
@@ -58,12 +58,13 @@ class Asked:
     """What the agent knows of a release from the approved study, against which its terms are held.
 
     Attributes:
-        run, number: the release.
+        study, run, number: the release; the study by its hash.
         query: digest of the query.
         parts: its integers, from `common/secure_sum/layout.py`.
         honest: shares of the noise, from the query's release plan; None where the site adds all of it.
     """
 
+    study: str
     run: str
     number: int
     query: str
@@ -163,7 +164,7 @@ class SecureSessions:
         elif stage is Stage.INPUT:
             delivery = Delivery.of(self._site, sites, arrays)
             side.open_shares(delivery)  # raises before anything is charged
-            self._store.write(terms.run, replace(record, state="taken").to_bytes())
+            self._store.write(terms.study_run, replace(record, state="taken").to_bytes())
             given = contribute()
             fields = given.fields
             try:
@@ -175,7 +176,7 @@ class SecureSessions:
         else:
             reply = side.unmask(Consents.of(sites, arrays))
         data = pack_reply(terms, self._site, self._identity, reply, fields)
-        self._store.write_reply(terms.run, stage, data)
+        self._store.write_reply(terms.study_run, stage, data)
         over = stage is Stage.UNMASK
         answered = _Record(
             terms,
@@ -183,12 +184,12 @@ class SecureSessions:
             {**record.requests, str(int(stage)): request},
             None if over else side.to_json(),
         )
-        self._store.write(terms.run, answered.to_bytes())
+        self._store.write(terms.study_run, answered.to_bytes())
         return data
 
-    def end(self, run: str) -> None:
+    def end(self, study: str, run: str) -> None:
         """The run is over, or is given up here: delete what is secret and what was sent; its numbers stay used."""
-        data = self._store.read(run)
+        data = self._store.read(run_of(study, run))
         if data is not None:
             self._forget(_Record.from_bytes(data))
 
@@ -202,8 +203,8 @@ class SecureSessions:
 
     def _check(self, terms: Terms, asked: Asked) -> None:
         """Hold the terms of the server against the approved study and against the site's own file."""
-        stated = (terms.run, terms.number, terms.query, dict(terms.parts), terms.honest)
-        if stated != (asked.run, asked.number, asked.query, dict(asked.parts), asked.honest):
+        stated = (terms.study, terms.run, terms.number, terms.query, dict(terms.parts), terms.honest)
+        if stated != (asked.study, asked.run, asked.number, asked.query, dict(asked.parts), asked.honest):
             raise SecureSumError("mismatched", f"{self._site}: the terms of the secure sum are of another release")
         for site, key in terms.cohort.items():
             if self._peers.keys.get(site) != key:
@@ -221,7 +222,7 @@ class SecureSessions:
 
     def _record(self, terms: Terms, stage: Stage) -> _Record:
         """The record of this very attempt; a first stage may begin it, and end what was open before."""
-        data = self._store.read(terms.run)
+        data = self._store.read(terms.study_run)
         last = None if data is None else _Record.from_bytes(data)
         if last is not None:
             if last.terms.digest == terms.digest:
@@ -247,14 +248,14 @@ class SecureSessions:
         """The reply that was given to this very request."""
         if record.requests[str(int(stage))] != request:
             raise SecureSumError("changed", f"stage {stage.name} was asked before, with another request")
-        reply = self._store.read_reply(record.terms.run, stage)
+        reply = self._store.read_reply(record.terms.study_run, stage)
         if reply is None:
             raise SecureSumError("past", f"{self._site}: the run is over, its replies are deleted")
         return reply
 
     def _forget(self, record: _Record) -> None:
-        self._store.write(record.terms.run, replace(record, side=None).to_bytes())
-        self._store.drop_replies(record.terms.run)
+        self._store.write(record.terms.study_run, replace(record, side=None).to_bytes())
+        self._store.drop_replies(record.terms.study_run)
 
 
 def _request_digest(terms: Terms, stage: Stage, sites: tuple[str, ...], arrays: Arrays) -> str:

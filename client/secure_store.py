@@ -119,7 +119,7 @@ class FolderStore:
                 (self._path(run) / f"reply-{int(stage)}").unlink()
 
     def _path(self, run: str) -> Path:
-        # A run's name comes from the server and is no name of a file.
+        # A run's name comes from the server and is no name of a file; with it goes the study's hash.
         return self._folder / sha256(run.encode())[:32]
 
     def _made(self, run: str) -> Path:

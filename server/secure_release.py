@@ -58,6 +58,7 @@ def terms_of(
     patients = sum(study.sites.declared_patients.values())
     rooms = rooms_of(query, noise_in(query), max(len(sites), 1), patients)
     return Terms(
+        study=study.hash,
         run=run,
         number=number,
         attempt=attempt,

@@ -22,11 +22,13 @@ from equipoise.common.secure_sum.messages import Consents, Delivery, KeyList, Re
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 
 Points = Mapping[str, NDArray[np.int64]]
 QUERY = "5a" * 32
+STUDY = "5" * 64
 PARTS = {"table": Part(6, 32, 10**6), "vector": Part(5, 64, 2**50)}
 IDENTITIES = [Identity(bytes([number + 1]) * 32) for number in range(24)]
 NEVER = len(Stage)  # the stage at which a site drops out that does not
@@ -45,6 +47,7 @@ def identities(count: int) -> dict[str, Identity]:
 def make_terms(count: int, **changes: Any) -> Terms:
     """Terms of a release of `count` sites, with the least quorum."""
     given: dict[str, Any] = {
+        "study": STUDY,
         "run": "run",
         "number": 0,
         "attempt": 0,
@@ -173,7 +176,8 @@ class SecureDoor:
         plan = StudyPlan.from_bundle(self._known[header["plan"]])
         query = plan.entries[header["index"]].query.with_inputs(**inputs)
         rooms = rooms_of(query, noise_in(query), len(message["terms"]["cohort"]), self.patients)
-        asked = Asked(header["run"], header["release"], query.digest, parts_of(query, rooms), query.plan.honest)
+        study = Study.model_validate_json(self._known[header["study"]]["json"].tobytes()).hash
+        asked = Asked(study, header["run"], header["release"], query.digest, parts_of(query, rooms), query.plan.honest)
         try:
             reply = self.sessions.answer(asked, message, own, self._contribute)
         except SecureSumError as error:

@@ -10,8 +10,8 @@ With K sites, t of which may act as one with the server:
 learn the seed *and* the mask key of a site, and cannot unmask two sums of one release. The digest of the terms is in
 every signature and in every derived key, so nothing of one release fits another.
 
-A release (run, number) has one cohort, for ever. What failed before anything was unmasked may be tried again as a new
-attempt, with fresh keys, fresh noise and a new charge; at most one attempt is ever unmasked, by the same argument.
+A release (study, run, number) has one cohort, for ever. What failed before anything was unmasked may be tried again as
+a new attempt, with fresh keys, fresh noise and a new charge; at most one attempt is ever unmasked, by the same argument.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def threshold(sites: int) -> int:
     return max(LEAST_SITES, 2 * sites // 3 + 1)
 
 
+def run_of(study: str, run: str) -> str:
+    """The name of a run of the study with this hash."""
+    return f"{study}:{run}"
+
+
 @dataclass(frozen=True)
 class Part:
     """One array of the sum: its number of integers, their width, and the most that a site may send in one of them."""
@@ -52,6 +57,7 @@ class Terms:
     """See the module's text.
 
     Attributes:
+        study: the study's hash; runs of two studies may bear one name.
         run, number: the release.
         attempt: 0, or how often it failed before.
         query: digest of the query.
@@ -65,6 +71,7 @@ class Terms:
         StudyError: these numbers protect nobody.
     """
 
+    study: str
     run: str
     number: int
     attempt: int
@@ -121,6 +128,11 @@ class Terms:
             f"conceals each as long as at most {self.colluding} of them act as one with the server"
         )
 
+    @property
+    def study_run(self) -> str:
+        """Study and run: what a site keeps its state of."""
+        return run_of(self.study, self.run)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the terms."""
@@ -134,6 +146,7 @@ class Terms:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
+            "study": self.study,
             "run": self.run,
             "number": self.number,
             "attempt": self.attempt,
@@ -170,14 +183,17 @@ def _parsed(value: Any) -> Terms:
     honest = value["honest"]
     if any(type(number) is not int or number < 0 for number in (*numbers, *flat, 0 if honest is None else honest)):
         raise ValueError("not a whole number")
-    if not isinstance(value["run"], str) or len(value["run"]) > 200 or not _DIGEST.fullmatch(value["query"]):
-        raise ValueError("no run or query")
+    if not isinstance(value["run"], str) or len(value["run"]) > 200:
+        raise ValueError("no run")
+    if not (_DIGEST.fullmatch(value["study"]) and _DIGEST.fullmatch(value["query"])):
+        raise ValueError("no study or query")
     if not all(_SITE.fullmatch(site) for site in value["cohort"]) or not all(isinstance(name, str) for name in parts):
         raise ValueError("no name of a site or an array")
     cohort = {site: parse_key(text) for site, text in value["cohort"].items()}
     if any(len(key) != KEY_BYTES for key in cohort.values()):
         raise ValueError("no key")
     return Terms(
+        study=value["study"],
         run=value["run"],
         number=numbers[0],
         attempt=numbers[1],

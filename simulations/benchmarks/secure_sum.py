@@ -58,7 +58,7 @@ def terms_of(keys: dict[str, Identity], size: int, bits: int) -> Terms:
     part = Part(size, bits, (2 ** (bits - 1) - 1) // count)
     cohort = {site: key.public for site, key in keys.items()}
     least = max(threshold(count), -(-4 * count // 5))
-    return Terms("run", 0, 0, "0" * 64, cohort, 1, least, None, {"change": part})
+    return Terms("0" * 64, "run", 0, 0, "0" * 64, cohort, 1, least, None, {"change": part})
 
 
 def ours(drawn: Callable[[int], Numbers], count: int, size: int, bits: int) -> tuple[Spent, Numbers]:

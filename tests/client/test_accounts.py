@@ -468,6 +468,7 @@ def test_an_account_of_which_nothing_is_known_has_spent_nothing() -> None:
 
 # --- whatever happens ---------------------------------------------------------------------------------------------
 
+
 def test_a_patient_of_two_accounts_in_two_splits_pays_for_both_whoever_is_asked_in_turn(tmp_path: Path) -> None:
     """The data of neither change, so that each is known: but every change of account is a change of split."""
     ledger = opened(tmp_path, durable=False)

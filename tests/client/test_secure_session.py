@@ -52,7 +52,7 @@ class Site:
         arrays: Arrays,
         contribute: Callable[[], Contribution] | None = None,
     ) -> bytes:
-        asked = Asked(terms.run, terms.number, terms.query, terms.parts, terms.honest)
+        asked = Asked(terms.study, terms.run, terms.number, terms.query, terms.parts, terms.honest)
         message = {"terms": json.loads(canonical_json(terms.to_json())), "stage": stage, "sites": sites}
         return self.sessions.answer(asked, message, arrays, contribute or self.contribute)
 
@@ -306,7 +306,7 @@ def test_an_earlier_number_is_over_once_a_later_one_has_begun() -> None:
 
 def held_secrets(terms: Terms, store: SessionStore) -> list[bytes]:
     """What the record of a run holds that nobody may ever read, as bytes and as the text that the record writes."""
-    record = json.loads(store.read(terms.run) or b"{}")
+    record = json.loads(store.read(terms.study_run) or b"{}")
     if record.get("side") is None:
         return []
     found = [*record["side"]["secrets"], *record["side"]["shares"].values()]
@@ -326,13 +326,23 @@ def test_secrets_are_deleted_with_the_release(end: str, tmp_path: Path) -> None:
     if end == "unmasked":
         case.until(5)
     elif end == "end of the run":
-        case.site.sessions.end(case.terms.run)
+        case.site.sessions.end(case.terms.study, case.terms.run)
     else:
         following = Case(4, **({"number": 1} if end == "next release" else {"attempt": 1}))
         following.sites[SITE] = case.site
         following.until(1)
     assert not any(secret in on_disk(tmp_path) for secret in secrets)
     assert all(path.stat().st_mode & 0o077 == 0 for path in [tmp_path, *tmp_path.iterdir()])
+
+
+def test_runs_of_two_studies_under_one_name_know_nothing_of_each_other(tmp_path: Path) -> None:
+    """A study that was changed and submitted again under its name, or two coordinators of one mind."""
+    store = FolderStore(tmp_path)
+    first = Case(4, store, number=5).until(3)
+    other = Case(4, store, study="7" * 64).until(2)
+    other.site.sessions.end(other.terms.study, other.terms.run)
+    first.until(5)
+    assert first.site.contributed == 1
 
 
 def test_the_contribution_is_never_on_disk(tmp_path: Path) -> None:
@@ -346,8 +356,8 @@ def test_the_contribution_is_never_on_disk(tmp_path: Path) -> None:
 
 def test_after_the_end_of_a_run_nothing_is_left_but_its_numbers(tmp_path: Path) -> None:
     case = Case(4, store=FolderStore(tmp_path)).until(5)
-    case.site.sessions.end(case.terms.run)
-    case.site.sessions.end("a run that never was")
+    case.site.sessions.end(case.terms.study, case.terms.run)
+    case.site.sessions.end(case.terms.study, "a run that never was")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["record.json"]
     for stage in range(5):
         with pytest.raises(SecureSumError) as caught:
@@ -383,7 +393,7 @@ def test_only_pinned_peers_count() -> None:
         with pytest.raises(SecureSumError, match=r"site-02 is not pinned") as caught:
             site.ask(terms, 0, [], {})
         assert code_of(caught) == "unknown_peer"
-        assert site.store.read(terms.run) is None  # not even a key was made
+        assert site.store.read(terms.study_run) is None  # not even a key was made
 
 
 def test_a_cohort_without_the_site_itself_is_refused() -> None:
@@ -407,6 +417,7 @@ def test_the_sites_own_minimum_and_colluding_hold() -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"study": "7" * 64},
         {"run": "other"},
         {"number": 3},
         {"query": "1" * 64},
@@ -420,7 +431,7 @@ def test_terms_that_are_not_those_of_the_approved_study_are_refused(change: dict
     """A reach of five, above all: a refusal at the door would tell whether a count is larger."""
     terms = make_terms(4)
     site = Site(SITE, terms)
-    asked = Asked(terms.run, terms.number, terms.query, terms.parts, terms.honest)
+    asked = Asked(terms.study, terms.run, terms.number, terms.query, terms.parts, terms.honest)
     message = {"terms": make_terms(4, **change).to_json(), "stage": 0, "sites": []}
     with pytest.raises(SecureSumError) as caught:
         site.sessions.answer(asked, message, {}, site.contribute)
@@ -441,7 +452,7 @@ def test_terms_that_are_not_those_of_the_approved_study_are_refused(change: dict
 )
 def test_a_request_without_terms_is_refused(message: Any) -> None:
     site = Site(SITE, make_terms(4))
-    asked = Asked("run", 0, "0" * 64, {})
+    asked = Asked("5" * 64, "run", 0, "0" * 64, {})
     with pytest.raises(SecureSumError):
         site.sessions.answer(asked, message, {}, site.contribute)
 

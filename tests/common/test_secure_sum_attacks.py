@@ -207,7 +207,7 @@ def impersonated(
 ) -> Any:
     """A coordinator that plays all sites but the victim, with keys that it made itself; what it reads of the victim."""
     victim = sessions(pinned)
-    asked = Asked(terms.run, terms.number, terms.query, terms.parts, terms.honest)
+    asked = Asked(terms.study, terms.run, terms.number, terms.query, terms.parts, terms.honest)
     release = Release(terms, {}, {site: SecureSite(terms, site, fake) for site, fake in fakes.items()})
     sides = {**{site: SecureSite(terms, site, fake) for site, fake in fakes.items()}}
     coordinator = release.coordinator
@@ -588,7 +588,7 @@ def test_noise_is_not_used_again_with_another_cohort() -> None:
         return Contribution({"vector": points + drawn[-1]})
 
     def ask(terms: Terms, until: Stage) -> None:
-        asked = Asked(terms.run, terms.number, terms.query, terms.parts, terms.honest)
+        asked = Asked(terms.study, terms.run, terms.number, terms.query, terms.parts, terms.honest)
         release = Release(terms, draw_points(terms))
         while release.coordinator.stage is not None and release.coordinator.stage <= until:
             stage = release.coordinator.stage

@@ -124,7 +124,7 @@ class Case:
             return Contribution(self.points[site], {"ledger": "head"})
 
         terms = self.terms
-        asked = Asked(terms.run, terms.number, terms.query, terms.parts, terms.honest)
+        asked = Asked(terms.study, terms.run, terms.number, terms.query, terms.parts, terms.honest)
         return self.sessions(site).answer(asked, message, arrays, contribute)
 
     def request(self, site: str) -> tuple[dict[str, Any], Arrays]:
