@@ -133,7 +133,7 @@ class Accounts:
             name = self.root[name]
         return name
 
-    def was_paid(self, study: str, run: str, index: int) -> bool:
+    def was_paid(self, study: str, run: str, index: int | None) -> bool:
         """Whether the reservation of a query has been used: another attempt at it is spent on top."""
         return (f"{study}:{run}", index) in self.paid
 

@@ -11,7 +11,7 @@ learn the seed *and* the mask key of a site, and cannot unmask two sums of one r
 every signature and in every derived key, so nothing of one release fits another.
 
 A release (study, run, number) has one cohort, for ever. What failed before anything was unmasked may be tried again as
-a new attempt, with fresh keys, fresh noise and a new charge; at most one attempt is ever unmasked, by the same argument.
+a new attempt, with fresh keys, fresh noise and a new charge; at most one is ever unmasked, by the same argument.
 """
 
 from __future__ import annotations
