@@ -43,6 +43,7 @@ from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 
+LONGEST_NAME = 200  # of a run; what a server sends may stand in a ledger that is only ever added to
 Opener = Callable[[Study, Site], Patients]
 
 
@@ -108,6 +109,8 @@ class SiteAgent:
     def _release(self, request: bytes) -> bytes:
         header, arrays = unpack(request)
         asked = Request("", str(header["run"]), int(header["release"]), str(header["head"]))
+        if max(len(asked.run), len(asked.head)) > LONGEST_NAME:
+            raise RefusedError(f"a run or a head of more than {LONGEST_NAME} characters")
         if header.get("close"):
             return self._close(header, asked)
         message, secure, rest = split_request(header, arrays)

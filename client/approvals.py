@@ -10,8 +10,10 @@ commands `equipoise site approve` and `refuse`. A decision is one file, written 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,7 +96,13 @@ class Approvals:
         """
         found = self.find(digest)
         decision = {"hash": found.hash, "state": state, "by": by, "time": time.time()}
-        write_whole(self._decisions / f"{found.hash}.json", canonical_json(decision))
+        file = self._decisions / f"{found.hash}.json"
+        write_whole(file, canonical_json(decision))
+        if os.geteuid() == 0:
+            # The agent has to read what an administrator decided.
+            owner = self._studies.stat()
+            for path in (self._decisions, file):
+                os.chown(path, owner.st_uid, owner.st_gid)
         return self.find(found.hash)
 
     def find(self, digest: str) -> Proposal:
@@ -115,7 +123,11 @@ class Approvals:
 
     def all(self) -> list[Proposal]:
         """Every study that was ever proposed here, oldest first."""
-        return sorted((self._read(file) for file in self._studies.glob("*.json")), key=lambda found: found.time)
+        found = []
+        for file in self._studies.glob("*.json"):
+            with suppress(StudyError):  # taken down by another version, or changed since: nobody can approve it
+                found.append(self._read(file))
+        return sorted(found, key=lambda proposal: proposal.time)
 
     def _read(self, file: Path) -> Proposal:
         try:
@@ -133,8 +145,11 @@ class Approvals:
         file = self._decisions / f"{digest}.json"
         try:
             value = json.loads(file.read_bytes())
-            if value["hash"] == digest and value["state"] in ("approved", "refused"):
-                return value["state"], str(value["by"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no decision that can be read is no decision
-        return ("approved", "the site file") if digest in self._always else ("pending", "")
+        except FileNotFoundError:
+            return ("approved", "the site file") if digest in self._always else ("pending", "")
+        except (OSError, ValueError):
+            value = None
+        if isinstance(value, dict) and value.get("hash") == digest and value.get("state") in ("approved", "refused"):
+            return value["state"], str(value.get("by", ""))
+        # Somebody decided: that it cannot be read, as one written by another user, must not approve.
+        return "refused", f"a decision that cannot be read ({file.name})"

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from equipoise.client import site_agent_pb2 as pb
+from equipoise.common.errors import EquipoiseError
 
 SERVICE = "equipoise.v1.SiteAgent"
 CHUNK_BYTES = 512 * 1024
 
 
-class TooLargeError(Exception):
+class TooLargeError(EquipoiseError):
     """More bytes than are allowed, or than the first part said."""
+
+    code = "too_large"
 
 
 def parts(data: bytes) -> Iterator[pb.Chunk]:

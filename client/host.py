@@ -17,7 +17,7 @@ from equipoise.client.approvals import Approvals
 from equipoise.client.resident import Resident
 from equipoise.client.secure_session import Peers, SecureSessions
 from equipoise.client.secure_store import FolderStore
-from equipoise.client.service import serve
+from equipoise.client.service import door_workers, serve
 from equipoise.common.errors import StorageError
 from equipoise.common.identity import signing_identity
 from equipoise.common.secure_sum.keys import parse_key
@@ -47,7 +47,9 @@ def sessions_of(site: Site, state: Path) -> SecureSessions | None:
 
 
 def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; an answer that was begun is ended first.
+    """Serve until SIGTERM or Ctrl-C; an answer that was begun is ended first, unless the signal comes again.
+
+    Until it has ended the folder is this agent's alone: two that wrote there would tear the audit log's chain.
 
     Args:
         site_file: the hospital's own file.
@@ -62,7 +64,7 @@ def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
     site = load_site(site_file)
     state.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # sums do not depend on the cores of a machine
-    with (state / "agent.lock").open("w") as lock:
+    with (state / "agent.lock").open("w") as lock, door_workers() as workers:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -71,11 +73,14 @@ def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
         agent = SiteAgent(site, state, approvals, sessions=sessions_of(site, state))
         resident = Resident(agent, site.site, state, site_file, approvals)
         socket = Path(site.socket.path)
-        server = serve(resident, site.site, socket, group=site.socket.group, most_bytes=site.socket.request_mib * 2**20)
+        most = site.socket.request_mib * 2**20
+        server = serve(resident, site.site, socket, group=site.socket.group, most_bytes=most, workers=workers)
         say(f"site agent of {site.site} listens at {socket}")
         ended = threading.Event()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
+            if ended.is_set():
+                os._exit(1)  # as after a power cut: what was charged is charged, what was sealed is kept
             ended.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):

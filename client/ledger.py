@@ -245,7 +245,9 @@ class Ledger:
     def end_run(self, request: Request, done: bool) -> None:
         """Note the last head of an arm; with `done` the run is over, and what it did not ask is given back."""
         with self._chain.writing():
-            if (request.study, request.whole_run) not in self._done:
+            run = request.study, request.whole_run
+            # Of a run that asked nothing there is nothing to note, however often it is ended.
+            if run not in self._done and any(begun[:2] == run for begun in self._begun):
                 self._chain.append(kind="close", **_named(request), head=request.head, done=done)
 
     def pin_data(self, study: str, run: str, fingerprint: str) -> None:

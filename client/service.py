@@ -10,6 +10,7 @@ from __future__ import annotations
 import grp
 import logging
 import os
+import socket as sockets
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,8 @@ class AgentService(grpc.GenericRpcHandler):
         try:
             request = joined(chunks, self._most_bytes)
         except TooLargeError:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+            # Not RESOURCE_EXHAUSTED, by which gRPC itself says that there are too many calls at once.
+            context.abort(grpc.StatusCode.OUT_OF_RANGE, "")
         try:
             reply = self._door.answer(request)
         except Exception:
@@ -83,7 +85,20 @@ class AgentService(grpc.GenericRpcHandler):
         yield from parts(reply)
 
 
-def serve(door: Door, site: str, socket: Path, *, group: str | None = None, most_bytes: int = 2**30) -> grpc.Server:
+def door_workers() -> ThreadPoolExecutor:
+    """The threads in which requests are answered. A stopped server does not wait for them; `shutdown` does."""
+    return ThreadPoolExecutor(_WORKERS, thread_name_prefix="door")
+
+
+def serve(
+    door: Door,
+    site: str,
+    socket: Path,
+    *,
+    group: str | None = None,
+    most_bytes: int = 2**30,
+    workers: ThreadPoolExecutor | None = None,
+) -> grpc.Server:
     """Start to listen at `socket`; stop the server to end it.
 
     Args:
@@ -92,10 +107,11 @@ def serve(door: Door, site: str, socket: Path, *, group: str | None = None, most
         socket: path of the Unix socket; its folder is made with mode 0750 where it is missing.
         group: name of the Unix group that may connect beside the owner; None for the agent's own.
         most_bytes: size of the largest request.
+        workers: of `door_workers`, for who has to know when the last answer has ended.
 
     Raises:
         StudyError: the path is too long, or there is no such group.
-        StorageError: the socket cannot be made.
+        StorageError: the socket cannot be made, or another process listens there.
     """
     if len(os.fsencode(socket)) > _LONGEST_PATH:
         raise StudyError(f"socket.path: {socket} is longer than the {_LONGEST_PATH} bytes of a Unix socket; shorten it")
@@ -104,11 +120,14 @@ def serve(door: Door, site: str, socket: Path, *, group: str | None = None, most
     except KeyError:
         raise StudyError(f"socket.group={group}: no such group; make it (groupadd) or correct the name") from None
     server = grpc.server(
-        ThreadPoolExecutor(_WORKERS, thread_name_prefix="door"),
+        workers or door_workers(),
         options=[("grpc.max_receive_message_length", 2 * CHUNK_BYTES), ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=_CALLS,
     )
     server.add_generic_rpc_handlers((AgentService(door, site, most_bytes),))
+    if _listens(socket):
+        # gRPC would put its own socket in the place of that one.
+        raise StorageError(f"socket {socket}: another process listens there; stop it, or give socket.path another name")
     try:
         if not socket.parent.is_dir():
             socket.parent.mkdir(parents=True)
@@ -123,7 +142,17 @@ def serve(door: Door, site: str, socket: Path, *, group: str | None = None, most
         os.chown(socket, -1, gid)
         socket.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "another process listens there, or the folder cannot be written"
+        reason = getattr(error, "strerror", None) or "the folder cannot be written"
         raise StorageError(f"socket {socket}: cannot be made ({reason})") from None
     server.start()
     return server
+
+
+def _listens(path: Path) -> bool:
+    """Whether a process answers at a Unix socket; one that ended left the name alone."""
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True

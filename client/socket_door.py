@@ -9,7 +9,7 @@ import grpc
 
 from equipoise.client import site_agent_pb2 as pb
 from equipoise.client.chunks import CHUNK_BYTES, SERVICE, TooLargeError, joined, parts
-from equipoise.common.errors import UnreachableError
+from equipoise.common.errors import EquipoiseError, UnreachableError
 
 _HELLO_S = 10.0
 _ANSWER_S = 6 * 3600.0  # the coordinator's own deadline is shorter; this ends what nobody waits for
@@ -51,6 +51,8 @@ class SocketDoor:
 
         Raises:
             UnreachableError: no agent answers, or it ended before its answer was whole.
+            TooLargeError: the request has more bytes than the site allows.
+            EquipoiseError: the agent failed.
         """
         call = self._channel.stream_stream(
             f"/{SERVICE}/Answer",
@@ -59,7 +61,13 @@ class SocketDoor:
         )
         try:
             return joined(call(parts(request), timeout=_ANSWER_S), _LARGEST_REPLY_BYTES)
-        except (grpc.RpcError, TooLargeError):
+        except grpc.RpcError as error:
+            # What another attempt would not change is not asked again.
+            status = error.code() if isinstance(error, grpc.Call) else None
+            if status is grpc.StatusCode.OUT_OF_RANGE:
+                raise TooLargeError(f"{len(request)} bytes; raise socket.request_mib in the site file") from None
+            if status is grpc.StatusCode.INTERNAL:
+                raise EquipoiseError("the site agent failed; its log says why") from None
             raise self._unreachable() from None
 
     def _unreachable(self) -> UnreachableError:

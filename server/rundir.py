@@ -146,6 +146,22 @@ class RunFolder:
         except (OSError, RefusedError):
             raise TranscriptError(f"{file}: missing or changed since the run began; restore the file") from None
 
+    def keep_inputs(self, study: Study) -> None:
+        """Copy the vendor's weights into the run, and an audit's second model and the public pool where there are any.
+
+        Raises:
+            StudyError: the study names no weights.
+            StorageError: a copy cannot be written.
+        """
+        weights, after, pool = study.model.weights, study.model.after, study.privacy.public_pool
+        if weights is None:
+            raise StudyError(f"study {study.study}: model.weights is missing; name the vendor's safetensors file")
+        write_whole(self.path / "base.safetensors", Path(weights.path).read_bytes())
+        if after is not None:
+            write_whole(self.path / "after.safetensors", Path(after.path).read_bytes())
+        if pool is not None:
+            write_whole(self.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
+
     def placed(self, study: Study) -> Study:
         """The study with its public pool and its second model where the run keeps copies."""
         if study.model.after is not None:

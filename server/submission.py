@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from equipoise.common.errors import StudyError
-from equipoise.common.files import write_whole
 from equipoise.common.methods import SIMULATION_CONTROLS, resolve
 from equipoise.common.study import Study
 from equipoise.common.study_file import load_study
@@ -34,12 +33,7 @@ def prepare_run(coordinator: Coordinator, study_file: Path, assignments: list[st
     # What concerns simulations is no part of what is proposed; nor is it needed again.
     study = _with_secure_sum(study.model_copy(update={"simulation": None}), coordinator)
     arms = tuple(Arm(arm, variant) for arm, variant in arms_of(study).items())
-    weights, pool = study.model.weights, study.privacy.public_pool
-    if weights is None:
-        raise StudyError(f"{study_file}: model.weights is missing; name the vendor's safetensors file")
-    write_whole(folder.path / "base.safetensors", Path(weights.path).read_bytes())
-    if pool is not None:
-        write_whole(folder.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
+    folder.keep_inputs(study)
     facts = {"source": "hospitals' own data", "note": "", "synthetic": False}
     sites = tuple(sorted(study.sites.declared_patients))
     folder.write_task(Task(study, arms, sites, tuple(arm.name for arm in arms), facts))

@@ -219,15 +219,7 @@ def begin_run(run: RunFolder, task: Task, files: dict[str, list[Path]]) -> None:
             # The hospitals may have been moved since, or the command be given from another folder.
             write_hospitals_file(run.path, files)
         return
-    weights = task.study.model.weights
-    if weights is None:
-        raise StudyError("model.weights is missing")
-    write_whole(run.path / "base.safetensors", Path(weights.path).read_bytes())
-    if task.study.model.after is not None:
-        write_whole(run.path / "after.safetensors", Path(task.study.model.after.path).read_bytes())
-    pool = task.study.privacy.public_pool
-    if pool is not None:
-        write_whole(run.path / f"pool{Path(pool.path).suffix}", Path(pool.path).read_bytes())
+    run.keep_inputs(task.study)
     write_hospitals_file(run.path, files)
     run.write_task(task)
 

@@ -183,14 +183,21 @@ def test_a_release_stands_in_the_ledger_before_a_patient_is_read(
     assert kinds(agent) == ["study", "release", "seal"]
 
 
-def test_the_close_of_a_run_is_remembered_for_approved_studies_alone(tmp_path: Path) -> None:
+def test_the_close_of_a_run_is_remembered_where_it_began_and_is_approved(tmp_path: Path) -> None:
     study = study_of()
     agent = open_agent(Counted(), tmp_path, [study])
+    assert code_of(agent.answer(close_request(study, "run/swift", 5, "last head", done=True))) == "ok"
+    assert kinds(agent) == []
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
     assert code_of(agent.answer(close_request(study, "run/swift", 5, "last head", done=False))) == "ok"
-    assert [(e.kind, e.body["head"], e.body["done"]) for e in agent.ledger.entries()] == [("close", "last head", False)]
+    last = list(agent.ledger.entries())[-1]
+    assert (last.kind, last.body["head"], last.body["done"]) == ("close", "last head", False)
+    before = kinds(agent)
     stranger = study.model_copy(update={"seed": 1})
     assert code_of(agent.answer(close_request(stranger, "run/swift", 6, "x", done=True))) == "refused"
-    assert kinds(agent) == ["close"]
+    for run, head in (("r" * 201, "head"), ("run/swift", "h" * 201)):
+        assert code_of(agent.answer(close_request(study, run, 6, head, done=True))) == "refused"
+    assert kinds(agent) == before
 
 
 def test_a_run_that_ended_asks_nothing_more(tmp_path: Path) -> None:

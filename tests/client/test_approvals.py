@@ -1,6 +1,7 @@
 """The store of studies: nothing is approved but by a decision that can be read, and a changed study is another."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,27 @@ def test_a_decision_that_cannot_be_read_is_none(text: bytes, tmp_path: Path) -> 
     approvals.decide(study.hash, "approved", "ann")
     (tmp_path / "decisions" / f"{study.hash}.json").write_bytes(text)
     assert study.hash not in approvals
+    # It may have been a refusal, and goes before the site file.
+    assert study.hash not in Approvals(tmp_path, [study.hash])
+    assert approvals.propose(study, "run") == "refused"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an administrator's decision")
+def test_what_an_administrator_decides_belongs_to_the_agent(tmp_path: Path) -> None:
+    approvals, study = Approvals(tmp_path), make_study()
+    approvals.propose(study, "run")
+    os.chown(tmp_path / "studies", 65534, 65534)
+    approvals.decide(study.hash, "refused", "root")
+    for path in (tmp_path / "decisions", tmp_path / "decisions" / f"{study.hash}.json"):
+        assert path.stat().st_uid == path.stat().st_gid == 65534
+
+
+def test_a_stored_study_that_is_none_keeps_no_other_from_being_proposed(tmp_path: Path) -> None:
+    approvals = Approvals(tmp_path)
+    approvals.propose(make_study(), "run")
+    (tmp_path / "studies" / f"{'0' * 64}.json").write_text("of another version")
+    assert approvals.propose(make_study(seed=8), "run") == "pending"
+    assert [found.study.seed for found in approvals.all()] == [make_study().seed, 8]
 
 
 def test_a_stored_study_that_was_changed_is_found(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_what_was_not_begun_or_has_ended_asks_nothing(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="has ended; start another run"):
         begin(ledger, QUERIES)
     ledger.end_run(request(0), done=True)  # once more changes nothing
+    ledger.end_run(request(0, run="a run that never began"), done=True)
     assert kinds(ledger) == ["study", "close"]
 
 

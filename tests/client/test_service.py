@@ -18,7 +18,7 @@ from equipoise.client.app import app as stub
 from equipoise.client.chunks import CHUNK_BYTES, SERVICE, TooLargeError, joined, parts
 from equipoise.client.service import serve
 from equipoise.client.socket_door import SocketDoor
-from equipoise.common.errors import StudyError, UnreachableError
+from equipoise.common.errors import StorageError, StudyError
 from equipoise.envelope import HELLO, RELEASE, get_bytes, get_code, get_hello, put_bytes
 from equipoise.simulations.grid import task_identity
 
@@ -50,9 +50,28 @@ def test_bytes_of_any_size_pass(size: int, path: Path) -> None:
 
 
 def test_a_request_over_the_cap_is_not_read(path: Path) -> None:
-    with pytest.raises(UnreachableError):
+    with pytest.raises(TooLargeError):
         SocketDoor(str(path)).answer(bytes(12 * 2**20 + 1))
     assert SocketDoor(str(path)).answer(b"ab") == b"ba"
+
+
+def test_a_socket_that_somebody_listens_at_is_left_to_them(path: Path) -> None:
+    class Other:
+        def answer(self, request: bytes) -> bytes:
+            return b"another"
+
+    with pytest.raises(StorageError, match="another process listens there"):
+        serve(Other(), "ash", path)
+    assert SocketDoor(str(path)).answer(b"ab") == b"ba"
+
+
+def test_the_name_that_a_dead_process_left_is_taken_over(tmp_path: Path) -> None:
+    socket = tmp_path / "a.sock"
+    with sockets.socket(sockets.AF_UNIX) as left:
+        left.bind(str(socket))
+    server = serve(Mirror(), "ash", socket)
+    assert SocketDoor(str(socket)).answer(b"ab") == b"ba"
+    server.stop(None).wait()
 
 
 def test_chunks_hold_what_the_first_promised() -> None:
@@ -114,6 +133,12 @@ def told(message_type: str, content: RecordDict, socket: Path) -> RecordDict:
 def test_the_stub_passes_bytes_and_introduces_the_agent(path: Path) -> None:
     assert get_bytes("reply", told(RELEASE, put_bytes("request", b"abc"), path)) == b"cba"
     assert get_hello(told(HELLO, RecordDict(), path)) == ("ash", __version__)
+
+
+def test_what_another_attempt_would_not_change_is_not_called_unreachable(path: Path) -> None:
+    """A site that cannot be reached is asked again until the deadline."""
+    assert get_code(told(RELEASE, put_bytes("request", bytes(12 * 2**20 + 1)), path)) == "too_large"
+    assert get_code(told(RELEASE, put_bytes("request", b"fail"), path)) == "internal"
 
 
 def test_without_an_agent_the_stub_says_so_and_no_more(tmp_path: Path) -> None:

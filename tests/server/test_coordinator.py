@@ -116,6 +116,17 @@ def test_a_submission_writes_a_run_that_is_not_of_a_simulation(coordinator: Coor
     assert prepare_run(coordinator, desk.study, [], "again").name == "again"
 
 
+def test_a_submission_takes_along_all_that_the_run_reads(coordinator: Coordinator, tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk", TABLE)
+    weights = {"path": "vendor.safetensors"}
+    model = {**TABLE["model"], "weights": weights, "after": weights}
+    desk.write_study(sites={"declared_patients": dict.fromkeys(SITES, 24)}, method={"name": "audit"}, model=model)
+    run = prepare_run(enrolled(coordinator, *SITES), desk.study, [], None)
+    after = run.placed(run.task().study).model.after
+    assert after is not None
+    assert Path(after.path).read_bytes() == (desk.folder / "vendor.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
