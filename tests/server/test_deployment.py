@@ -95,7 +95,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(proposal, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(proposal, "_FIRST_PAUSE_S", 0.01)
     return Place(tmp_path)
 
 
