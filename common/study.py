@@ -211,9 +211,9 @@ class Sites(Strict):
     keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}  # of the secure sum
     colluding: int = Field(default=1, ge=0)  # sites that may act as one with the server
 
-    def least(self, asked: int) -> int:
-        """Least number of sites that must answer where `asked` are asked."""
-        return max(self.minimum, math.ceil(self.quorum * asked - 1e-9))
+    def least(self, sites: int) -> int:
+        """Least number of sites that must answer where the study has `sites`, whoever is there."""
+        return max(self.minimum, math.ceil(self.quorum * sites - 1e-9))
 
 
 class Card(Strict):

@@ -54,6 +54,7 @@ clientapp = "equipoise_app.client:app"
 
 [tool.flwr.app.config]
 folder = ""
+coordinator = ""
 approval-wait-s = 604800.0
 track = ""
 '''
@@ -97,6 +98,11 @@ class Coordinator:
         files = sorted((self.folder / "sites").glob("*.json"))
         return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
+    @property
+    def nodes(self) -> dict[str, int]:
+        """Node id of every site that was let in: the SuperLink gave it to the site's key, and it stays the key's."""
+        return {site: int(known["node_id"]) for site, known in self.enrolled().items()}
+
     def enroll(self, found: Enrolment) -> None:
         """Let a site in: register its node key at the SuperLink.
 
@@ -138,7 +144,8 @@ class Coordinator:
         Raises:
             UnreachableError: the SuperLink does not answer.
         """
-        config = f'folder={json.dumps(str(run.resolve()))} approval-wait-s={approval_wait_s} track="{",".join(track)}"'
+        config = f"folder={json.dumps(str(run.resolve()))} coordinator={json.dumps(str(self.folder))} "
+        config += f'approval-wait-s={approval_wait_s} track="{",".join(track)}"'
         for name, text in _APP_FILES.items():
             write_whole(self.folder / "app" / name, text.encode())
         return str(self.flower("run", str(self.folder / "app"), CONNECTION, "-c", config)["run-id"])

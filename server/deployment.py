@@ -22,6 +22,7 @@ from equipoise.common.audit import AuditLog
 from equipoise.common.errors import EquipoiseError, StorageError
 from equipoise.common.files import write_whole
 from equipoise.common.query import Query
+from equipoise.server.coordinator import Coordinator
 from equipoise.server.engine import Finished, Watcher
 from equipoise.server.orphan import end_without_superlink
 from equipoise.server.proposal import propose
@@ -41,15 +42,25 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Carry out the run whose folder the configuration names."""
+    """Carry out the run whose folder the configuration names, over the sites that its coordinator has let in."""
     end_without_superlink()
     config = context.run_config
     trackers = [name for name in str(config.get("track", "")).split(",") if name]
-    carry_out(grid, RunFolder(Path(str(config["folder"]))), float(config.get("approval-wait-s", 7 * 86400.0)), trackers)
+    folder, coordinator = RunFolder(Path(str(config["folder"]))), Coordinator(Path(str(config["coordinator"])))
+    carry_out(grid, folder, coordinator.nodes, float(config.get("approval-wait-s", 7 * 86400.0)), trackers)
 
 
-def carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, trackers: Sequence[str] = ()) -> None:
+def carry_out(
+    grid: Grid, folder: RunFolder, nodes: Mapping[str, int], approval_wait_s: float, trackers: Sequence[str] = ()
+) -> None:
     """The whole of a deployed run; what is done already is replayed.
+
+    Args:
+        grid: with the nodes of all sites, those of other studies too.
+        folder: the run's.
+        nodes: node id of each site that was let in.
+        approval_wait_s: seconds until a site that has not decided is left out.
+        trackers: who else is told of the rounds.
 
     Raises:
         EquipoiseError: see `equipoise.common.errors`; its line is in `deployment/state.json` too.
@@ -60,7 +71,7 @@ def carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, trackers: S
         note = _Notes(folder, audit)
         try:
             note.state("connecting")
-            _carry_out(grid, folder, approval_wait_s, note, trackers)
+            _carry_out(grid, folder, nodes, approval_wait_s, note, trackers)
             note.state("finished")
         except EquipoiseError as error:
             note.failed(str(error), type(error).exit_code)
@@ -70,14 +81,20 @@ def carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, trackers: S
             raise
 
 
-def _carry_out(grid: Grid, folder: RunFolder, approval_wait_s: float, note: _Notes, trackers: Sequence[str]) -> None:
+def _carry_out(
+    grid: Grid,
+    folder: RunFolder,
+    nodes: Mapping[str, int],
+    approval_wait_s: float,
+    note: _Notes,
+    trackers: Sequence[str],
+) -> None:
     torch.set_num_threads(1)
     task = folder.task()
     folder.mend()
     study = task.study
     transport = Transport(grid)
-    needed = quorum(study, len(task.sites))
-    transport.connect(task.sites, study.sites.deadline_s, least=needed)
+    transport.connect(task.sites, study.sites.deadline_s, quorum(study, len(task.sites)), nodes)
     note.state("waiting for approval")
     propose(transport, study, folder.name, len(task.sites), approval_wait_s, note.decisions)
     note.state("running")

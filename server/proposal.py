@@ -1,7 +1,8 @@
 """A study is proposed to its sites before it asks anything, and waits until they have decided.
 
 A site takes the study down as pending and says what it has decided so far: that is the site's own decision, made by
-people, and says nothing about a patient that they did not mean to say.
+people, and says nothing about a patient that they did not mean to say. A site that could not be reached, or failed, has
+decided nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import QuorumError
 from equipoise.common.study import Study
 from equipoise.common.wire import PROTOCOL, pack_bundles, unpack
+from equipoise.envelope import safe_code
 from equipoise.server.release import quorum, study_bundle
-from equipoise.server.transport import Transport
+from equipoise.server.transport import Reply, Transport
 
-APPROVED, PENDING, REFUSED = "approved", "pending", "refused"
-_PAUSE_S = 5.0
+APPROVED, PENDING, REFUSED, PAUSED = "approved", "pending", "refused", "paused"
+_DECIDED = frozenset({APPROVED, REFUSED, PAUSED})
+_SAID = _DECIDED | {PENDING}
+# People decide, which takes days; each time that a site is asked it starts a process and writes a line in its log.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_GROWTH = 5.0, 60.0, 1.5
 
 
 def propose(
@@ -46,16 +51,19 @@ def propose(
     request = pack_bundles({"protocol": PROTOCOL, "propose": True, "run": run, "study": digest}, {digest: document})
     states: dict[str, str] = dict.fromkeys(transport.nodes, PENDING)
     end = time.monotonic() + wait_s
+    pause_s = _FIRST_PAUSE_S
     while True:
         before = dict(states)
         # Who refused or approved is asked again too: a decision can be changed while others are waited for.
         for reply in transport.ask(dict.fromkeys(transport.nodes, request), study.sites.deadline_s):
-            states[reply.site] = _state(reply.payload) if reply.payload is not None else str(reply.code)
+            states[reply.site] = _state(reply, states[reply.site])
         if states != before or before == dict.fromkeys(transport.nodes, PENDING):
             say(states)
-        if PENDING not in states.values() or time.monotonic() >= end:
+        left_s = end - time.monotonic()
+        if _DECIDED.issuperset(states.values()) or left_s <= 0:
             break
-        time.sleep(_PAUSE_S)
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)
     approved = {site: node for site, node in transport.nodes.items() if states[site] == APPROVED}
     needed = quorum(study, sites)
     if len(approved) < needed:
@@ -68,10 +76,18 @@ def propose(
     return approved
 
 
-def _state(payload: bytes) -> str:
+def _state(reply: Reply, before: str) -> str:
+    """What a site says of the study; where it says nothing, the decision that it had made, or why it says nothing."""
+    said = str(reply.code) if reply.payload is None else _said(reply.payload)
+    return before if before in _DECIDED and said not in _SAID else said
+
+
+def _said(payload: bytes) -> str:
     try:
         header, _ = unpack(payload)
     except QuorumError:
         return "malformed"
-    state = header.get("state") if header.get("code") == "ok" else header.get("code")
-    return state if state in (APPROVED, PENDING, REFUSED, "paused") else "malformed"
+    if header.get("code") != "ok":
+        return safe_code(header.get("code"))
+    state = safe_code(header.get("state"))
+    return state if state in _SAID else "malformed"

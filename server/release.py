@@ -180,7 +180,9 @@ class PlainRelease:
         """
         if self._attendance.asking:
             return False
-        shortfall = self._attendance.shortfall(quorum(self._study, len(self._attendance.sites)))
+        # A share of the study's sites, not of those that connected: of these a share was left out already.
+        sites = len(self._study.sites.declared_patients) or len(self._attendance.sites)
+        shortfall = self._attendance.shortfall(quorum(self._study, sites))
         if shortfall is not None:
             raise QuorumError(
                 f"release {self._number} ({self.query.name}): {shortfall}; see the sites' own logs, then resume the "
@@ -221,7 +223,7 @@ class PlainRelease:
 
 
 def quorum(study: Study, sites: int) -> int:
-    """Least number of sites that must answer."""
+    """Least number of sites that must answer, of `sites` that the study has."""
     return study.sites.least(sites)
 
 

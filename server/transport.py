@@ -7,7 +7,7 @@ that was asked (a dead node's error comes from the SuperLink, not from the node)
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -172,27 +172,37 @@ class Transport:
         self._max_reply_bytes = max_reply_bytes
         self.nodes: dict[str, int] = {}
 
-    def connect(self, expected: int | Sequence[str], deadline_s: float, least: int | None = None) -> dict[str, int]:
-        """Wait for the sites of the study.
+    def connect(
+        self,
+        sites: Collection[str],
+        deadline_s: float,
+        least: int | None = None,
+        enrolled: Mapping[str, int] | None = None,
+    ) -> dict[str, int]:
+        """Wait for the sites of the study; whoever else is there is left alone.
 
         Args:
-            expected: names of the sites, all of which must come; or their least number, where any will do.
+            sites: their names.
             deadline_s: seconds to wait.
-            least: with names, how many of them are enough once the time is over; None for all.
+            least: how many of them are enough once the time is over; None for all.
+            enrolled: node id of each site that was let in: no other node is asked, and each must be the site that it
+                says it is. None where nobody is let in (a simulation): a node is then the site that it says it is.
 
         Returns:
-            Node id of each site that came, by name in sorted order. With names, those sites alone; with a number,
-            every site that was there.
+            Node id of each site that came, by name in sorted order.
 
         Raises:
-            QuorumError: too few sites came in time, a site runs another version, or two nodes claim one site.
+            QuorumError: too few sites came in time, a site runs another version, or a node claims the name of another.
         """
         exchange = _Exchange(self._grid, HELLO, deadline_s)
+        # A name is what a node says; its id is the SuperLink's, which gives it to whoever has the site's node key.
+        owners = None if enrolled is None else {enrolled[site]: site for site in sites if site in enrolled}
         found: dict[str, int] = {}
         asked: set[int] = set()
         complaint = ""
         while True:
-            newcomers = [node for node in self._grid.get_node_ids() if node not in asked]
+            nodes = [node for node in self._grid.get_node_ids() if owners is None or node in owners]
+            newcomers = [node for node in nodes if node not in asked]
             asked.update(newcomers)
             # A node that could not answer may do so later: ask again at the next look.
             asked -= exchange.send({node: RecordDict() for node in newcomers})
@@ -204,20 +214,20 @@ class Transport:
                         complaint = f" (a node answered {error})"
                     asked.discard(arrival.node)
                     continue
-                _check_newcomer(site, version, arrival.node, found)
-                found[site] = arrival.node
-            if _complete(found, expected, exchange.waiting):
+                owner = site if owners is None else owners[arrival.node]
+                if owner in sites:
+                    _check_newcomer(owner, site, version, arrival.node, found)
+                    found[site] = arrival.node
+            if len(found) == len(sites):
                 break
             if exchange.expired or (exchange.local and not exchange.waiting):
-                there = found if isinstance(expected, int) else set(found) & set(expected)
-                if _complete(found, expected, waiting=False) or (least is not None and len(there) >= least):
+                if least is not None and len(found) >= least:
                     break
-                raise QuorumError(_missing(found, expected, deadline_s) + complaint)
+                raise QuorumError(_missing(found, sites, deadline_s) + complaint)
             if not exchange.local:
                 exchange.pause()
         exchange.abandon()
-        names = found if isinstance(expected, int) else set(found) & set(expected)
-        self.nodes = {site: found[site] for site in sorted(names)}
+        self.nodes = dict(sorted(found.items()))
         return dict(self.nodes)
 
     def ask(self, requests: Mapping[str, bytes], deadline_s: float) -> Iterator[Reply]:
@@ -324,7 +334,12 @@ def _introduction(message: Message) -> tuple[str, str]:
         raise ValueError(INTERNAL) from None
 
 
-def _check_newcomer(site: str, version: str, node: int, found: Mapping[str, int]) -> None:
+def _check_newcomer(owner: str, site: str, version: str, node: int, found: Mapping[str, int]) -> None:
+    if site != owner:
+        raise QuorumError(
+            f"the node that is enrolled as site {owner} says that it is {site}; connect the SuperNode of {owner} to "
+            "its own site agent (--node-config)"
+        )
     if version != __version__:
         raise QuorumError(
             f"site {site} runs equipoise {version[:32]!r}, the server {__version__!r}; install the same version at both"
@@ -333,16 +348,6 @@ def _check_newcomer(site: str, version: str, node: int, found: Mapping[str, int]
         raise QuorumError(f"site {site} is claimed by two nodes; give each SuperNode its own site in --node-config")
 
 
-def _complete(found: Mapping[str, int], expected: int | Sequence[str], waiting: bool) -> bool:
-    if isinstance(expected, int):
-        # Whoever has been asked may still answer; a cohort must not depend on who was quicker.
-        return len(found) >= expected and not waiting
-    return set(expected) <= set(found)
-
-
-def _missing(found: Mapping[str, int], expected: int | Sequence[str], deadline_s: float) -> str:
-    if isinstance(expected, int):
-        there = f": {', '.join(sorted(found))}" if found else ""
-        return f"{len(found)} of at least {expected} sites connected within {deadline_s:g} s{there}; start the others"
-    missing = sorted(set(expected) - set(found))
-    return f"{len(missing)} of {len(expected)} sites did not connect within {deadline_s:g} s: {', '.join(missing)}"
+def _missing(found: Collection[str], sites: Collection[str], deadline_s: float) -> str:
+    missing = sorted(set(sites) - set(found))
+    return f"{len(missing)} of {len(sites)} sites did not connect within {deadline_s:g} s: {', '.join(missing)}"

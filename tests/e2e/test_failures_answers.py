@@ -6,6 +6,7 @@ in the secure sum a reply is signed by the site, and what is not signed by it is
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,22 @@ def test_an_older_client_is_named_with_both_versions(there: Hospitals, mode: Pat
     mode.write_text("")
     there.resume("older")
     there.check_whole("older")
+
+
+def test_a_hospital_outside_the_study_takes_nobodys_place(there: Hospitals) -> None:
+    there.init_site("dale", there.cohorts["birch"])
+    script = there.site("dale") / "start-supernode.sh"
+    own, other = (str(there.site(site).resolve() / "door" / "agent.sock") for site in ("dale", "ash"))
+    assert own in script.read_text()
+    script.write_text(script.read_text().replace(own, other))  # it says that it is ash
+    there.enroll("dale")
+    there.start_supernode("dale")
+    online = re.compile(r"^dale +online", re.M)
+    there.wait(lambda: online.search(equipoise("coordinator", "sites", *there.here)), 60, "dale is connected")
+    there.begin("outside")
+    assert there.until("outside", "finished", "failed", patience=400)["state"] == "finished"
+    there.check_whole("outside")
+    equipoise("coordinator", "revoke", "dale", *there.here)
 
 
 def test_a_study_whose_factory_is_a_command_runs_nowhere(there: Hospitals) -> None:

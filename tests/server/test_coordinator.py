@@ -102,6 +102,29 @@ def enrolled(coordinator: Coordinator, *sites: str) -> Coordinator:
     return coordinator
 
 
+def test_an_attempt_is_told_which_coordinator_let_its_sites_in(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def flower(_: Coordinator, *arguments: str) -> dict[str, str]:
+        said.extend(arguments)
+        return {"run-id": "7"}
+
+    monkeypatch.setattr(Coordinator, "flower", flower)
+    assert coordinator.start(coordinator.runs / "heart", 60.0, ["mlflow"]) == "7"
+    given = tomllib.loads(said[-1].replace(" ", "\n"))
+    assert given == {
+        "folder": str(coordinator.runs / "heart"),
+        "coordinator": str(coordinator.folder),
+        "approval-wait-s": 60.0,
+        "track": "mlflow",
+    }
+    # Flower refuses a key that the bundle does not name.
+    assert set(given) == set(tomllib.loads(_APP_FILES["pyproject.toml"])["tool"]["flwr"]["app"]["config"])
+    assert enrolled(Coordinator(Path(given["coordinator"])), "ash", "birch").nodes == {"ash": 1, "birch": 1}
+
+
 def test_a_submission_writes_a_run_that_is_not_of_a_simulation(coordinator: Coordinator, tmp_path: Path) -> None:
     desk = Desk(tmp_path / "desk", TABLE)
     desk.write_study(sites={"declared_patients": dict.fromkeys(SITES, 24)})

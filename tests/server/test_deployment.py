@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID
 
+from equipoise import __version__
 from equipoise.client import door
 from equipoise.client.agent import SiteAgent
 from equipoise.client.app import app as stub
@@ -20,14 +24,17 @@ from equipoise.common.errors import EquipoiseError, QuorumError, StorageError
 from equipoise.common.sitefile import load_site
 from equipoise.common.study_file import load_study
 from equipoise.common.study_plan import arms_of
+from equipoise.envelope import put_hello
 from equipoise.server import attempts, deployment, proposal
 from equipoise.server.attempts import describe_run, status_lines
 from equipoise.server.deployment import _locked, carry_out, in_progress
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.server.verify import verify
-from equipoise.simulations.grid import InProcessGrid, task_identity
+from equipoise.simulations.grid import InProcessGrid, node_id, task_identity
 from tests.e2e.deployed import sums
 from tests.e2e.studies import SITES, TABLE, Desk
+
+NODES = {site: node_id(site) for site in SITES}
 
 
 class Hospital:
@@ -80,11 +87,12 @@ class Place:
             self.hospitals[site].approvals.propose(study, "small")
             self.hospitals[site].approvals.decide(self.hash, decision, "ann")
 
-    def go(self, wait_s: float = 0.0, trackers: Sequence[str] = ()) -> None:
+    def go(self, wait_s: float = 0.0, trackers: Sequence[str] = (), app: ClientApp = stub, outside: str = "") -> None:
         door.register_doors(self.hospitals.__getitem__)
+        nodes = [outside, *SITES] if outside else SITES
         try:
-            with task_identity(1), InProcessGrid(stub, list(SITES)) as grid:
-                carry_out(grid, self.run, wait_s, trackers)
+            with task_identity(1), InProcessGrid(app, nodes) as grid:
+                carry_out(grid, self.run, NODES, wait_s, trackers)
         finally:
             door.forget_doors()
 
@@ -95,7 +103,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(proposal, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(proposal, "_FIRST_PAUSE_S", 0.01)
     return Place(tmp_path)
 
 
@@ -169,6 +177,35 @@ def test_a_coordinator_that_dies_anywhere_goes_on_and_nothing_is_asked_or_spent_
     for site in SITES:
         assert place.releases(site) == whole.releases(site)
         assert len(set(place.releases(site))) == len(place.releases(site))
+
+
+@pytest.mark.parametrize(("name", "version"), [("zzz", "9.9"), ("ash", __version__), ("ash", "9.9")])
+def test_a_node_outside_the_study_changes_nothing_whatever_it_says(name: str, version: str, place: Place) -> None:
+    app = ClientApp()
+    app.query("release")(stub._registered_funcs["query.release"])
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        site = str(context.node_config["site"])
+        return Message(put_hello(*((name, version) if site == "zzz" else (site, __version__))), reply_to=message)
+
+    place.decide("approved")
+    place.go(app=app, outside="zzz")
+    assert describe_run(place.run)["sites"] == dict.fromkeys(SITES, "approved")
+
+
+def test_a_run_asks_the_nodes_that_its_coordinator_let_in(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place.desk.folder / "coordinator"
+    (folder / "sites").mkdir(parents=True)
+    (folder / "coordinator.yaml").write_text("port: 8443\n")
+    (folder / "sites" / "ash.json").write_text(json.dumps({"site": "ash", "node_id": "12345678901234567890"}))
+    given: list[Any] = []
+    monkeypatch.setattr(deployment, "end_without_superlink", lambda: None)
+    monkeypatch.setattr(deployment, "carry_out", lambda *arguments: given.extend(arguments))
+    config = {"folder": str(place.run.path), "coordinator": str(folder), "approval-wait-s": 60.0, "track": ""}
+    with task_identity(1), InProcessGrid(stub, SITES) as grid:
+        deployment.app(grid, Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), config))
+    assert given[2:] == [{"ash": 12345678901234567890}, 60.0, []]
 
 
 def test_one_process_at_a_time_works_on_a_run(place: Place) -> None:

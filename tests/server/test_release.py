@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ def plan_of(study: Study) -> StudyPlan:
     return StudyPlan.single("swift", [catalogue.cell_statistics(study)] * 2)
 
 
-def ask(study: Study, delivered: Delivered | None = None, number: int = 0) -> PlainRelease:
+def ask(
+    study: Study, delivered: Delivered | None = None, number: int = 0, sites: Sequence[str] = SITES
+) -> PlainRelease:
     query = plan_of(study).entries[number].query.with_inputs(**classifier_of(study, FILE).inputs())
     known = Delivered() if delivered is None else delivered
-    return PlainRelease(study, plan_of(study), query, "run/swift", number, "head", SITES, known)
+    return PlainRelease(study, plan_of(study), query, "run/swift", number, "head", sites, known)
 
 
 def agents_of(study: Study, folder: Path) -> dict[str, SiteAgent]:
@@ -105,6 +108,24 @@ def test_within_the_quorum_a_wrong_reply_is_left_out() -> None:
     release.receive("c", honest(release, "c"), None)
     assert release.advance()
     assert release.total().cohort == ("b", "c")
+
+
+def test_the_quorum_is_of_the_studys_sites_and_not_of_those_that_connected() -> None:
+    # Half of three sites are two: where two connected, half of them would be one.
+    release = ask(study_of(minimum=1, share=0.5), sites=("a", "b"))
+    release.receive("a", honest(release, "a"), None)
+    release.receive("b", None, "timeout")
+    with pytest.raises(QuorumError, match=r"1 of 2 sites answered, 2 are needed \(b: timeout\)"):
+        release.advance()
+
+
+def test_a_study_that_declares_no_sites_takes_its_quorum_of_those_that_are_asked() -> None:
+    bare = study_of(minimum=1, share=0.5)
+    release = ask(bare.model_copy(update={"sites": bare.sites.model_copy(update={"declared_patients": {}})}))
+    for site in ("a", "b"):
+        release.receive(site, honest(release, site), None)
+    release.receive("c", None, "timeout")
+    assert release.advance()
 
 
 def test_largest_allowed_values_of_several_sites_never_wrap_around() -> None:

@@ -158,10 +158,9 @@ def test_sites_are_found_by_name_and_answer(grid: Grid) -> None:
     assert all(0 < reply.seconds < 5 for reply in replies.values())
 
 
-def test_names_alone_are_taken_and_a_number_takes_all(grid: Grid) -> None:
+def test_the_sites_of_the_study_alone_are_taken(grid: Grid) -> None:
     transport = Transport(grid)
     assert set(transport.connect(["a", "c"], 5)) == {"a", "c"}
-    assert set(transport.connect(2, 5)) == {"a", "b", "c"}
     with pytest.raises(ValueError, match="site d is not connected"):
         transport.ask({"a": b"1", "d": b"1"}, 5)
 
@@ -170,8 +169,6 @@ def test_missing_sites_are_named_in_one_line(grid: Grid) -> None:
     with pytest.raises(QuorumError) as caught:
         Transport(grid).connect(["a", "north", "b", "south"], 0.2)
     assert str(caught.value) == "2 of 4 sites did not connect within 0.2 s: north, south"
-    with pytest.raises(QuorumError, match=r"3 of at least 4 sites connected within 0.2 s: a, b, c; start the others"):
-        Transport(grid).connect(4, 0.2)
 
 
 def test_a_local_grid_is_not_waited_for_in_vain() -> None:
@@ -212,10 +209,53 @@ def hello_app(answer: Callable[[str], tuple[str, str]]) -> ClientApp:
 def test_another_version_and_a_name_claimed_twice_end_the_run() -> None:
     old = InProcessGrid(hello_app(lambda site: (site, "9.9")), ["a"])
     with old, pytest.raises(QuorumError, match=r"site a runs equipoise '9\.9', the server '"):
-        Transport(old).connect(1, 5)
+        Transport(old).connect(["a"], 5)
     twins = InProcessGrid(hello_app(lambda site: ("same", __version__)), ["a", "b"])
     with twins, pytest.raises(QuorumError, match="site same is claimed by two nodes"):
-        Transport(twins).connect(2, 5)
+        Transport(twins).connect(["same", "other"], 5)
+
+
+@pytest.fixture(params=[None, {site: node_id(site) for site in "abz"}], ids=["simulated", "enrolled"])
+def enrolled(request: pytest.FixtureRequest) -> dict[str, int] | None:
+    found: dict[str, int] | None = request.param
+    return found
+
+
+def test_what_a_node_outside_the_study_runs_ends_no_run(enrolled: dict[str, int] | None) -> None:
+    app = hello_app(lambda site: (site, "9.9" if site == "z" else __version__))
+    for order in ("zab", "abz"):
+        with InProcessGrid(app, list(order)) as grid:
+            assert set(Transport(grid).connect("ab", 5, enrolled=enrolled)) == {"a", "b"}
+    with InProcessGrid(app, ["z", "a"]) as grid, pytest.raises(QuorumError, match=r"did not connect within 5 s: b$"):
+        Transport(grid).connect("ab", 5, enrolled=enrolled)
+
+
+@pytest.mark.parametrize("there", ["zab", "zb"], ids=["beside it", "in its place"])
+def test_a_node_outside_the_study_gets_no_place_under_a_sites_name(there: str) -> None:
+    enrolled = {site: node_id(site) for site in "abz"}
+    with InProcessGrid(hello_app(lambda site: ("a" if site == "z" else site, __version__)), list(there)) as grid:
+        nodes = Transport(grid).connect("ab", 5, least=1, enrolled=enrolled)
+    assert nodes == {site: enrolled[site] for site in "ab" if site in there}
+
+
+def test_an_enrolled_site_under_the_name_of_another_is_refused_by_its_own() -> None:
+    enrolled = {site: node_id(site) for site in "ab"}
+    grid = InProcessGrid(hello_app(lambda site: ("a", __version__)), ["a", "b"])
+    with grid, pytest.raises(QuorumError, match="the node that is enrolled as site b says that it is a; connect the"):
+        Transport(grid).connect("ab", 5, enrolled=enrolled)
+
+
+def test_nobody_but_the_studys_own_nodes_is_asked_who_it_is() -> None:
+    asked: list[str] = []
+    app = hello_app(lambda site: (asked.append(site) or site, __version__))  # type: ignore[func-returns-value]
+    with InProcessGrid(app, ["z", "a", "b"]) as grid:
+        Transport(grid).connect("ab", 5, enrolled={site: node_id(site) for site in "abz"})
+    assert asked == ["a", "b"]
+
+
+def test_a_site_that_is_enrolled_no_more_did_not_connect(grid: Grid) -> None:
+    with pytest.raises(QuorumError, match=r"1 of 2 sites did not connect within 0\.2 s: b$"):
+        Transport(grid).connect("ab", 0.2, enrolled={"a": node_id("a")})
 
 
 def test_a_node_that_cannot_say_who_it_is_is_reported_by_code() -> None:
@@ -230,7 +270,7 @@ def test_a_node_that_cannot_say_who_it_is_is_reported_by_code() -> None:
     for site in ("a", "b"):
         with InProcessGrid(client, [site]) as grid:
             with pytest.raises(QuorumError) as caught:
-                Transport(grid).connect(1, 5)
+                Transport(grid).connect([site], 5)
             assert str(caught.value).endswith("(a node answered internal)")
 
 
@@ -242,7 +282,7 @@ def test_a_node_that_is_gone_is_a_site_that_did_not_connect_and_no_answer(remote
 
 def test_codes_carry_no_text(grid: Grid) -> None:
     transport = Transport(grid)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     replies = by_site(transport.ask({"a": b"refuse", "b": b"fail", "c": b"1"}, 5))
     assert outcomes(replies.values()) == {"a": "refused", "b": "internal", "c": b"11"}
     assert "patient42" not in repr(replies)
@@ -260,7 +300,7 @@ def test_a_stub_that_raises_loses_only_its_site() -> None:
 
     with InProcessGrid(client, ["a", "b"]) as grid:
         transport = Transport(grid)
-        transport.connect(2, 5)
+        transport.connect(["a", "b"], 5)
         assert outcomes(transport.ask({"a": b"1", "b": b"1"}, 5)) == {"a": b"3", "b": "internal"}
 
 
@@ -275,14 +315,14 @@ def test_a_code_that_a_site_made_up_is_not_shown(code: str) -> None:
 
     with InProcessGrid(client, ["a"]) as grid:
         transport = Transport(grid)
-        transport.connect(1, 5)
+        transport.connect(["a"], 5)
         assert outcomes(transport.ask({"a": b"1"}, 5)) == {"a": "internal"}
 
 
 def test_a_quick_site_is_not_held_up_by_a_slow_one() -> None:
     with InProcessGrid(stub, ["a", "b"], workers=2) as grid:
         transport = Transport(grid)
-        transport.connect(2, 5)
+        transport.connect(["a", "b"], 5)
         started = time.monotonic()
         replies = transport.ask({"a": b"sleep 0.3", "b": b"1"}, 5)
         assert next(replies).site == "b"
@@ -294,7 +334,7 @@ def test_a_quick_site_is_not_held_up_by_a_slow_one() -> None:
 def test_a_slow_local_site_is_late_and_the_queue_behind_it_is_not(workers: int) -> None:
     with InProcessGrid(stub, ["a", "b", "c"], workers=workers) as grid:
         transport = Transport(grid)
-        transport.connect(3, 5)
+        transport.connect(COUNTS, 5)
         replies = by_site(transport.ask({"a": b"sleep 0.3", "b": b"1", "c": b"sleep 0.15"}, 0.2))
     assert outcomes(replies.values()) == {"a": "timeout", "b": b"5", "c": b"awake"}
     assert replies["a"].seconds >= 0.3
@@ -302,7 +342,7 @@ def test_a_slow_local_site_is_late_and_the_queue_behind_it_is_not(workers: int) 
 
 def test_a_silent_a_dead_and_a_refused_site_are_lost_within_the_deadline(remote: RemoteGrid) -> None:
     transport = Transport(remote)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     remote.silent, remote.dead = {node_id("a")}, {node_id("b")}
     started = time.monotonic()
     replies = by_site(transport.ask(dict.fromkeys("abc", b"1"), 0.3))
@@ -315,7 +355,7 @@ def test_a_silent_a_dead_and_a_refused_site_are_lost_within_the_deadline(remote:
 
 def test_a_lost_site_that_comes_back_is_asked_again_with_the_same_request(remote: RemoteGrid) -> None:
     transport = Transport(remote, ask_again_after_s=0.05)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     remote.dead = {node_id("b")}
     pull = remote.pull_messages
     looks = 0
@@ -338,7 +378,7 @@ def test_a_lost_site_that_comes_back_is_asked_again_with_the_same_request(remote
 
 def test_a_site_that_stayed_lost_costs_one_deadline_and_not_one_a_release(remote: RemoteGrid) -> None:
     transport = Transport(remote, ask_again_after_s=0.05)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     remote.dead = {node_id("b")}
     assert outcomes(transport.ask(dict.fromkeys("abc", b"1"), 0.3))["b"] == "timeout"
     started = time.monotonic()
@@ -358,7 +398,7 @@ def test_enough_sites_are_enough_once_the_time_is_over(remote: RemoteGrid) -> No
 
 def test_a_late_reply_of_an_earlier_request_is_never_taken_for_a_new_one(remote: RemoteGrid) -> None:
     transport = Transport(remote)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     remote.silent = {node_id("a")}
     assert outcomes(transport.ask({"a": b"1"}, 0.1)) == {"a": "timeout"}
     remote.silent = set()
@@ -370,7 +410,7 @@ def test_a_late_reply_of_an_earlier_request_is_never_taken_for_a_new_one(remote:
 
 def test_a_repeated_reply_counts_once(remote: RemoteGrid) -> None:
     transport = Transport(remote)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     pull = remote.pull_messages
 
     def pull_twice(message_ids: Iterable[str]) -> Iterable[Message]:
@@ -382,7 +422,7 @@ def test_a_repeated_reply_counts_once(remote: RemoteGrid) -> None:
 
 def test_replies_that_wait_while_the_server_is_busy_are_in_time(remote: RemoteGrid) -> None:
     transport = Transport(remote)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     replies = transport.ask(dict.fromkeys("abc", b"1"), 0.1)
     time.sleep(0.2)
     assert outcomes(replies) == {"a": b"3", "b": b"5", "c": b"11"}
@@ -390,7 +430,7 @@ def test_replies_that_wait_while_the_server_is_busy_are_in_time(remote: RemoteGr
 
 def test_the_polling_slows_down(remote: RemoteGrid) -> None:
     transport = Transport(remote)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     remote.silent = {node_id("a")}
     remote.pulls = 0
     started = time.monotonic()
@@ -402,7 +442,7 @@ def test_the_polling_slows_down(remote: RemoteGrid) -> None:
 
 def test_a_reply_beyond_the_limit_is_not_handed_on(grid: Grid) -> None:
     transport = Transport(grid, max_reply_bytes=2)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     replies = by_site(transport.ask({"a": b"2", "b": b"2", "c": b"10"}, 5))
     assert outcomes(replies.values()) == {"a": b"6", "b": b"10", "c": "too_large"}
     assert replies["c"].bytes_up == 3
@@ -410,7 +450,7 @@ def test_a_reply_beyond_the_limit_is_not_handed_on(grid: Grid) -> None:
 
 def test_one_request_for_all_sites_is_held_once(remote: RemoteGrid) -> None:
     transport = Transport(remote)
-    transport.connect(3, 5)
+    transport.connect(COUNTS, 5)
     remote.pushed.clear()
     shared, own = b"1" * 3, b"2"
     list(transport.ask({"a": shared, "b": shared, "c": own}, 5))
@@ -423,7 +463,7 @@ def test_one_request_for_all_sites_is_held_once(remote: RemoteGrid) -> None:
 def test_a_reader_who_stops_leaves_nothing_queued() -> None:
     with InProcessGrid(stub, ["a", "b", "c"]) as grid:
         transport = Transport(grid)
-        transport.connect(3, 5)
+        transport.connect(COUNTS, 5)
         replies = transport.ask(dict.fromkeys("abc", b"1"), 5)
         next(replies)
         assert len(grid._queue) == 2
@@ -435,7 +475,7 @@ def test_a_reader_who_stops_leaves_nothing_queued() -> None:
 def test_a_closed_local_grid_ends_the_wait() -> None:
     with InProcessGrid(stub, ["a", "b"]) as grid:
         transport = Transport(grid)
-        transport.connect(2, 5)
+        transport.connect(["a", "b"], 5)
         replies = transport.ask({"a": b"1", "b": b"1"}, 60)
         assert next(replies).payload == b"3"
     assert [reply.code for reply in replies] == ["timeout"]
@@ -447,6 +487,6 @@ def test_many_sites_are_pulled_in_batches_when_remote() -> None:
     with InProcessGrid(stub, names) as inner:
         remote = RemoteGrid(inner, delay=2)
         transport = Transport(remote)
-        assert list(transport.connect(40, 5)) == names
+        assert list(transport.connect(names, 5)) == names
         assert outcomes(transport.ask(dict.fromkeys(names, b"1"), 5)) == dict.fromkeys(names, b"3")
         assert remote.largest_pull <= 8
