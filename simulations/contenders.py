@@ -107,7 +107,7 @@ def variant(study: Study, name: str) -> Study:
     """The study under a method, without controls.
 
     The study's own method keeps its parameters. Another takes over the study's learning rate and local steps where they
-    mean the same in it (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of the
+    mean the same in both (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of the
     study's method, which trains as much.
     """
     own = study.method
@@ -116,8 +116,10 @@ def variant(study: Study, name: str) -> Study:
     if name == FINE_TUNE:
         return _fine_tuned(study, "balanced")
     method = METHODS[name]
-    shared = {key: own.parameters[key] for key in sorted(method.shared & set(own.parameters))}
-    return study.with_method(name, **{k: v for k, v in shared.items() if k in method.parameters.model_fields})
+    shared = method.shared & METHODS[own.name].shared & set(own.parameters)
+    return study.with_method(
+        name, **{key: own.parameters[key] for key in sorted(shared) if key in method.parameters.model_fields}
+    )
 
 
 def _fine_tuned(study: Study, control: str) -> Study:
