@@ -107,8 +107,8 @@ def variant(study: Study, name: str) -> Study:
     """The study under a method, without controls.
 
     The study's own method keeps its parameters. Another takes over the study's learning rate and local steps where they
-    mean the same in both (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of the
-    study's method, which trains as much.
+    mean the same in both (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of
+    the study's method, which trains as much.
     """
     own = study.method
     if name == own.name:
