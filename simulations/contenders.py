@@ -11,6 +11,7 @@ from equipoise.common.study import ScoreInputs, Study
 from equipoise.common.study_plan import StudyPlan, needs_pool
 from equipoise.common.study_simulation import FolderHospitals
 from equipoise.server.report.side_by_side import PLAIN
+from equipoise.simulations.tuning import settings
 
 FINE_TUNE = "fine_tune"
 THRESHOLDS = "group_thresholds"
@@ -63,11 +64,12 @@ class Comparison:
             )
         variants = self.variants()
         for name, study in variants.items():
-            resolve(study)
-            try:
-                StudyPlan.of(study)
-            except StudyError as error:
-                raise StudyError(f"--methods {name}: {error}") from None
+            for setting in settings(study) if self.tune else [study]:
+                resolve(setting)
+                try:
+                    StudyPlan.of(setting)
+                except StudyError as error:
+                    raise StudyError(f"--methods {name}: {error}") from None
         needing = [name for name, study in variants.items() if needs_pool(study) and not study.privacy.public_pool]
         if needing and isinstance(self.study.simulation.hospitals, FolderHospitals):
             raise StudyError(

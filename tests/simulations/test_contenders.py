@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from equipoise.common.errors import StudyError
 from equipoise.common.methods import METHODS, resolve
-from equipoise.simulations.contenders import variant
+from equipoise.simulations.contenders import Comparison, variant
 from tests.tiny import make_study
 
 OTHERS = [name for name in METHODS if name not in ("audit", "fine_tune")]  # fine_tune is a control of the own method
@@ -36,3 +37,13 @@ def test_a_key_is_taken_over_where_it_means_the_same_in_both(own: dict[str, Any]
         resolve(found)
         expected = {k: v for k, v in taken.items() if k in method.shared and k in method.parameters.model_fields}
         assert found.method.parameters == expected, name
+
+
+def test_every_setting_of_a_tuned_comparison_is_checked_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hospitals = {"kind": "synthetic", "bench": "A", "count": 3, "patients": 60}
+    study = make_study({"name": "swift"}, factory="conv", simulation={"hospitals": hospitals})
+    bad = study.with_method("fairprune", ratio=1.2)
+    monkeypatch.setattr("equipoise.simulations.contenders.settings", lambda own: [own, bad])
+    Comparison(study, ("swift",), (0,)).check()
+    with pytest.raises(StudyError, match="ratio"):
+        Comparison(study, ("swift",), (0,), tune=True).check()
