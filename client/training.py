@@ -92,7 +92,7 @@ def train_locally(
             met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
             if moving is not None:
                 bias = moving.observe(patients, _by_patient(met, owner, patients))
-            elif parameters["beta"] < 1:
+            elif parameters.get("losses") == "batch":  # whose task loss has weights of its own too, hence at beta = 1
                 kind = parameters["bias_loss"], parameters["form"]
                 task, bias = batch_weights(logits.detach(), cell[owner], len(scores) // 2, *kind)
             losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])

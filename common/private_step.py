@@ -66,6 +66,11 @@ def round_weights(
     return task, 2 * held * bias_weights(counts, score_sums, loss, "absolute", smoothing)
 
 
+def acting(beta: float, task: Cells, bias: Cells) -> bool:
+    """Whether a round of these weights has a gradient at all: the sum of one that has none is noise, and no step."""
+    return bool((beta > 0 and task.any()) or (beta < 1 and bias.any()))
+
+
 def contributions(
     logits: Tensor,
     gradients: Tensor,

@@ -11,6 +11,7 @@ from equipoise.common.study import ScoreInputs, Study
 from equipoise.common.study_plan import StudyPlan, needs_pool
 from equipoise.common.study_simulation import FolderHospitals
 from equipoise.server.report.side_by_side import PLAIN
+from equipoise.simulations.tuning import settings
 
 FINE_TUNE = "fine_tune"
 THRESHOLDS = "group_thresholds"
@@ -63,11 +64,12 @@ class Comparison:
             )
         variants = self.variants()
         for name, study in variants.items():
-            resolve(study)
-            try:
-                StudyPlan.of(study)
-            except StudyError as error:
-                raise StudyError(f"--methods {name}: {error}") from None
+            for setting in settings(study) if self.tune else [study]:
+                resolve(setting)
+                try:
+                    StudyPlan.of(setting)
+                except StudyError as error:
+                    raise StudyError(f"--methods {name}: {error}") from None
         needing = [name for name, study in variants.items() if needs_pool(study) and not study.privacy.public_pool]
         if needing and isinstance(self.study.simulation.hospitals, FolderHospitals):
             raise StudyError(
@@ -107,8 +109,8 @@ def variant(study: Study, name: str) -> Study:
     """The study under a method, without controls.
 
     The study's own method keeps its parameters. Another takes over the study's learning rate and local steps where they
-    mean the same in it (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of the
-    study's method, which trains as much.
+    mean the same in both (`Method.shared`), and its own defaults otherwise; `fine_tune` is the control `balanced` of
+    the study's method, which trains as much.
     """
     own = study.method
     if name == own.name:
@@ -116,8 +118,10 @@ def variant(study: Study, name: str) -> Study:
     if name == FINE_TUNE:
         return _fine_tuned(study, "balanced")
     method = METHODS[name]
-    shared = {key: own.parameters[key] for key in sorted(method.shared & set(own.parameters))}
-    return study.with_method(name, **{k: v for k, v in shared.items() if k in method.parameters.model_fields})
+    shared = method.shared & METHODS[own.name].shared & set(own.parameters)
+    return study.with_method(
+        name, **{key: own.parameters[key] for key in sorted(shared) if key in method.parameters.model_fields}
+    )
 
 
 def _fine_tuned(study: Study, control: str) -> Study:

@@ -39,11 +39,13 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
     Raises:
         StudyError: a parameter differs from its default.
     """
+    step = getattr(chosen, "step", None)
+    why = f"{f'method.step={step}, ' if step else ''}privacy.mode={study.privacy.mode}"
     for key, remedy in remedies.items():
         value, default = getattr(chosen, key), type(chosen).model_fields[key].default
         if value != default:
             raise StudyError(
-                f"method.{key}={value}: has no effect in {where}, which privacy.mode={study.privacy.mode} is run in; "
+                f"method.{key}={value}: has no effect in {where} ({why}); "
                 f"{f'write {remedy}' if remedy else f'leave it out, or write {key}: {default}'}"
             )
 

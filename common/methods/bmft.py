@@ -24,6 +24,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Balance, BiasLoss, Form, bias_weights, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
+from equipoise.common.errors import StudyError
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, Scaling, SoftMask, scale, spread, units
 from equipoise.common.methods.averaging import (
@@ -82,11 +83,19 @@ class Bmft(LocalSteps):
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
-    """Every query of a run, in order."""
+    """Every query of a run, in order.
+
+    Raises:
+        StudyError: a parameter is chosen that whitened rounds do not have, or no tensor is to move in them.
+    """
     p = _parameters(study)
     if step_of(study, p.step) == "whitened":
         own = {"smoothing": "whitened.smoothing and whitened_head.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {"form": "", **own})
+        if p.mask != "ones" and p.percentile == 100:
+            raise StudyError(
+                "method.percentile=100: frees no tensor, and whitened rounds need one; write a smaller one"
+            )
         mask = [] if p.mask == "ones" else [catalogue.block_sensitivities(study, model.layout("whole"))]
         rounds = [q for w, course in _courses(p) for q in plan_rounds(study, model, w, course)]
         return [catalogue.cell_counts(study), *mask, *rounds]
@@ -115,6 +124,8 @@ def run(study: Study, model: Classifier) -> Steps:
     impair, repair = _phases(study, p)
     model = yield from train_phase(study, model, impair, task, gaps, mask)
     model = _reset(model, p)
+    if p.head_reset == "zero":
+        gaps.close()
     model = yield from train_phase(study, model, repair, task, gaps)
     return Outcome(model, _notes(mask, gaps.trace))
 
@@ -215,8 +226,10 @@ def _phases(study: Study, p: Bmft) -> tuple[Phase, Phase]:
 
 
 def _courses(p: Bmft) -> tuple[tuple[Whitened, Course], tuple[Whitened, Course]]:
+    """The same two phases. Weights of whitened rounds are those of twice the bias loss, so it gets half the share."""
+    total = 1 + p.bias_share / 2
     impair = p.whitened.model_copy(update={"beta": 0.0})
-    repair = p.whitened_head.model_copy(update={"beta": 1 / (1 + p.bias_share)})
+    repair = p.whitened_head.model_copy(update={"beta": 1 / total, "lr": p.whitened_head.lr * total})
     return (
         (impair, Course("whole", "impair", p.bias_loss, p.balance)),
         (repair, Course("head", "repair", p.bias_loss, p.balance)),

@@ -27,6 +27,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Cells, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
+from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.common.fairness.tables import Counts, counts_at, hybrid_edges
 from equipoise.common.fairness.thresholds import nearest_edge
@@ -144,11 +145,20 @@ def newton_step(curve: Curve, point: Vector, strength: float, penalty: Penalty) 
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
-    """Every query of a run, in order."""
+    """Every query of a run, in order.
+
+    Raises:
+        StudyError: the head has no bias, which a fit on standardised features moves.
+    """
     p = _parameters(study)
     counts = catalogue.cell_counts(study)
     if study.privacy.private:
         return [counts, *plan_rounds(study, model, p.whitened, _course())]
+    if not any(name.endswith("bias") for name in model.layout("head").shapes):
+        raise StudyError(
+            "method.name=dfr: the model's head has no bias, which a fit on standardised features needs; give it one, "
+            "or choose private_head or fine_tune with part: head"
+        )
     newton = catalogue.head_curve(study, model.layout("head"))
     fit = [newton] * p.newton_steps + [catalogue.score_histogram(study, "validation", "candidate")]
     return [counts, catalogue.head_moments(study, model.layout("head")), *fit * len(p.inverse_penalties)]

@@ -132,13 +132,14 @@ def _compared_groups(
     query = catalogue.score_histogram(study, "validation", "base")
     total = yield query.with_inputs(**model.inputs(), edges={"edges": edges})
     aucs = {g: auc_by_group(total.count(study.primary.name), groups)[g].value for g in present}
-    known = {g: auc for g, auc in aucs.items() if auc is not None}
-    if len(known) < 2:
+    rising = sorted((auc, int(g)) for g, auc in aucs.items() if auc is not None)
+    if len(rising) < 2 or rising[0][0] == rising[-1][0]:
+        what = "fewer than two groups can be told" if len(rising) < 2 else "all groups is the same"
         raise DataError(
-            f"fairprune: the AUC of fewer than two groups of {study.primary.name} can be told on the validation "
-            "patients; name the better-off group in method.better_off"
+            f"fairprune: the AUC of {what} on the validation patients ({study.primary.name}); name the better-off "
+            "group in method.better_off"
         )
-    return int(max(known, key=lambda g: known[g])), int(min(known, key=lambda g: known[g]))
+    return rising[-1][1], rising[0][1]
 
 
 def _parameters(study: Study) -> FairPrune:

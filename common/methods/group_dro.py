@@ -8,7 +8,9 @@ one sum over all patients, moves q towards the cells of large loss, and the hosp
 `update: exponentiated` is q_g <- q_g exp(eta l_g) / Z, the published one; `projected` is q <- Pi(q + eta l) onto the
 simplex (FedMinMax, Papadaki et al., FAccT 2022). Losses come from global sums: a group that a hospital or a batch lacks
 has no loss of 0 there, which in the public code lets its q fall; a cell that is empty everywhere takes no part.
-Under noise the losses are cut at `loss_cap` and noised, and importance weights are cut before patients are clipped.
+Under noise the losses are cut at `loss_cap` and noised, and importance weights are cut before patients are clipped. A
+maximum follows noise upwards, so two things keep q from it: a cell whose noisy count could be of nobody has no part in
+q and weighs what its label does on average, and a mean loss goes towards that of all patients by what its noise leaves.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
+from equipoise.common.fairness.noise import needed
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
 from equipoise.common.methods.reweighted import (
@@ -38,6 +41,8 @@ from equipoise.common.study import Study
 
 Vector = NDArray[np.float64]
 
+SPREAD = 1.0  # of the cells' mean losses about the mean of all, in nats: what noise has to beat to be heard
+
 
 class GroupDro(Reweighted):
     """Parameters of GroupDRO."""
@@ -52,26 +57,33 @@ class GroupDro(Reweighted):
 class Minimax:
     """The distribution over cells.
 
+    Args:
+        counts: patients by cell, (G + 1, 2).
+        noise: variance of the noise in each count.
+
     Attributes:
-        q: (G, 2) over the cells of the declared groups; sums to 1, 0 for empty cells.
+        q: (G, 2) over the cells of the declared groups; sums to 1, 0 for cells that take no part.
     """
 
-    def __init__(self, counts: Cells, p: GroupDro) -> None:
+    def __init__(self, counts: Cells, p: GroupDro, noise: float = 0.0) -> None:
         self._counts, self._p = np.maximum(counts, 0.0), p
-        held = self._counts[:-1] > 0
-        self.q: Cells = held / held.sum()
+        n = self._counts[:-1]
+        told = n >= needed(1, noise)
+        self._held = np.where(told.any(axis=0), told, n > 0)  # training needs both labels, however few are ill
+        self.q: Cells = self._held / self._held.sum()
         self.trace: list[Cells] = []
 
     @property
     def weights(self) -> Cells:
-        """q_g N / n_g by cell."""
-        n = self._counts[:-1]
-        return with_unknown(np.divide(self.q * self._counts.sum(), n, out=np.zeros_like(n), where=n > 0), self._counts)
+        """q_g N / n_g by cell; where q has no part, what the label weighs on average."""
+        n, total = self._counts[:-1], self._counts.sum()
+        own = np.divide(self.q * total, n, out=np.zeros_like(n), where=self._held)
+        weights = with_unknown(own, np.vstack([n * self._held, self._counts[-1:]]))
+        return np.where(np.vstack([self._held, [[True, True]]]), weights, weights[-1])
 
     def see(self, losses: Cells) -> None:
         """Move q."""
-        n = self._counts[:-1]
-        held = n > 0
+        n, held = self._counts[:-1], self._held
         loss = losses[:-1][held] + self._p.adjustment / np.sqrt(n[held])
         q = self.q[held]
         if self._p.update == "exponentiated":
@@ -109,8 +121,8 @@ def run(study: Study, model: Classifier) -> Steps:
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
     check_labels(study, counts)
-    minimax = Minimax(counts, p)
-    model, notes = yield from run_reweighted(study, model, p, minimax, counts, p.loss_cap)
+    minimax = Minimax(counts, p, cells.noise_variance)
+    model, notes = yield from run_reweighted(study, model, p, minimax, counts, p.loss_cap, SPREAD)
     return Outcome(model, {**notes, "facts": [weights_by_round(study, "Weight q of each cell", minimax.trace)]})
 
 

@@ -47,7 +47,8 @@ class Method:
         trains: whether it needs training patients.
         controls: control name -> the study in which that control takes the method's place.
         tuned: parameters that `equipoise compare --tune` multiplies, and the factors of each setting beside the first.
-        shared: keys of a study's own method that mean the same in this one, which takes them over in a comparison.
+        shared: keys that mean the same as in others; in a comparison they go from the study's own method to each that
+            shares them too.
     """
 
     name: str

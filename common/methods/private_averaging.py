@@ -24,7 +24,7 @@ from equipoise.common.errors import DataError
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import LocalSteps, attendance
 from equipoise.common.pool import Pool, network_of
-from equipoise.common.private_step import SCORE_BOUND, CollapseGuard, Scores, round_weights
+from equipoise.common.private_step import SCORE_BOUND, CollapseGuard, Scores, acting, round_weights
 from equipoise.common.query import MOVED, Query, Sum
 from equipoise.common.study import Study
 from equipoise.common.whitening import CLIP_PERCENTILE
@@ -115,8 +115,12 @@ class Averages:
             separations.append(scores.separation)
             if guard.collapsed:
                 break
-            layout = models[-1].layout(p.part).only(total.query.parameters["tensors"])
-            models.append(models[-1].moved(layout, total.value(MOVED) / present))
+            weights = total.query.inputs["weights"]
+            if acting(p.beta, weights["task"], weights["bias"]):
+                layout = models[-1].layout(p.part).only(total.query.parameters["tensors"])
+                models.append(models[-1].moved(layout, total.value(MOVED) / present))
+            else:
+                models.append(models[-1])
         self.model, self.collapsed = models[guard.good if guard.collapsed else -1], guard.collapsed
         plan = p.query(self.study, self.model, 0).plan
         self.notes[p.part] = {

@@ -87,14 +87,20 @@ def plan_reweighted(study: Study, model: Classifier, p: Reweighted, loss_cap: fl
 
 
 def run_reweighted(
-    study: Study, model: Classifier, p: Reweighted, weigher: Weigher, counts: Cells, loss_cap: float | None
+    study: Study,
+    model: Classifier,
+    p: Reweighted,
+    weigher: Weigher,
+    counts: Cells,
+    loss_cap: float | None,
+    spread: float = np.inf,
 ) -> Generator[Query, Sum, tuple[Classifier, dict[str, Any]]]:
-    """The classifier after the rounds, and what the report shows of them."""
+    """The classifier after the rounds, and what the report shows of them; `spread` as in `mean_losses`."""
 
     def weigh(now: Classifier) -> Generator[Query, Sum, tuple[Cells, Cells]]:
         if loss_cap is not None:
             total = yield catalogue.cell_losses(study, PHASE, loss_cap).with_inputs(**now.inputs())
-            weigher.see(mean_losses(study, total, counts))
+            weigher.see(mean_losses(study, total, counts, spread))
         weights = np.minimum(np.where(counts > 0, weigher.weights, 0.0), p.weight_cap)
         return weights, np.zeros_like(weights)
 
@@ -114,14 +120,25 @@ def run_reweighted(
     return model, {}
 
 
-def mean_losses(study: Study, total: Sum, counts: Cells) -> Cells:
-    """Mean loss by cell, in [0, cap]; noise can push a sum of few patients outside, where it says nothing."""
+def mean_losses(study: Study, total: Sum, counts: Cells, spread: float = np.inf) -> Cells:
+    """Mean loss by cell, in [0, cap]; noise can push a sum of few patients outside, where it says nothing.
+
+    Args:
+        spread: standard deviation of the cells' true means about the mean of all patients, as far as anybody knows
+            before. Each mean goes towards the latter by the share of its own noise in both (Efron & Morris 1973);
+            infinite for means as they were released. Without noise it is of no effect.
+    """
     cap = float(total.query.parameters["cap"])
     present = counts * attendance(study, total.cohort)
     if "patients" in total.query.blocks:
         present = total.value("patients")
-    losses = np.divide(cap * total.value("losses"), present, out=np.zeros_like(present), where=present > 0)
-    return np.clip(losses, 0.0, cap)
+    sums, held = cap * total.value("losses"), present > 0
+    losses = np.clip(np.divide(sums, present, out=np.zeros_like(present), where=held), 0.0, cap)
+    of_all = float(np.clip(sums.sum() / max(float(present.sum()), 1.0), 0.0, cap))
+    error = np.divide(cap * total.noise_variance**0.5, present, out=np.zeros_like(present), where=held)
+    trust = 1 / (1 + (error / spread) ** 2)
+    shrunk: Cells = trust * losses + (1 - trust) * of_all
+    return shrunk
 
 
 def weights_by_round(study: Study, title: str, trace: Sequence[Cells]) -> dict[str, Any]:

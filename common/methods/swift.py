@@ -48,6 +48,10 @@ from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
 NO_PRIVATE_FORM = ("losses", "levels", "importance", "granularity", "scaling", "form")
+OF_OTHER_ROUNDS = {
+    **{key: f"whitened.{key}" for key in ("rounds", "lr", "momentum")},
+    **dict.fromkeys(("weight_decay", "local_epochs", "batch", "flips", "weight_cap", "head_reset"), ""),
+}
 
 
 class Rounds(Strict):
@@ -162,6 +166,9 @@ def _masked(study: Study, p: Swift) -> MaskedRounds:
         StudyError: a parameter is chosen that they do not have.
     """
     own = {"beta": "whitened.beta", "smoothing": "whitened.smoothing"}
+    if p.step == "whitened":
+        # Where the step is left out, one file serves with and without noise, and has the parameters of both.
+        own |= OF_OTHER_ROUNDS
     if step_of(study, p.step) == "whitened":
         refuse_without_effect(study, p, "whitened rounds", {**dict.fromkeys(NO_PRIVATE_FORM, ""), **own})
     return MaskedRounds(p.mask, p.bias_loss, p.balance, p.floor, p.whitened)

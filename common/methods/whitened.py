@@ -24,7 +24,7 @@ from equipoise.common.config import Strict
 from equipoise.common.errors import DataError
 from equipoise.common.mask import SoftMask
 from equipoise.common.pool import Pool, network_of
-from equipoise.common.private_step import CollapseGuard, Descent, Scores, round_weights, split_total
+from equipoise.common.private_step import CollapseGuard, Descent, Scores, acting, round_weights, split_total
 from equipoise.common.query import Arrays, Query, Sum
 from equipoise.common.space import RANK, Kind, Space
 from equipoise.common.study import Study
@@ -187,6 +187,8 @@ class Walk:
         self._scores = released.blended(self._scores, p.memory)
         self._guard = self._guard.watched(len(self._separations), self._scores)
         self._separations.append(self._scores.separation)
+        if not acting(p.beta, task, bias):
+            gradient = np.zeros_like(gradient)
         if not self._guard.collapsed:
             self._descent = self._descent.stepped(gradient, float(np.maximum(counts, 0.0).sum()))
 

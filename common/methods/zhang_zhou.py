@@ -42,6 +42,7 @@ from equipoise.common.methods.method import Method, Outcome, Steps, changed, pla
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import Query, Sum
+from equipoise.common.space import MIXED_KERNELS
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
@@ -74,7 +75,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         StudyError: a declared layer is not there or not wide, or none is.
     """
     p = _parameters(study)
-    layers = wide_layers(model, p.layers)
+    layers = wide_layers(model, p.layers, mixed=study.privacy.private)
     start = [catalogue.cell_counts(study), catalogue.group_fisher(study, layers, "channel")]
     if study.privacy.private:
         return [*start, *plan_rounds(study, model, p.whitened, _course(p))]
@@ -127,20 +128,23 @@ def neutralised(fisher: Vector, patients: Vector, how: Neutraliser) -> Vector:
     return np.asarray(shares @ known)
 
 
-def wide_layers(model: Classifier, declared: list[str] | None) -> Layout:
+def wide_layers(model: Classifier, declared: list[str] | None, mixed: bool = False) -> Layout:
     """The weights to factorise.
+
+    Args:
+        mixed: whether only those will do that whitened rounds move by filters (`equipoise.common.space`).
 
     Raises:
         StudyError: a declared one is no matrix of the extractor that factors make smaller, or there is none.
     """
     shapes = model.layout("extractor").shapes
-    possible = {name: shape for name, shape in shapes.items() if len(shape) >= 2 and break_even(shape) >= 1}
+    possible = {
+        name: shape
+        for name, shape in shapes.items()
+        if len(shape) >= 2 and break_even(shape) >= 1 and (_is_mixed(shape) or not mixed)
+    }
     if declared is None:
-        wide = {
-            name: shape
-            for name, shape in possible.items()
-            if min(_flat(shape)) >= NARROWEST and (len(shape) == 2 or shape[2:] in ((3, 3), (5, 5)))
-        }
+        wide = {name: shape for name, shape in possible.items() if min(_flat(shape)) >= NARROWEST and _is_mixed(shape)}
         if not wide:
             raise StudyError(
                 f"method.layers: the model has no hidden layer of at least {NARROWEST} rows and columns; name layers"
@@ -149,10 +153,14 @@ def wide_layers(model: Classifier, declared: list[str] | None) -> Layout:
     for name in declared:
         if name not in possible:
             raise StudyError(
-                f"method.layers: {name!r} is no weight of the extractor that two factors make smaller; there are: "
-                f"{', '.join(possible)}"
+                f"method.layers: {name!r} is no weight of the extractor that two factors make smaller"
+                f"{' and whitened rounds can move' if mixed else ''}; there are: {', '.join(possible)}"
             )
     return Layout({name: possible[name] for name in declared})
+
+
+def _is_mixed(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or shape[2:] in MIXED_KERNELS
 
 
 def rank_of(shape: tuple[int, ...], share: float) -> int:

@@ -204,6 +204,13 @@ def test_flips_are_for_images_alone_and_repeat() -> None:
     assert (trained(table, flips=True)[1] == trained(table)[1]).all()
 
 
+def test_a_batch_weighs_its_own_labels_where_the_task_loss_is_alone() -> None:
+    people = draw_people(24, seed=6)
+    alone = {"beta": 1.0, "bias_loss": "equalized_odds", "form": "signed"}
+    own, given = (trained(people, **alone, losses=losses)[1] for losses in ("batch", "global"))
+    assert np.abs(own - given).max() > 1e-4
+
+
 def test_a_batchs_own_weights_drop_what_the_batch_lacks() -> None:
     people = draw_people(12, seed=2, unknown=0.0)
     people.sex[:] = 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from equipoise.common.cells import bias_weights, task_weights
+from equipoise.common.cells import bias_value, bias_weights, task_weights
+from equipoise.common.errors import StudyError
 from equipoise.common.layout import Layout
-from equipoise.common.methods import control_of, resolve
-from equipoise.common.methods.bmft import hard_mask
-from tests.driving import parts_of, town
-from tests.tiny import network
+from equipoise.common.methods import METHODS, control_of, resolve
+from equipoise.common.methods.bmft import Bmft, _courses, _phases, hard_mask
+from equipoise.common.private_step import round_weights
+from tests.driving import drive, parts_of, private_town, town
+from tests.tiny import declare, network
 
 LAYOUT = Layout({"extractor.a": (2, 2), "extractor.b": (2,), "head.weight": (1, 2), "head.bias": (1,)})
 BIAS = np.array([1.0, 2.0, 3.0, 4.0, 1.0, 3.0, 9.0, 9.0, 9.0])
@@ -184,3 +188,55 @@ def test_controls() -> None:
     flat = [place.model.layout("extractor").flatten(values) for values in (own, mask)]
     assert flat[0].sum() == flat[1].sum()
     assert (flat[0] != flat[1]).any()
+
+
+def test_repair_knows_that_a_head_of_zeros_has_no_gap() -> None:
+    done = town("bmft", rounds={"impair": 1, "repair": 1}).run(*parts_of(60))
+    impair, repair = (total.query.inputs["weights"] for total in done.named("local_training"))
+    assert bias_value(impair["patients"], impair["scores"], "equalized_odds") > 0.005
+    np.testing.assert_array_equal(repair["scores"], 0.5 * repair["patients"])
+    assert repair["patients"].sum() == 60
+    # It is what the sites find there: the gradient of the bias loss is 0 too.
+    whole = town("bmft", step="full_gradient", rounds={"impair": 1, "repair": 1}).run(*parts_of(60))
+    assert np.abs(whole.named("gradient_sum")[1].query.inputs["weights"]["bias"]).max() < 1e-12
+    # Without a reset the gap is that of the last release.
+    kept = town("bmft", head_reset="none", rounds={"impair": 1, "repair": 1}).run(*parts_of(60))
+    first, second = kept.named("local_training")
+    np.testing.assert_array_equal(second.query.inputs["weights"]["scores"], first.value("scores"))
+
+
+# --- the private form
+
+W = {"rounds": 3, "directions": 8, "rank": 2, "accept_poor_pool": True}
+HEAD = {"rounds": 2, "directions": 5, "accept_poor_pool": True}
+
+
+def test_the_first_round_of_impair_knows_no_gap_and_moves_nothing(tmp_path: Path) -> None:
+    # Its sum is noise alone, and the rate is largest there.
+    place = private_town(tmp_path, "bmft", epsilon=50.0, count=150, whitened=W, whitened_head=HEAD)
+    study = declare(place.study, {"a": 150})
+    rounds = drive(study, place.sites(range(150)), place.model).named("whitened_gradient")[:3]
+    assert rounds[0].value("gradient").any()
+    first, second, third = (total.query.inputs["model.extractor"] for total in rounds)
+    assert all((second[name] == value).all() for name, value in first.items())
+    assert any((third[name] != value).any() for name, value in first.items())
+
+
+def test_repair_minimises_the_same_sum_in_both_forms() -> None:
+    # L_task + share * L_bias, whose weights whitened rounds double; the rate counts for the whole sum in both.
+    p = Bmft(bias_share=0.6)
+    counts = np.array([[30.0, 20.0], [20.0, 30.0], [0.0, 0.0]])
+    scores = counts * np.array([[0.2, 0.6], [0.4, 0.9], [0.0, 0.0]])
+    _, (rounds, _) = _courses(p)
+    task, bias = round_weights(counts, scores)
+    np.testing.assert_allclose(rounds.lr * rounds.beta * task, p.whitened_head.lr * task)
+    single = bias_weights(counts, scores, "equalized_odds")
+    np.testing.assert_allclose(rounds.lr * (1 - rounds.beta) * bias, p.whitened_head.lr * 0.6 * single)
+    _, phase = _phases(town("bmft").study, p)
+    assert (phase.steps.lr * phase.beta, phase.steps.lr * (1 - phase.beta)) == pytest.approx((0.1, 0.06))
+
+
+def test_a_percentile_that_frees_nothing_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    place = private_town(tmp_path, "bmft", percentile=100.0)
+    with pytest.raises(StudyError, match="percentile=100: frees no tensor"):
+        METHODS["bmft"].plan(place.study, place.model)

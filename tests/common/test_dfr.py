@@ -7,6 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from equipoise.common.classifier import Classifier
+from equipoise.common.errors import StudyError
+from equipoise.common.methods import METHODS
 from equipoise.common.methods.dfr import Curve, newton_step, worst_group_accuracy
 from tests.driving import Town, file_of, parts_of, town
 from tests.tiny import draw_people, network
@@ -113,3 +116,12 @@ def test_a_feature_that_never_varies_is_left_out() -> None:
         dead.head.weight[0, 0] = 5.0
     place = town("dfr", people=PEOPLE, inverse_penalties=[1.0], file=file_of(dead))
     assert place.run().outcome.classifier.state["head.weight"][0, 0] == 0
+
+
+def test_a_head_without_a_bias_is_refused_before_anything_is_asked() -> None:
+    # The last of its weights would be taken for the bias, and never penalised.
+    model = network()
+    model.head = torch.nn.Linear(6, 1, bias=False)
+    place = town("dfr")
+    with pytest.raises(StudyError, match="head has no bias"):
+        METHODS["dfr"].plan(place.study, Classifier.of(file_of(model), model, "head."))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.methods import METHODS
 from equipoise.common.methods.fairprune import keep, prunable, saliency
 from tests.common.test_zhang_zhou import fisher_by_hand
 from tests.driving import parts_of, town
-from tests.tiny import private_study
+from tests.tiny import draw_people, private_study
 
 WEIGHTS = ["extractor.0.weight", "extractor.2.weight", "head.weight"]
 
@@ -61,6 +64,13 @@ def test_the_better_off_group_is_the_one_of_the_larger_auc_on_validation() -> No
 def test_too_few_patients_to_tell_who_is_better_off_is_an_error_with_a_remedy() -> None:
     with pytest.raises(DataError, match=r"name the better-off group in method\.better_off"):
         town("fairprune", count=12).run()
+
+
+def test_groups_of_equal_auc_are_not_better_and_worse_off() -> None:
+    people = draw_people(240, 3)
+    rows = tuple(torch.full_like(own, 0.9 if ill else -0.9) for own, ill in zip(people.rows, people.label, strict=True))
+    with pytest.raises(DataError, match=r"AUC of all groups is the same.*name the better-off group"):
+        town("fairprune", people=replace(people, rows=rows)).run()
 
 
 def test_it_is_the_same_for_every_partition() -> None:

@@ -1,6 +1,8 @@
-"""GroupDRO: the distribution over cells, its two updates, and that no absent group has a loss of 0."""
+"""GroupDRO: the distribution over cells, its two updates, and that neither an absent group nor noise decides it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from equipoise.common.methods.group_dro import GroupDro, Minimax, onto_simplex
-from tests.driving import parts_of, town
-from tests.tiny import network
+from equipoise.common.classifier import Classifier
+from equipoise.common.methods import METHODS
+from equipoise.common.methods.group_dro import SPREAD, GroupDro, Minimax, onto_simplex
+from equipoise.common.methods.reweighted import mean_losses
+from equipoise.common.query import Sum
+from equipoise.common.study import Study
+from equipoise.common.study_plan import StudyPlan
+from tests.driving import parts_of, private_town, town
+from tests.tiny import declare, network
 
 COUNTS = np.array([[60.0, 20.0], [15.0, 5.0], [10.0, 0.0]])
 LOSSES = np.array([[0.2, 0.4], [0.6, 1.0], [3.0, 0.0]])
@@ -106,3 +114,48 @@ def test_a_site_that_drops_out_leaves_means_of_those_who_answered() -> None:
     rows = [d.named("cell_losses")[0] for d in (done, only)]
     np.testing.assert_allclose(rows[0].value("losses"), rows[1].value("losses"))
     np.testing.assert_array_equal(rows[0].value("patients"), rows[1].value("patients"))
+
+
+def noisy(study: Study, model: Classifier, name: str, values: np.ndarray, rng: np.random.Generator) -> Sum:
+    """A release of a sum under the noise that the study's plan gives it."""
+    plan = StudyPlan.single("group_dro", METHODS["group_dro"].plan(study, model)).calibrated(study)
+    query = next(query for query in plan.arm("group_dro") if query.name == name)
+    quiet = Sum(query, tuple(study.sites.declared_patients), {})
+    points = (values + rng.normal(0.0, quiet.noise_variance**0.5, values.shape)) / query.plan.step
+    return Sum(query, quiet.cohort, {next(iter(query.blocks)): np.rint(points).astype(np.int64)})
+
+
+@pytest.mark.parametrize("rare", [0, 20, 60])
+def test_noise_in_a_rare_cell_does_not_take_q_over(rare: int, tmp_path: Path) -> None:
+    # 1,800 patients at six hospitals, epsilon 3: a count has noise of 20 patients, a sum of losses more.
+    place = private_town(tmp_path, "group_dro")
+    study = declare(place.study, dict.fromkeys("abcdef", 300))
+    truth = np.array([[900.0, 150.0], [750.0 - rare, rare], [0.0, 0.0]])
+    sums = truth * np.array([0.3, 0.9]) / 4
+    rng, largest, of_a_patient = np.random.default_rng(0), [], []
+    for _ in range(40):
+        counted = noisy(study, place.model, "cell_counts", truth, rng)
+        counts = counted.value("patients")
+        minimax = Minimax(counts, GroupDro(), counted.noise_variance)
+        for _ in range(10):
+            losses = noisy(study, place.model, "cell_losses", sums, rng)
+            minimax.see(mean_losses(study, losses, counts, SPREAD))
+        weights = np.minimum(np.where(counts > 0, minimax.weights, 0.0), 10.0)
+        largest.append(minimax.q[1, 1])
+        of_a_patient.append((weights * truth).sum() / truth.sum())
+    assert np.mean(np.array(largest) > 0.9) < 0.05
+    assert np.quantile(of_a_patient, 0.05) > 0.7
+
+
+def test_a_cell_that_noise_could_have_filled_weighs_what_its_label_does() -> None:
+    counts = np.array([[60.0, 40.0], [30.0, 10.0], [6.0, 0.0]])
+    minimax = Minimax(counts, GroupDro(), noise=36.0)  # 12 patients are two standard deviations
+    np.testing.assert_allclose(minimax.q, [[1 / 3, 1 / 3], [1 / 3, 0.0]])
+    minimax.see(np.array([[0.5, 0.5], [0.5, 4.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(minimax.q, [[1 / 3, 1 / 3], [1 / 3, 0.0]])
+    assert minimax.weights[1, 1] == pytest.approx(minimax.weights[0, 1]) == pytest.approx(146 / 3 / 40)
+
+
+def test_a_label_of_few_patients_everywhere_keeps_its_cells() -> None:
+    minimax = Minimax(np.array([[60.0, 8.0], [30.0, 6.0], [0.0, 0.0]]), GroupDro(), noise=36.0)
+    np.testing.assert_allclose(minimax.q, 0.25)

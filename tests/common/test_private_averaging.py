@@ -86,8 +86,8 @@ def test_swift_asks_for_its_mask_and_averages_both_parts(tmp_path: Path) -> None
     assert moved == set(outcome.classifier.parameters)
 
 
-def answer(query: Query, separation: float, counts: np.ndarray) -> Sum:
-    """Everybody's change is an eighth, and positives score so much higher than negatives."""
+def answer(query: Query, separation: float | np.ndarray, counts: np.ndarray) -> Sum:
+    """Everybody's change is an eighth, and positives (of each group) score so much higher than negatives."""
     offsets = 0.4 * separation * np.array([-0.5, 0.5]) * counts * query.plan.releases * query.plan.rate
     points = {
         "scores": np.rint(offsets / query.blocks["scores"].step).astype(np.int64),
@@ -216,3 +216,16 @@ def test_counts_without_a_label_are_blamed_on_the_noise_where_there_is_some(tmp_
     for of, blamed in ((study, "the noisy counts find no positive patient"), (exact, "against the manifests")):
         with pytest.raises(DataError, match=blamed):
             check_labels(of, counts)
+
+
+def test_a_round_in_which_nothing_weighs_moves_nothing(tmp_path: Path) -> None:
+    # The bias loss alone, whose gaps nobody knows before the first scores: what comes back is the sites' own noise.
+    study = study_of(tmp_path, {"name": "swift", "step": "fedavg"}, 3.0)
+    model, counts = classifier_of(study, FILE), np.array([[4000.0, 4000], [4000, 4000], [0, 0]])
+    averages = Averages(study, model, counts)
+    steps = averages.advance(Rounds("head", 3, 0.0, LocalSteps(batch=40), DpSgd()))
+    first = next(steps)
+    apart = np.array([[0.5], [0.3], [0.0]])
+    second = steps.send(answer(first, apart, counts))
+    third = steps.send(answer(second, apart, counts))
+    assert ("model.head" in second.inputs, "model.head" in third.inputs) == (False, True)

@@ -13,7 +13,7 @@ from equipoise.common.errors import StudyError
 from equipoise.common.methods import METHODS
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
-from tests.driving import Driven, drive, parts_of, private_town
+from tests.driving import Driven, drive, parts_of, private_town, town
 from tests.tiny import Memory, declare
 
 W: dict[str, Any] = {"rounds": 3, "directions": 8, "rank": 2, "accept_poor_pool": True}
@@ -76,6 +76,34 @@ def test_what_the_private_form_does_not_have_is_refused_and_not_dropped(
     with pytest.raises(StudyError, match=f"method.{key}={value}: has no effect in whitened rounds") as found:
         METHODS[name].plan(place.study, place.model)
     assert remedy in str(found.value)
+
+
+OF_OTHER_ROUNDS: dict[str, tuple[Any, str]] = {
+    "rounds": ({"extractor": 2, "head": 1}, "write whitened.rounds"),
+    "lr": (0.1, "write whitened.lr"),
+    "momentum": (0.5, "write whitened.momentum"),
+    "weight_decay": (0.1, "write weight_decay: 0.0"),
+    "local_epochs": (2, "write local_epochs: 1"),
+    "batch": (8, "write batch: 64"),
+    "flips": (True, "write flips: False"),
+    "weight_cap": (2.0, "write weight_cap: 4.0"),
+    "head_reset": ("none", "write head_reset: above_mean"),
+}
+
+
+@pytest.mark.parametrize("key", OF_OTHER_ROUNDS)
+def test_a_declared_step_refuses_what_other_rounds_read_and_one_left_out_serves_both(key: str, tmp_path: Path) -> None:
+    value, remedy = OF_OTHER_ROUNDS[key]
+    place = private_town(tmp_path, "swift", **SMALL["swift"], **{key: value})
+    METHODS["swift"].plan(place.study, place.model)
+    METHODS["swift"].plan(town("swift", **{key: value}).study, place.model)
+    for declared in (
+        private_town(tmp_path, "swift", step="whitened", **SMALL["swift"], **{key: value}),
+        town("swift", step="whitened", **{key: value}),
+    ):
+        with pytest.raises(StudyError, match=rf"method\.{key}=.*whitened rounds \(method\.step=whitened") as found:
+            METHODS["swift"].plan(declared.study, declared.model)
+        assert remedy in str(found.value)
 
 
 @pytest.mark.parametrize("name", [name for name in PRIVATE if name in SMALL])

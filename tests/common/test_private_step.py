@@ -15,6 +15,7 @@ from equipoise.common.private_step import (
     CollapseGuard,
     Descent,
     Scores,
+    acting,
     contributions,
     joint_bound,
     round_weights,
@@ -158,6 +159,12 @@ def test_no_scores_no_bias_weight() -> None:
     task, bias = round_weights(np.full((3, 2), 10.0), None)
     assert task.any()
     assert not bias.any()
+
+
+def test_a_round_in_which_nothing_weighs_has_no_gradient() -> None:
+    task, none = round_weights(np.full((3, 2), 10.0), None)
+    assert [acting(beta, task, none) for beta in (0.0, 0.5, 1.0)] == [False, True, True]
+    assert [acting(beta, none, task) for beta in (0.0, 0.5, 1.0)] == [True, True, False]
 
 
 def test_several_levels_pull_twice_the_bias_loss_down() -> None:

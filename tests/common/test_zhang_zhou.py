@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.common.classifier import state_from_inputs
+from equipoise.common.classifier import Classifier, state_from_inputs
 from equipoise.common.errors import StudyError
 from equipoise.common.factors import factorise
 from equipoise.common.methods import METHODS, resolve
 from equipoise.common.methods.zhang_zhou import neutralised, rank_of, wide_layers
-from tests.driving import parts_of, town
-from tests.tiny import draw_people, network
+from equipoise.common.models import resnet_small
+from equipoise.common.space import Space
+from tests.driving import file_of, parts_of, town
+from tests.tiny import draw_people, make_study, network
 
 LAYERS = ["extractor.0.weight", "extractor.2.weight"]
 HOW = {"layers": LAYERS, "ranks": [0.25, 0.5], "rounds": 2, "lr": 0.1}
@@ -194,3 +196,19 @@ def test_an_image_model_is_factorised_by_its_filters() -> None:
     after = place.run(*parts_of(30)).outcome.classifier
     assert after.factors["extractor.3.weight"].left.shape == (6, 3)
     assert after.state["extractor.3.weight"].shape == (6, 4, 3, 3)
+
+
+def test_a_layer_that_whitened_rounds_cannot_move_is_refused_before_anything_is_spent() -> None:
+    network = resnet_small()
+    model, one_by_one = Classifier.of(file_of(network), network, "head."), "extractor.4.shortcut.weight"
+    method = {"name": "zhang_zhou", "layers": [one_by_one]}
+    METHODS["zhang_zhou"].plan(make_study(method), model)
+    private = make_study(
+        method, privacy={"mode": "local", "epsilon": 3}, evaluation={"threshold": {"rule": "fixed:0.5"}}
+    )
+    with pytest.raises(StudyError, match="whitened rounds can move; there are: ") as found:
+        METHODS["zhang_zhou"].plan(private, model)
+    possible = str(found.value).partition("there are: ")[2].split(", ")
+    assert one_by_one not in possible
+    # Those that it names are those that the rounds know, to the last one.
+    Space.of(network, "whole").with_filters({n: np.zeros((2, *model.layout().shapes[n][1:])) for n in possible})

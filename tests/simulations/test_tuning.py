@@ -26,6 +26,30 @@ def test_settings_are_valid_and_each_is_another(name: str) -> None:
         assert [value[key] / values[0][key] for value in values[1:]] == pytest.approx(list(factors[key]))
 
 
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [("swift", ["whitened.lr"]), ("fine_tune", ["whitened.lr"]), ("bmft", ["whitened.lr", "whitened_head.lr"])],
+)
+def test_in_whitened_rounds_their_own_rate_is_tuned(name: str, rates: list[str]) -> None:
+    place = town(name, step="whitened", whitened={"rounds": 3, "lr": 0.2})
+    found = settings(place.study)
+    values = [tuned_values(setting) for setting in found]
+    assert list(values[0]) == rates
+    for key in rates:
+        assert [value[key] / values[0][key] for value in values] == pytest.approx([1, 1 / 3, 3])
+    # The rest stays as the study has it, and what is asked of a hospital is the same.
+    assert [setting.method.parameters["whitened"]["rounds"] for setting in found] == [3, 3, 3]
+    assert len({len(METHODS[name].plan(setting, place.model)) for setting in found}) == 1
+
+
+@pytest.mark.parametrize(("ratio", "tried"), [(0.3, [0.3, 0.1, 0.6]), (0.6, [0.6, 0.2, 0.8])])
+def test_a_number_stays_within_its_range(ratio: float, tried: list[float]) -> None:
+    found = settings(town("fairprune", ratio=ratio).study)
+    for setting in found:
+        resolve(setting)
+    assert [tuned_values(setting)["ratio"] for setting in found] == pytest.approx(tried)
+
+
 def test_the_methods_with_settings_have_as_many() -> None:
     assert {len(factors) for method in METHODS.values() for factors in method.tuned.values()} == {2}
 
