@@ -141,7 +141,10 @@ def block_sensitivities(place: Workplace) -> Contribution:
 
 
 def whitened_gradient(place: Workplace) -> Contribution:
-    """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides."""
+    """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides.
+
+    Without noise the patient's cell rides too.
+    """
     study, query = place.study, place.query
     parameters, weights, basis = query.parameters, query.inputs["weights"], query.inputs["basis"]
     of_cells, of_directions = query.blocks["scores"].shape, query.blocks["gradient"].shape
@@ -171,7 +174,7 @@ def whitened_gradient(place: Workplace) -> Contribution:
         logits, dz = space.logit_gradients(view.model, x)
         return logits, dz.double().cpu() @ directions
 
-    shape = (query.name, parameters["space"], space.size, *basis["basis"].shape)
+    shape, cells = (query.name, parameters["space"], space.size, *basis["basis"].shape), query.blocks["scores"].size
     places = alike_places(view, shape, projected)
 
     def parts() -> Iterator[NDArray[np.float64]]:
@@ -186,7 +189,10 @@ def whitened_gradient(place: Workplace) -> Contribution:
                 beta=parameters["beta"],
                 clip=clip,
             )
-            yield vectors[batch.real.numpy()] / clip
+            vectors = vectors / clip
+            if not query.private:
+                vectors = np.hstack([vectors, np.eye(cells)[batch.cell.numpy()]])
+            yield vectors[batch.real.numpy()]
 
     return Rows(parts())
 
