@@ -20,6 +20,7 @@ Balance = Literal["none", "classes", "smaller_group", "cells", "independent"]
 BiasLoss = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
 Form = Literal["absolute", "signed"]
 
+WITHOUT_GROUPS: tuple[Balance, ...] = ("none", "classes")  # weights that are the same for every group
 FEWEST = 2.0  # a cell with fewer patients has no mean score worth comparing
 
 
