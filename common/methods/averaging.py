@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from equipoise.common import catalogue
-from equipoise.common.cells import Cells
+from equipoise.common.cells import Cells, Form
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
 from equipoise.common.errors import DataError, QuorumError, StudyError
@@ -179,6 +179,23 @@ def _hidden(patient: str) -> str:
         f"the noisy counts find no {patient} in the train split; so few patients need a larger privacy.epsilon, or a "
         "larger share of it (privacy.split.train: counts). What was released is spent"
     )
+
+
+def check_form(study: Study, counts: Cells, form: Form) -> None:
+    """Refuse a signed bias loss where other than two groups are compared: it has one sign, and no mask without them.
+
+    Args:
+        counts: patients by cell of the groups that are compared, (G + 1, 2).
+
+    Raises:
+        DataError: `form` is signed, and one group has training patients, or more than two.
+    """
+    held = [name for name, n in zip(study.primary.groups, counts[:-1].sum(axis=1), strict=True) if n > 0]
+    if form == "signed" and len(held) != 2:
+        raise DataError(
+            f"method.form=signed: it compares two groups of {study.primary.name}, and those with training patients are "
+            f"{', '.join(held)}; write form: absolute"
+        )
 
 
 def attendance(study: Study, cohort: tuple[str, ...]) -> float:
