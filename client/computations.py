@@ -17,7 +17,7 @@ from equipoise.client import evaluation_tables, group_sums, site_figures
 from equipoise.client.alike import PLACES, alike_places, batches
 from equipoise.client.contribution import Contribution, Fills, Noised, Rows, Totals
 from equipoise.client.training import train_locally
-from equipoise.client.workbench import View, cells_of, network
+from equipoise.client.workbench import View, cells_of, network, of_compared
 from equipoise.client.workplace import Workplace, nothing, patients_by_cell, sums_by_cell
 from equipoise.common.block_energies import BlockEnergies
 from equipoise.common.catalogue import sites_of
@@ -67,14 +67,16 @@ def sensitivities(place: Workplace) -> Contribution:
 
 
 def batch_squares(place: Workplace) -> Contribution:
-    """The published sensitivities over this site's shuffled mini-batches."""
+    """The published sensitivities over shuffled mini-batches of this site's rows of the groups that are compared."""
     study, split, parameters = place.study, place.split, place.query.parameters
-    if not split.patients:
+    cell = cells_of(study, split)
+    chosen = torch.nonzero(of_compared(cell, place.query.inputs["weights"]["patients"])[split.patient]).flatten()
+    if not len(chosen):
         return nothing(place.query)
-    view, cell = place.view(), cells_of(study, split)
+    view = place.view()
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        order = torch.randperm(len(split.patient), generator=place.generator("batches"))
+        order = chosen[torch.randperm(len(chosen), generator=place.generator("batches"))]
         for rows in torch.split(order, parameters["batch"]):
             owner = split.patient[rows]
             yield view.rows(rows), split.label[owner], cell[owner]
@@ -141,7 +143,10 @@ def block_sensitivities(place: Workplace) -> Contribution:
 
 
 def whitened_gradient(place: Workplace) -> Contribution:
-    """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides."""
+    """Each patient's clipped gradient in whitened directions, in units of the clip bound, and the score that rides.
+
+    Without noise the patient's cell rides too.
+    """
     study, query = place.study, place.query
     parameters, weights, basis = query.parameters, query.inputs["weights"], query.inputs["basis"]
     of_cells, of_directions = query.blocks["scores"].shape, query.blocks["gradient"].shape
@@ -167,6 +172,7 @@ def whitened_gradient(place: Workplace) -> Contribution:
     if not (0 < clip < np.inf and all(np.isfinite(weights[key]).all() for key in ("task", "bias"))):
         raise RefusedError(f"{query.name}: clip bound {clip} or weights that are no numbers")
     places = _places_of_projections(view, query.name, space, directions)
+    cells = query.blocks["scores"].size
 
     def parts() -> Iterator[NDArray[np.float64]]:
         for batch in batches(view, places):
@@ -182,7 +188,10 @@ def whitened_gradient(place: Workplace) -> Contribution:
                 beta=parameters["beta"],
                 clip=clip,
             )
-            yield vectors[batch.real.numpy()] / clip
+            vectors = vectors / clip
+            if not query.private:
+                vectors = np.hstack([vectors, np.eye(cells)[batch.cell.numpy()]])
+            yield vectors[batch.real.numpy()]
 
     return Rows(parts())
 

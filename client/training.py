@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equipoise.client.cohort import Split
 from equipoise.client.descent import MaskedDescent, left, like
 from equipoise.client.moving_bias import MovingBias
-from equipoise.client.workbench import View, cells_of
+from equipoise.client.workbench import View, cells_of, of_compared
 from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses, row_shares
 from equipoise.common.sensitivities import batch_weights
@@ -39,9 +39,10 @@ def train_locally(
         layout: tensors that are trained; all others stay as they are.
         parameters: beta, lr, momentum, weight_decay, epochs, batch, flips; `proximal`, the factor mu of a pull towards
             the received weights, by default 0; where beta < 1 also bias_loss, form, smoothing and losses: `global`, by
-            `weights` and the site's own drift from them (`MovingBias`), or `batch`, by each batch's own cells (the
-            published code, for comparison).
-        weights: `task`, (G + 1, 2) float64, by cell; where beta < 1 also the global `patients` and sums of `scores`.
+            `weights` and the site's own drift from them (`MovingBias`), or `batch`, by the own cells of batches of the
+            groups that are compared (the published code, for comparison).
+        weights: `task`, (G + 1, 2) float64, by cell; where beta < 1 also the global `patients` of the groups that are
+            compared (0 for others) and sums of `scores`.
         mask: factor of each trained tensor's update, or None for 1.
         generator: public stream of shuffles and flips.
         right: right factors B (r, n) of tensors that are products A B: A alone is trained, and in `layout` and in the
@@ -76,13 +77,15 @@ def train_locally(
     cell, share = cells_of(study, split), row_shares(split.patient, split.patients)
     rows_by_patient = _rows_by_patient(split)
     scores = torch.zeros(len(task), dtype=torch.float64)
-    moving = None
+    moving, chosen = None, torch.arange(split.patients)
     if parameters["beta"] < 1 and parameters["losses"] == "global":
         moving = _moving_bias(study, view.logits(), split, parameters, weights)
+    elif parameters["beta"] < 1:
+        chosen = chosen[of_compared(cell, weights["patients"])]
 
     for epoch in range(parameters["epochs"]):
-        order = torch.randperm(split.patients, generator=generator)
-        for patients in torch.split(order, parameters["batch"]):
+        order = chosen[torch.randperm(len(chosen), generator=generator)]
+        for patients in torch.split(order, parameters["batch"]) if len(order) else ():
             rows = patients if rows_by_patient is None else torch.cat([rows_by_patient[i] for i in patients])
             owner = split.patient[rows]
             x = view.rows(rows)

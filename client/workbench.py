@@ -127,3 +127,8 @@ class View:
 def cells_of(study: Study, split: Split) -> Tensor:
     """Cell (primary group x label) of each patient, (n,) int64."""
     return cell_index(split.groups[study.primary.name], split.label)
+
+
+def of_compared(cell: Tensor, patients: NDArray[np.float64]) -> Tensor:
+    """Whether each is of a group that is compared, (n,) bool: `patients` by cell, (G + 1, 2), are 0 for all others."""
+    return torch.from_numpy(patients.reshape(-1) > 0)[cell]

@@ -20,6 +20,7 @@ Balance = Literal["none", "classes", "smaller_group", "cells", "independent"]
 BiasLoss = Literal["equalized_odds", "equal_opportunity", "demographic_parity"]
 Form = Literal["absolute", "signed"]
 
+WITHOUT_GROUPS: tuple[Balance, ...] = ("none", "classes")  # weights that are the same for every group
 FEWEST = 2.0  # a cell with fewer patients has no mean score worth comparing
 
 
@@ -29,9 +30,10 @@ def task_weights(counts: Cells, balance: Balance, cap: float = np.inf) -> Cells:
     Args:
         counts: patients by cell, (G + 1, 2); may be noisy and below zero.
         balance: `none`; `classes`, both labels weigh alike (class-balanced cross-entropy); `cells`, all cells weigh
-            alike; `smaller_group`, each group is brought to the smallest group's counts and labels then weigh alike
-            (SWiFT's balanced sample, in expectation, without drawing one); `independent`, a cell weighs what it would
-            count if group and label were independent, against what it counts (Kamiran & Calders 2012).
+            alike; `smaller_group`, each group is brought to the counts of the smallest group that has both labels, and
+            labels then weigh alike (SWiFT's balanced sample, in expectation, without drawing one); `independent`, a
+            cell weighs what it would count if group and label were independent, against what it counts (Kamiran &
+            Calders 2012).
         cap: largest weight relative to the mean, so that one patient of a tiny cell cannot dominate.
 
     Empty cells have weight 0. A patient of unknown group weighs what a patient of the same label weighs on average.
@@ -48,8 +50,7 @@ def task_weights(counts: Cells, balance: Balance, cap: float = np.inf) -> Cells:
         expected = known.sum(axis=1, keepdims=True) * known.sum(axis=0) / max(float(known.sum()), 1e-12)
         weights = np.divide(expected, known, out=np.zeros_like(known), where=known > 0)
     else:
-        smallest = known[np.argmin(known.sum(axis=1))]
-        weights = np.divide(smallest, known, out=np.zeros_like(known), where=known > 0)
+        weights = np.divide(_smallest(known), known, out=np.zeros_like(known), where=known > 0)
         weights = weights * _class_weights((weights * known).sum(axis=0))
     of_label = known.sum(axis=0)
     unknown = np.divide((weights * known).sum(axis=0), of_label, out=np.zeros(2), where=of_label > 0)
@@ -61,6 +62,17 @@ def _mean_one(weights: Cells, n: Cells, cap: float) -> Cells:
     held: Cells = np.where(n > 0, weights, 0.0)
     total = float((held * n).sum())
     return np.minimum(held * (n.sum() / total), cap) if total > 0 else held
+
+
+def _smallest(known: Cells) -> NDArray[np.float64]:
+    """Patients by label of the smallest group that has both; of all groups together where none has.
+
+    One of nobody, or without a label, would bring every other group's patients of that label to nothing. Since labels
+    weigh alike in the end, any group with both leads to the same weights.
+    """
+    whole = known[(known > 0).all(axis=1)]
+    smallest: NDArray[np.float64] = whole[np.argmin(whole.sum(axis=1))] if len(whole) else known.sum(axis=0)
+    return smallest
 
 
 def _class_weights(of_label: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,11 +92,12 @@ def bias_weights(
         loss: `equalized_odds`, half the sum over labels of the gap of mean scores; `equal_opportunity`, the gap among
             the positives; `demographic_parity`, the gap over all.
         form: `absolute` adds the labels' absolute gaps; `signed` takes one absolute value of their sum, in which
-            opposite gaps cancel (the published code; for two groups only).
+            opposite gaps cancel (the published code; for two groups only, and the first of these less the other).
         smoothing: width over which the sign of a gap turns from -1 to 1; 0 for the hard sign.
 
-    Each group is compared with the rest, averaged over the groups (for two groups this is their gap). A comparison in
-    which one side has fewer than two patients is dropped: an absent group is no reason to lower every score.
+    Each group that has patients is compared with the rest, averaged over these groups (for two this is their gap). A
+    comparison in which one side has fewer than two patients is dropped: an absent group is no reason to lower every
+    score.
     """
     n = np.maximum(counts, 0.0)
     means = np.divide(score_sums, n, out=np.zeros_like(n), where=n > 0)
@@ -128,8 +141,10 @@ def _contrasts(n: Cells, loss: BiasLoss, form: Form) -> list[tuple[float, Cells]
         "equal_opportunity": [(1.0, np.array([0.0, 1.0]))],
         "demographic_parity": [(1.0, np.array([1.0, 1.0]))],
     }[loss]
-    # Signed: the first of two groups against the other, all labels inside one absolute value.
-    groups = range(len(n) - 1 if form == "absolute" else 1)
+    # A declared group of nobody is none of those that the mean is over.
+    groups = np.flatnonzero(n[:-1].sum(axis=1) > 0).tolist()
+    if form == "signed":
+        groups = groups[:1]  # the first of two against the other, all labels inside one absolute value
     terms = [
         (share / len(groups), contrast)
         for share, labels in pools

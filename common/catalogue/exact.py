@@ -52,7 +52,10 @@ def sensitivities(study: Study, layout: Layout, granularity: Granularity) -> Que
 def batch_sensitivities(
     study: Study, layout: Layout, granularity: Granularity, batch: int, loss: str, form: str
 ) -> Query:
-    """Published sensitivities: squares of mini-batch gradients, which one patient changes whole. Inputs: the model."""
+    """Published sensitivities: squares of mini-batch gradients, which one patient changes whole.
+
+    Inputs: the model, `weights` with the `patients` by cell of the groups that are compared; batches are of them alone.
+    """
     shape = (sum(units(layout, granularity).values()),)
     # Contributors are batches: the fewer they are, the finer the lattice, on which the small squares count too.
     batches = -(-declared_total(study) // batch) + len(study.sites.declared_patients)

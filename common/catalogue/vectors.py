@@ -36,6 +36,13 @@ def _vector(
     return Query(name, "patient_sum", "train", phase, parameters, blocks, budget=budget).under(plan)
 
 
+def _with_patients(study: Study, query: Query) -> Query:
+    """Without noise: and the patients by cell, so that sums over some sites are not divided by patients of all."""
+    if study.privacy.private:
+        return query
+    return replace(query, blocks={**query.blocks, "patients": Block.counts((groups_of(study), 2))})
+
+
 def block_sensitivities(study: Study, layout: Layout) -> Query:
     """Squared gradient norms by tensor, of the score and of the cross-entropy. Inputs: the model, `weights`, `units`.
 
@@ -59,9 +66,10 @@ def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directio
 
     Inputs: the model, `weights`, `basis` (basis V (D, k) and clip bound C, both public); `filters`, where some tensors
     have filters of their own; `mask`, where the space is masked. One clipped vector a patient
-    (`equipoise.common.private_step.contributions`), divided by C: the plan depends on shapes alone.
+    (`equipoise.common.private_step.contributions`), divided by C: the plan depends on shapes alone. Without noise the
+    patients of the sites that answer come with it, by cell.
     """
-    return _vector(
+    query = _vector(
         study,
         "whitened_gradient",
         phase,
@@ -70,6 +78,7 @@ def whitened_gradient(study: Study, phase: str, space: Kind, rank: int, directio
         {"gradient": (directions,), "scores": (groups_of(study), 2)},
         clip=joint_bound(1.0),
     )
+    return _with_patients(study, query)
 
 
 def cell_losses(study: Study, phase: str, cap: float) -> Query:
@@ -81,9 +90,7 @@ def cell_losses(study: Study, phase: str, cap: float) -> Query:
     query = _vector(
         study, "cell_losses", phase, LOSSES, {"attribute": study.primary.name, "cap": cap}, {"losses": shape}, clip=1.0
     )
-    if not study.privacy.private:
-        query = replace(query, blocks={**query.blocks, "patients": Block.counts(shape)})
-    return query
+    return _with_patients(study, query)
 
 
 def group_fisher(study: Study, layout: Layout, granularity: Granularity) -> Query:

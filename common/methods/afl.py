@@ -46,19 +46,22 @@ def run(study: Study, model: Classifier) -> Steps:
     p = _parameters(study)
     sites, layout = catalogue.sites_of(study), model.layout()
     shares = np.array([study.sites.declared_patients[site] for site in sites]) / catalogue.declared_total(study)
+    held = shares > 0  # a hospital of nobody has no loss of 0 either, and no say
     reached, rows = [], []
     for round_ in range(p.rounds):
         query = catalogue.site_gradient(study, layout)
         total = yield query.with_inputs(**model.inputs(), shares={"shares": shares})
-        present = np.array([site in total.cohort for site in sites])
+        present = held & np.array([site in total.cohort for site in sites])
         losses = total.value("losses")
         rows.append([str(round_ + 1), *(f"{share:.3f}" for share in shares)])
         weight = float(shares[present].sum())
         if weight > 0:
             model = model.moved(layout, -p.lr * total.value("gradient") / weight)
         # A hospital that did not answer has no loss of 0, which would cost it its say: it keeps its place.
-        losses = np.where(present, losses, losses[present].mean())
-        shares = onto_simplex(shares + p.eta * losses)
+        if present.any():
+            losses = np.where(present, losses, losses[present].mean())
+            shares, before = np.zeros_like(shares), shares
+            shares[held] = onto_simplex((before + p.eta * losses)[held])
         reached.append(layout.flatten(model.state))
     mean = model.with_values(layout.split(np.mean(reached, axis=0)))
     facts = {"title": "Weight of each hospital", "columns": ["round", *sites], "rows": rows}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from equipoise.common import catalogue
-from equipoise.common.cells import Cells
+from equipoise.common.cells import Cells, Form
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
 from equipoise.common.errors import DataError, QuorumError, StudyError
@@ -141,23 +141,62 @@ def gradient_round(
     return total.value("gradient") / max(weighed, 1.0), patients, total.value("scores")
 
 
-def check_labels(study: Study, counts: Cells) -> None:
-    """Refuse to train where one of the labels has no patient anywhere.
+def check_labels(study: Study, counts: Cells, *, by_group: bool = True) -> None:
+    """Refuse to train where one of the labels has no patient anywhere, or none whose group is known.
+
+    Args:
+        counts: patients by cell, (G + 1, 2).
+        by_group: the method looks at groups; without them it needs no patient to have a known one.
+
+    Edge cases:
+        Noisy counts: a label has patients of known groups where a single cell of it is above 0, since such a cell gets
+        a weight. Noise can so hide that it has none; it refuses nothing for that which could have been trained.
 
     Raises:
-        DataError: no positive or no negative training patient in the study.
+        DataError: no positive or no negative training patient in the study, or none of a declared group.
     """
     of_label = counts.sum(axis=0)
     if of_label.min() <= 0:
         lacking = "positive" if of_label[1] <= 0 else "negative"
         if study.privacy.private:
-            raise DataError(
-                f"the noisy counts find no {lacking} patient in the train split; so few patients need a larger "
-                "privacy.epsilon, or a larger share of it (privacy.split.train: counts). What was released is spent"
-            )
+            raise DataError(_hidden(f"{lacking} patient"))
         raise DataError(
             f"no {lacking} patient in the train split of any site (label column {study.label.column!r}, positive = "
             f"{study.label.positive}); check label.positive against the manifests"
+        )
+    of_known = np.maximum(counts[:-1], 0.0).sum(axis=0)
+    if by_group and of_known.min() <= 0:
+        lacking = "positive patient" if of_known[1] <= 0 else "negative patient"
+        lacking, name = lacking if of_known.any() else "patient", study.primary.name
+        if study.privacy.private:
+            raise DataError(_hidden(f"{lacking} of known {name}"))
+        raise DataError(
+            f"no {lacking} of known {name} in the train split of any site, and method.name={study.method.name} looks "
+            f"at groups; check {name} against the manifests, or take a method that looks at none"
+        )
+
+
+def _hidden(patient: str) -> str:
+    return (
+        f"the noisy counts find no {patient} in the train split; so few patients need a larger privacy.epsilon, or a "
+        "larger share of it (privacy.split.train: counts). What was released is spent"
+    )
+
+
+def check_form(study: Study, counts: Cells, form: Form) -> None:
+    """Refuse a signed bias loss where other than two groups are compared: it has one sign, and no mask without them.
+
+    Args:
+        counts: patients by cell of the groups that are compared, (G + 1, 2).
+
+    Raises:
+        DataError: `form` is signed, and one group has training patients, or more than two.
+    """
+    held = [name for name, n in zip(study.primary.groups, counts[:-1].sum(axis=1), strict=True) if n > 0]
+    if form == "signed" and len(held) != 2:
+        raise DataError(
+            f"method.form=signed: it compares two groups of {study.primary.name}, and those with training patients are "
+            f"{', '.join(held)}; write form: absolute"
         )
 
 

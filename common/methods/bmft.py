@@ -31,6 +31,7 @@ from equipoise.common.methods.averaging import (
     LocalSteps,
     Step,
     Weighting,
+    check_form,
     check_labels,
     refuse_without_effect,
     step_of,
@@ -113,6 +114,7 @@ def run(study: Study, model: Classifier) -> Steps:
     cells = yield catalogue.cell_statistics(study).with_inputs(**model.inputs())
     counts, scores = cells.value("patients"), cells.value("scores")
     check_labels(study, counts)
+    check_form(study, counts, p.form)
     task = task_weights(counts, p.balance, p.weight_cap)
     mask = _without_head(SoftMask.ones(model.layout("whole")), model)
     if p.mask != "ones":

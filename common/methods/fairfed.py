@@ -82,7 +82,8 @@ def run(study: Study, model: Classifier) -> Steps:
         gap, accuracy = global_gap(total.value("patients"), p.metric)
         query = catalogue.site_deviation(study, p.metric)
         answer = yield query.with_inputs(**model.inputs(), reference={"values": np.array([gap, accuracy])})
-        present = np.array([site in answer.cohort for site in sites])
+        # A hospital of nobody deviates from nothing, which would be taken for perfect: it keeps its weight of 0.
+        present = np.array([site in answer.cohort and study.sites.declared_patients[site] > 0 for site in sites])
         shares = reweighed(shares, answer.value("deviation"), present, p.beta)
         rows.append([str(round_ + 1), f"{gap:+.3f}", *(f"{share:.3f}" for share in shares)])
         by_site = dict(zip(sites, shares.tolist(), strict=True))
@@ -107,7 +108,9 @@ def global_gap(decisions: NDArray[np.float64], metric: Metric) -> tuple[float, f
 def reweighed(
     shares: NDArray[np.float64], deviations: NDArray[np.float64], present: NDArray[np.bool_], beta: float
 ) -> NDArray[np.float64]:
-    """The hospitals' next weights, which sum to 1; one that did not answer keeps its own before that."""
+    """The hospitals' next weights, which sum to 1; one that is not `present` keeps its own before that."""
+    if not present.any():
+        return shares
     moved = shares.copy()
     moved[present] -= beta * (deviations[present] - deviations[present].mean())
     moved = np.maximum(moved, 0.0)

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from equipoise.common import catalogue
-from equipoise.common.cells import Balance, Cells
+from equipoise.common.cells import WITHOUT_GROUPS, Balance, Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
 from equipoise.common.errors import StudyError
@@ -212,7 +212,7 @@ def run(study: Study, model: Classifier) -> Steps:
     setting = Setting.of(study, model)
     p = setting.p
     counts = (yield catalogue.cell_counts(study)).value("patients")
-    check_labels(study, counts)
+    check_labels(study, counts, by_group=p.balance not in WITHOUT_GROUPS)
     if p.chosen is not None:
         tensors = tensors_of(setting.bits, [int(bit.name in p.chosen.bits) for bit in setting.bits])
         trial = setting.trainer.start(FINAL, tensors, p.chosen.lr, counts)

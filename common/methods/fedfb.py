@@ -1,7 +1,7 @@
 """FedFB: weights of the cells follow a surrogate of demographic parity (Zeng, Chen & Lee, arXiv:2110.15545).
 
 With n_a patients of group a, n_ya of label y among them, L_ya the sum of their losses at the present model, group 0 the
-first declared one and p_a = n_a / n:
+first declared one that has patients and p_a = n_a / n:
 
     f_a = (L_0a - L_1a) / n_a - (L_00 - L_10) / n_0 + n_00 / n_0 - n_0a / n_a         about P(yhat=1|a) - P(yhat=1|0)
     lambda_0a += alpha / sqrt(t) f_a  for a > 0,       lambda_00 -= alpha / sqrt(t) sum_a f_a
@@ -73,13 +73,14 @@ class FairBatch:
             return
         parity = parity_surrogate(losses[:-1] * self._counts[:-1], self._counts[:-1])
         step = self._alpha / np.sqrt(len(self.trace) - 1) * parity
-        step[0] = -step[1:].sum()
+        first = _first_held(self._counts[:-1])
+        step[first] = -np.delete(step, first).sum()
         negative = np.clip(self.multipliers[:, 0] + step, 0.0, 2 * self._share)
         self.multipliers = np.stack([negative, 2 * self._share - negative], axis=1)
 
 
 def parity_surrogate(losses: Cells, counts: Cells) -> Cells:
-    """f_a for every group, (G,); 0 for the first, and for a group of nobody.
+    """f_a for every group, (G,); 0 for the first that has patients, and for a group of nobody.
 
     Args:
         losses: sums of the patients' losses by group and label, (G, 2).
@@ -88,7 +89,11 @@ def parity_surrogate(losses: Cells, counts: Cells) -> Cells:
     of_group = counts.sum(axis=1)
     held = np.maximum(of_group, 1e-12)
     selected: Cells = (losses[:, 0] - losses[:, 1] - counts[:, 0]) / held
-    return np.where(of_group > 0, selected - selected[0], 0.0)
+    return np.where(of_group > 0, selected - selected[_first_held(counts)], 0.0)
+
+
+def _first_held(counts: Cells) -> int:
+    return int(np.argmax(counts.sum(axis=1) > 0))
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:

@@ -51,7 +51,7 @@ def run(study: Study, model: Classifier) -> Steps:
     p = _parameters(study)
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
-    check_labels(study, counts)
+    check_labels(study, counts, by_group=p.loss == "cells")
     task = task_weights(counts, "none" if p.loss == "plain" else p.loss, p.weight_cap)
     for round_ in range(p.rounds):
         query = _round_query(study, model, p, round_)

@@ -69,7 +69,7 @@ def run(study: Study, model: Classifier) -> Steps:
     p = parameters_of(study)
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
-    check_labels(study, counts)
+    check_labels(study, counts, by_group=p.loss == "cells")
     if step_of(study, p.step) == "whitened":
         model, notes = yield from run_rounds(study, model, _task_only(p), _course(p), counts)
         return Outcome(model, notes)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from equipoise.common import catalogue
-from equipoise.common.cells import Balance, BiasLoss
+from equipoise.common.cells import WITHOUT_GROUPS, Balance, BiasLoss
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
@@ -45,7 +45,7 @@ def run(study: Study, model: Classifier) -> Steps:
     p = _parameters(study)
     cells = yield catalogue.cell_counts(study)
     counts = cells.value("patients")
-    check_labels(study, counts)
+    check_labels(study, counts, by_group=p.beta < 1 or p.balance not in WITHOUT_GROUPS)
     model, notes = yield from run_rounds(study, model, p, _course(p), counts)
     return Outcome(model, notes)
 

@@ -32,6 +32,7 @@ from equipoise.common.methods.averaging import (
     Step,
     Weighting,
     averaged_round,
+    check_form,
     check_labels,
     gradient_round,
     refuse_without_effect,
@@ -128,13 +129,14 @@ def run(study: Study, model: Classifier) -> Steps:
     check_labels(study, counts)
     if p.levels == "extremes":
         counts = yield from _extreme_groups(study, model, counts)
+    check_form(study, counts, p.form)
     task = task_weights(counts, p.balance, p.weight_cap)
     weighting = Weighting(task, bias_weights(counts, scores, p.bias_loss, p.form, p.smoothing))
 
     layout = model.layout("whole")
     mask = SoftMask.ones(layout)
     if p.mask != "ones":
-        mask = yield from _soft_mask(study, model, p, weighting)
+        mask = yield from _soft_mask(study, model, p, weighting, counts)
     trace = [bias_value(counts, scores, p.bias_loss, p.form)]
     present = counts  # patients of the sites that answered last, to whom `scores` belong
 
@@ -148,7 +150,9 @@ def run(study: Study, model: Classifier) -> Steps:
         for round_ in range(rounds):
             query = _round_query(study, part, p, phase, round_)
             if step == "fedavg":
-                weights = {"task": task, "patients": present, "scores": scores}
+                # A batch's own weights need to know who is compared; a global gap, whose the scores are.
+                patients = counts if p.losses == "batch" else present
+                weights = {"task": task, "patients": patients, "scores": scores}
                 model, present, scores = yield from averaged_round(study, model, query, part, acting, weights)
             else:
                 gradient, present, scores = yield from gradient_round(model, query, weighting)
@@ -217,13 +221,15 @@ def reset_head(model: Classifier, mask: SoftMask) -> Classifier:
     )
 
 
-def _soft_mask(study: Study, model: Classifier, p: Swift, weighting: Weighting) -> Generator[Query, Sum, SoftMask]:
+def _soft_mask(
+    study: Study, model: Classifier, p: Swift, weighting: Weighting, counts: Cells
+) -> Generator[Query, Sum, SoftMask]:
     query = _mask_query(study, model, p)
     if p.importance == "per_patient":
         total = yield query.with_inputs(**model.inputs(), weights=weighting.arrays())
         units = 1
     else:
-        total = yield query.with_inputs(**model.inputs())
+        total = yield query.with_inputs(**model.inputs(), weights={"patients": counts})
         units = int(total.count("batches")[0])  # the published importance is a mean, and its epsilons are absolute
     mask = SoftMask.from_sensitivities(
         model.layout("whole"),
@@ -241,13 +247,17 @@ def _soft_mask(study: Study, model: Classifier, p: Swift, weighting: Weighting) 
 
 
 def _extreme_groups(study: Study, model: Classifier, counts: Cells) -> Generator[Query, Sum, Cells]:
-    """Counts with every group but the best and the worst by AUC set to zero (the published reduction to two)."""
+    """Counts with every group but the best and the worst by AUC set to zero (the published reduction to two).
+
+    Where no two groups have AUCs that differ, there is no such pair, and all stay.
+    """
     edges = hybrid_edges(None, study.score_bins)
     query = catalogue.score_histogram(study, "train", "base")
     total = yield query.with_inputs(**model.inputs(), edges={"edges": edges})
     aucs = np.array([np.nan if e.value is None else e.value for e in auc_by_group(total.count(study.primary.name))])
     aucs = aucs[:-1]
-    if np.isnan(aucs).all():
+    known = aucs[np.isfinite(aucs)]
+    if not len(known) or known.min() == known.max():
         return counts
     kept = {int(np.nanargmin(aucs)), int(np.nanargmax(aucs))}
     keep = np.array([group in kept for group in range(len(counts))])

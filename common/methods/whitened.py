@@ -4,12 +4,17 @@ The rounds of `private_head`, and of `swift` and `fine_tune` under `step: whiten
 of weight changes (`equipoise.common.space`), in directions that an unlabelled public pool makes alike
 (`equipoise.common.whitening`); what a patient sends is one clipped vector (`equipoise.common.private_step`). They run
 without noise too.
+
+Where a site drops out, sums over the others are divided by the patients of the others. Without noise these come with
+the sum, by cell. Under noise they would cost a release, so their number is taken from the declared shares, and nobody
+knows which cells are missing: a gap from such a sum may have the wrong sign. The bias weights then stay those of the
+last round that all sites answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict
 from equipoise.common.errors import DataError
 from equipoise.common.mask import SoftMask
+from equipoise.common.methods.averaging import attendance
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.private_step import CollapseGuard, Descent, Scores, acting, round_weights, split_total
 from equipoise.common.query import Arrays, Query, Sum
@@ -148,13 +154,14 @@ class Prospect:
         inputs["basis"] = {"basis": basis, "clip": np.array([whitening.clip])}
         start = _Start(space, basis, whitening.clip, inputs, len(self.rows), check.problems)
         descent = Descent.start(directions, rounds=p.rounds, lr=p.lr, momentum=p.momentum)
-        return Walk(model, p, course, counts, query, start, descent, CollapseGuard(share=p.collapse_share))
+        return Walk(study, model, p, course, counts, query, start, descent, CollapseGuard(share=p.collapse_share))
 
 
 @dataclass
 class Walk:
     """Rounds on their way: they can stop after any of them, and go on."""
 
+    _study: Study
     _model: Classifier
     _p: Whitened
     _course: Course
@@ -163,7 +170,8 @@ class Walk:
     _start: _Start
     _descent: Descent
     _guard: CollapseGuard
-    _scores: Scores | None = None
+    _scores: Scores | None = None  # for the guard
+    _gaps: Scores | None = None  # for the bias weights: of rounds that tell the groups apart
     _separations: list[float] = field(default_factory=list)
 
     def advance(self, rounds: int) -> Generator[Query, Sum, None]:
@@ -177,20 +185,22 @@ class Walk:
         p, course, counts, query = self._p, self._course, self._counts, self._query
         moved = self._start.moved(self._model, self._descent.u)
         if course.weigh is None:
-            sums = None if self._scores is None else self._scores.sums
+            sums = None if self._gaps is None else self._gaps.sums
             task, bias = round_weights(counts, sums, course.loss, smoothing=p.smoothing, balance=course.balance)
         else:
             task, bias = yield from course.weigh(moved)
         weights: Arrays = {"task": task, "bias": bias}
         total = yield query.with_inputs(**moved.inputs(), weights=weights, **self._start.inputs)
-        gradient, released = _read(total, self._start.clip, counts)
-        self._scores = released.blended(self._scores, p.memory)
+        answer = _Answer.of(total, self._start.clip, counts, attendance(self._study, total.cohort), self._scores)
+        self._scores = answer.scores.blended(self._scores, p.memory)
+        if answer.tells_gaps:
+            self._gaps = answer.scores.blended(self._gaps, p.memory)
         self._guard = self._guard.watched(len(self._separations), self._scores)
         self._separations.append(self._scores.separation)
         if not acting(p.beta, task, bias):
             gradient = np.zeros_like(gradient)
         if not self._guard.collapsed:
-            self._descent = self._descent.stepped(gradient, float(np.maximum(counts, 0.0).sum()))
+            self._descent = self._descent.stepped(answer.gradient, answer.patients)
 
     @property
     def collapsed(self) -> bool:
@@ -226,12 +236,44 @@ def _query(study: Study, model: Classifier, p: Whitened, course: Course) -> Quer
     return catalogue.whitened_gradient(study, course.phase, course.kind, p.rank, directions, p.beta)
 
 
-def _read(total: Sum, clip: float, counts: Cells) -> tuple[Vector, Scores]:
-    """The gradient in its own unit, and the scores, from a sum in units of the clip bound."""
-    flat = np.concatenate([total.value("gradient"), total.value("scores").reshape(-1)])
-    directions = total.query.blocks["gradient"].size
-    gradient, scores = split_total(flat, directions, 1.0, counts, float(np.sqrt(total.noise_variance)))
-    return gradient * clip, scores
+@dataclass(frozen=True)
+class _Answer:
+    """What a round's sum says.
+
+    Attributes:
+        gradient: (k,), the sum over the patients of the sites that answered.
+        patients: their number.
+        scores: of all patients, as if those of the other sites scored like them.
+        tells_gaps: whether gaps between groups can be taken from the scores.
+    """
+
+    gradient: Vector
+    patients: float
+    scores: Scores
+    tells_gaps: bool
+
+    @classmethod
+    def of(cls, total: Sum, clip: float, counts: Cells, present: float, before: Scores | None) -> _Answer:
+        """From a sum in units of the clip bound.
+
+        Args:
+            counts: released patients by cell, of all sites.
+            present: declared share of the patients at the sites that answered.
+            before: the scores that a cell keeps of which nobody answered.
+        """
+        flat = np.concatenate([total.value("gradient"), total.value("scores").reshape(-1)])
+        directions = total.query.blocks["gradient"].size
+        gradient, scores = split_total(flat, directions, 1.0, counts, float(np.sqrt(total.noise_variance)))
+        if "patients" not in total.query.blocks:
+            # By who is missing, the scores of a group may be far off like this; those of a label, all that the guard
+            # compares, less.
+            scores = replace(scores, offsets=scores.offsets / present, noise_sd=scores.noise_sd / present)
+            return cls(gradient * clip, float(np.maximum(counts * present, 0.0).sum()), scores, present == 1.0)
+        patients = total.value("patients")
+        scale = np.divide(counts, patients, out=np.zeros_like(counts), where=patients > 0)
+        kept = np.zeros_like(counts) if before is None else before.offsets
+        scores = replace(scores, offsets=np.where(patients > 0, scores.offsets * scale, kept))
+        return cls(gradient * clip, float(patients.sum()), scores, bool((patients > 0)[counts > 0].all()))
 
 
 @dataclass(frozen=True)

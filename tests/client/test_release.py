@@ -576,9 +576,9 @@ def test_without_privacy_sums_are_exact_and_broken_numbers_are_refused() -> None
     query = catalogue.whitened_gradient(study, "rounds", "head", 2, 5, 0.7)
     query = query.with_inputs(**MODEL.inputs(), weights=WEIGHTS, basis=basis_of("head", 5))
     assert not query.private
-    parts = [np.array([[0.5] * 11, [0.25] * 11]), np.array([[-1.0] * 11])]
+    parts = [np.array([[0.5] * 17, [0.25] * 17]), np.array([[-1.0] * 17])]
     points = release(charge_for(query), query, Rows(parts))
     assert (query.blocks["gradient"].lattice.decode(points["gradient"]) == -0.25).all()
     for value in (math.nan, math.inf, 1e30):
         with pytest.raises(RefusedError, match="nothing was sent"):
-            release(charge_for(query), query, Rows([np.full((1, 11), value)]))
+            release(charge_for(query), query, Rows([np.full((1, 17), value)]))

@@ -43,14 +43,21 @@ def layout_of(model: torch.nn.Module, part: str) -> Layout:
 
 
 def trained(
-    people: People, part: str = "whole", mask: Any = None, factory: str = "small", seed: int = 3, **changes: Any
+    people: People,
+    part: str = "whole",
+    mask: Any = None,
+    factory: str = "small",
+    seed: int = 3,
+    weighed: dict[str, np.ndarray] | None = None,
+    **changes: Any,
 ) -> Any:
     study = make_study(factory=factory)
     model = network(factory, dtype=DTYPE)
     layout = layout_of(model, part)
     split = people.split(range(len(people)))
     generator = torch.Generator().manual_seed(seed)
-    change, scores = train_locally(View(study, model, split), layout, {**STEPS, **changes}, weights(), mask, generator)
+    steps, weighed = {**STEPS, **changes}, weighed or weights()
+    change, scores = train_locally(View(study, model, split), layout, steps, weighed, mask, generator)
     return layout, change, scores, model
 
 
@@ -217,3 +224,22 @@ def test_a_batchs_own_weights_drop_what_the_batch_lacks() -> None:
     published = {"losses": "batch", "bias_loss": "equalized_odds", "form": "signed", "batch": 12, "epochs": 1}
     _, change, _, _ = trained(people, beta=0.0, weight_decay=0.0, **published)
     assert (change == 0).all()
+
+
+def test_batches_leave_out_the_groups_that_are_not_compared() -> None:
+    people = draw_people(30, seed=2, unknown=0.3)
+    known = people.sex < 2
+    published = {"losses": "batch", "batch": 8, "epochs": 2}
+    kept = {**weights(), "patients": COUNTS * [[1], [1], [0]]}
+    mine = [i for i in range(30) if known[i]]
+    _, alone, _, _ = trained(People(*(_chosen(part, mine) for part in vars(people).values())), **published)
+    _, change, scores, _ = trained(people, weighed=kept, **published)
+    np.testing.assert_allclose(change, alone, atol=1e-12)
+    assert (scores[2] == 0).all()
+    _, change, scores, _ = trained(people, weighed={**kept, "patients": np.zeros((3, 2))}, **published)
+    assert not change.any()
+    assert not scores.any()
+
+
+def _chosen(part: Any, mine: list[int]) -> Any:
+    return tuple(part[i] for i in mine) if isinstance(part, tuple) else part[mine]

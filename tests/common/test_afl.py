@@ -62,3 +62,18 @@ def test_a_hospital_that_does_not_answer_keeps_its_place() -> None:
 def test_it_refuses_a_private_study() -> None:
     with pytest.raises(StudyError, match=r"no private form.*group_dro"):
         METHODS["afl"].plan(private_study().with_method("afl"), town("afl").model)
+
+
+def test_a_hospital_of_nobody_has_no_say_whether_it_answers_or_not() -> None:
+    place = town("afl", rounds=3, eta=0.5)
+    absent = {"all answer": [], "a is missing": ["a"], "nobody's is missing": ["c"]}
+    for case, names in absent.items():
+        done = place.run(range(20), range(20, 60), range(0), absent=lambda _, names=names: names)
+        two = place.run(range(20), range(20, 60), absent=lambda _, names=names: [n for n in names if n != "c"])
+        for with_it, without in zip(done.sums, two.sums, strict=True):
+            shares = with_it.query.inputs["shares"]["shares"]
+            assert shares[2] == 0, case
+            np.testing.assert_allclose(shares[:2], without.query.inputs["shares"]["shares"], atol=1e-6)
+    # Only the hospital of nobody answers: nothing is learnt, and nothing is lost.
+    done = place.run(range(20), range(20, 60), range(0), absent=lambda _: ["a", "b"])
+    np.testing.assert_allclose(done.sums[-1].query.inputs["shares"]["shares"], [1 / 3, 2 / 3, 0])

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from equipoise.common.cells import Balance, BiasLoss, Form, bias_value, bias_weights, task_weights
+from equipoise.common.cells import (
+    Balance,
+    BiasLoss,
+    Form,
+    bias_value,
+    bias_weights,
+    squared_bias_weights,
+    task_weights,
+)
 
 # The golden example of docs/methods.md, SWiFT 1.3.
 P = np.array([0.9, 0.1, 0.8, 0.1, 0.2, 0.7, 0.2, 0.7])
@@ -140,6 +148,36 @@ def test_what_each_balance_balances() -> None:
     assert weights[0, 1] / weights[0, 0] == pytest.approx(3)
     assert weights[1, 0] / weights[0, 0] == pytest.approx(30 / 50)
     assert weights[1, 1] / weights[0, 1] == pytest.approx(10 / 30)
+
+
+@pytest.mark.parametrize(
+    "smallest",
+    [[[0.0, 0]], [[0.0, 3]], [[0.0, 3], [0.0, 0]], [[5.0, -2.0]]],
+    ids=["nobody", "no negative", "both", "noise below 0"],
+)
+def test_a_smallest_group_without_a_label_is_not_what_the_others_are_brought_to(smallest: list[list[float]]) -> None:
+    known = np.maximum(np.vstack([smallest, COUNTS[:2]]), 0.0)
+    weights = task_weights(np.vstack([known, COUNTS[2:]]), "smaller_group")
+    assert (weights[:-1][known > 0] > 0).all()
+    carried = weights[:-1] * known
+    np.testing.assert_allclose(carried[-2], carried[-1])  # the groups that have both labels
+    assert carried.sum(axis=0)[0] == pytest.approx(carried.sum(axis=0)[1])
+    # Even where group and label are one thing, both labels are trained.
+    apart = task_weights(np.array([[30.0, 0], [0, 10], [0, 0]]), "smaller_group") * [[30, 0], [0, 10], [0, 0]]
+    assert apart[0, 0] == pytest.approx(apart[1, 1]) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_level_of_nobody_is_none_of_the_groups_that_the_mean_is_over(loss: BiasLoss) -> None:
+    # Two kept of four: the gaps of two groups, and for the signed form the first of them, wherever they stand.
+    counts, scores = np.zeros((5, 2)), np.zeros((5, 2))
+    counts[[1, 3, 4]], scores[[1, 3, 4]] = COUNTS, SCORES
+    for form in ("absolute", "signed"):
+        expected = bias_value(COUNTS, SCORES, loss, form)
+        assert bias_value(counts, scores, loss, form) == pytest.approx(expected) != 0
+        weights = bias_weights(counts, scores, loss, form)
+        np.testing.assert_allclose(weights[[1, 3, 4]], bias_weights(COUNTS, SCORES, loss, form))
+    np.testing.assert_allclose(squared_bias_weights(counts, loss)[[1, 3, 4]], squared_bias_weights(COUNTS, loss))
 
 
 @pytest.mark.parametrize("balance", ["smaller_group", "cells"])

@@ -101,3 +101,21 @@ def test_more_than_two_groups_and_private_studies_are_refused() -> None:
     three = [{"name": "sex", "levels": ["female", "male", "other"], "primary": True}]
     with pytest.raises(StudyError, match="it compares two groups, and sex has 3"):
         METHODS["fairfed"].plan(town("fairfed", study={"attributes": three}).study, place.model)
+
+
+def test_a_hospital_of_nobody_keeps_its_weight_of_0() -> None:
+    # Its deviation of 0 would else be the best there is, and lower the mean that the others are compared with.
+    place = town("fairfed", rounds=3, beta=1.0)
+    parts = [[i for i in range(60) if (place.people.sex[i] == 0) == alone] for alone in (True, False)]
+    done, two = place.run(*parts, []), place.run(*parts)
+    assert done.named("site_deviation")[0].value("deviation")[:2].min() > 0.01
+    for with_it, without in zip(done.named("local_training"), two.named("local_training"), strict=True):
+        shares = with_it.query.inputs["shares"]["shares"]
+        assert shares[2] == 0
+        np.testing.assert_allclose(shares[:2], without.query.inputs["shares"]["shares"], atol=1e-6)
+    layout = place.model.layout()
+    np.testing.assert_allclose(
+        layout.flatten(done.outcome.classifier.state), layout.flatten(two.outcome.classifier.state), atol=1e-6
+    )
+    nobody = np.zeros(2, dtype=bool)
+    np.testing.assert_array_equal(reweighed(np.array([0.4, 0.6]), np.zeros(2), nobody, 1.0), [0.4, 0.6])

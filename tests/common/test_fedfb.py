@@ -65,3 +65,14 @@ def test_every_hospital_has_its_weight_in_the_average() -> None:
     alone, three = place.run(range(60)), place.run(range(60), range(60), range(60))
     for name, value in alone.outcome.classifier.state.items():
         np.testing.assert_allclose(three.outcome.classifier.state[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_first_level_of_nobody_is_no_group_to_compare_with() -> None:
+    mean = np.array([[0.3, 0.3], [0.5, 0.4], [0.0, 0.0]])
+    batch, shifted = FairBatch(COUNTS, 0.5), FairBatch(np.vstack([np.zeros((1, 2)), COUNTS]), 0.5)
+    for _ in range(3):
+        batch.see(mean)
+        shifted.see(np.vstack([np.zeros((1, 2)), mean]))
+    assert np.abs(batch.multipliers[0] - 0.6).max() > 0.01
+    np.testing.assert_allclose(shifted.multipliers, np.vstack([np.zeros((1, 2)), batch.multipliers]))
+    np.testing.assert_allclose(shifted.weights[1:], batch.weights)

@@ -8,6 +8,7 @@ cures (an absent cell counts as mean 0; the head's gradients pile up over batche
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from equipoise.common import catalogue
 from equipoise.common.cells import bias_weights, task_weights
 from equipoise.common.classifier import Classifier
+from equipoise.common.errors import DataError
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
 from equipoise.common.methods.method import Outcome
@@ -31,6 +33,7 @@ from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import split_bundles, unpack
 from equipoise.server.engine import Engine
 from equipoise.server.transcript import Transcript
+from tests.driving import town
 from tests.tiny import (
     Memory,
     People,
@@ -64,6 +67,7 @@ PUBLISHED: dict[str, Any] = {
     "batch": BATCH,
     "rounds": {"extractor": 1, "head": 1},
 }
+EVERYBODY = {"patients": np.ones((3, 2))}  # no group is left out
 METRICS = {"equalized_odds": "eodds", "equal_opportunity": "eopp", "demographic_parity": "spd"}
 
 
@@ -229,7 +233,7 @@ def test_importances_and_mask_are_the_published_ones(tmp_path: Path) -> None:
 
     layout = classifier_of(study, file).layout()
     query = catalogue.batch_sensitivities(study, layout, "parameter", BATCH, "equalized_odds", "signed")
-    query = query.with_inputs(**classifier_of(study, file).inputs())
+    query = query.with_inputs(**classifier_of(study, file).inputs(), weights=EVERYBODY)
     sent = Sum(query, ("s",), contribution(study, query, people.split(range(N)), "s", release=1))
     assert sent.count("batches") == len(batches) == 4
     for block, published in (("bias", bias), ("task", task)):
@@ -298,7 +302,7 @@ def test_a_step_of_each_loss_is_the_published_one(phase: str, loss: str, metric:
         "round": 0, "losses": "batch", "bias_loss": loss, "form": "signed",
     }  # fmt: skip
     query = catalogue.local_training(study, layout, phase, parameters)
-    weights = {"task": np.ones((3, 2)), "bias": np.zeros((3, 2))}
+    weights = {"task": np.ones((3, 2)), **EVERYBODY}
     query = query.with_inputs(**model.inputs(), weights=weights, **({"mask": mask} if phase == "extractor" else {}))
     total = Sum(query, ("s",), contribution(study, query, people.split(range(N)), "s", release=5))
 
@@ -359,7 +363,7 @@ def test_a_batch_without_a_group_gives_no_bias_gradient_here_and_a_false_one_the
     study = declare(make_study(PUBLISHED, file=file, seed=SEED), {"s": N})
     model = classifier_of(study, file)
     query = catalogue.batch_sensitivities(study, model.layout(), "parameter", N, "equalized_odds", "signed")
-    query = query.with_inputs(**model.inputs())
+    query = query.with_inputs(**model.inputs(), weights=EVERYBODY)
     sent = Sum(query, ("s",), contribution(study, query, people.split(range(N)), "s"))
     assert (sent.value("bias") == 0).all()
     assert (sent.value("task") > 0).any()
@@ -372,7 +376,8 @@ def test_head_gradients_do_not_pile_up_over_batches(tmp_path: Path) -> None:
     study = declare(make_study(PUBLISHED, file=file, seed=SEED), {"s": N})
     model = classifier_of(study, file)
     query = catalogue.batch_sensitivities(study, model.layout(), "parameter", BATCH, "equalized_odds", "signed")
-    sent = contribution(study, query.with_inputs(**model.inputs()), people.split(range(N)), "s", release=1)
+    query = query.with_inputs(**model.inputs(), weights=EVERYBODY)
+    sent = contribution(study, query, people.split(range(N)), "s", release=1)
     ours = model.layout().split(Sum(query, ("s",), sent).value("task") / 4)["head.weight"]
     piled = torch.zeros_like(start().head.weight)
     published = start()  # as published: the head is never zeroed between batches
@@ -533,3 +538,84 @@ def test_full_gradient_rounds_are_masked_momentum_descent(tmp_path: Path) -> Non
         assert close(ours.state[name], tensor), name
         assert not close(ours.base[name], tensor, 1e-3), name
     assert len(post.asked()) == 7
+
+
+# --- levels: extremes ---------------------------------------------------------------------------------------------
+
+FOUR = {
+    "attributes": [
+        {"name": "sex", "levels": ["north", "east", "south", "west"], "primary": True},
+        {"name": "age", "kind": "cut", "column": "age", "cuts": [60]},
+    ]
+}
+
+
+def four_groups() -> People:
+    """Patients of four groups; the model ranks those of `east` best and those of `west` worst."""
+    people = draw_people(160, 5, most_rows=1, unknown=0.0)
+    people.sex[:] = np.arange(160) % 4
+    with torch.no_grad():
+        logit = network()(torch.cat(people.rows)).numpy()
+    shown = {0: 0.5, 1: 3.0, 2: 0.6, 3: -1.0}  # how far the label follows the model's own score
+    noise = np.random.default_rng(1).normal(0, 1.0, 160)
+    strength = np.array([shown[int(g)] for g in people.sex])
+    people.label[:] = strength * (logit - np.median(logit)) + noise > 0
+    return people
+
+
+@pytest.mark.parametrize("kind", [{}, {"losses": "batch", "importance": "mini_batch", "batch": 40}])
+def test_of_four_groups_the_two_that_are_kept_alone_act(kind: dict[str, Any]) -> None:
+    """As if nobody else were there: the published reduction discards all other rows."""
+    people = four_groups()
+    how = {"levels": "extremes", "form": "signed", "lr": 0.05, "rounds": {"extractor": 2, "head": 1}, **kind}
+    sites = [range(0, 80), range(80, 160)]
+    done = town("swift", study=FOUR, people=people, **how).run(*sites)
+    assert done.outcome.notes["mask_mean"] > 0.01  # group 0 is not kept, and yet there is a mask
+    kept = [[i for i in part if people.sex[i] in (1, 3)] for part in sites]
+    sent = done.named("local_training")[0].query.inputs["weights"]
+    assert (sent["patients"].sum(axis=1) > 0).tolist() == [False, True, False, True, False]
+    alone = town("swift", study=FOUR, people=people, **how).run(*kept)
+    gaps = [run.outcome.notes["bias_loss_by_round"][0] for run in (done, alone)]
+    assert gaps[0] > 0
+    assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)
+    if kind:  # a batch is then of the kept alone; global losses are a mean over all patients, of whom they are half
+        layout = done.outcome.classifier.layout()
+        found, expected = (layout.flatten(d.outcome.classifier.state) for d in (done, alone))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_hospital_without_a_kept_group_adds_nothing_to_batches() -> None:
+    people = four_groups()
+    how = {"levels": "extremes", "losses": "batch", "importance": "mini_batch", "weight_decay": 0.1, "batch": 40}
+    place = town("swift", study=FOUR, people=people, **how)
+    parts = [[i for i in range(160) if people.sex[i] in groups] for groups in ((1, 3), (0, 2))]
+    done = place.run(*parts)
+    for name in ("batch_sensitivities", "local_training"):
+        query = done.named(name)[0].query
+        sent = contribution(declare(place.study, {"a": 80, "b": 80}), query, people.split(parts[1]), "b")
+        assert all((sent[block] == 0).all() for block in sent if block != "patients")
+
+
+def test_a_signed_loss_of_other_than_two_groups_is_refused() -> None:
+    people = four_groups()
+    for method in ("swift", "bmft"):
+        with pytest.raises(DataError, match=r"form=signed: it compares two groups of sex.*north, east, south, west"):
+            town(method, study=FOUR, people=people, form="signed").run()
+        town(method, form="signed").run()
+    people.sex[:] = 2
+    with pytest.raises(DataError, match=r"with training patients are south; write form: absolute"):
+        town("swift", study=FOUR, people=people, form="signed").run()
+
+
+def test_a_level_that_nobody_has_changes_nothing() -> None:
+    two, levels = town("swift"), ["nobody", "female", "none either", "male"]
+    four = replace(two.people, sex=np.choose(two.people.sex, [1, 3, 4]))
+    attributes = [{"name": "sex", "levels": levels, "primary": True}, FOUR["attributes"][1]]
+    for how in ({}, {"form": "signed"}, {"balance": "smaller_group"}, {"losses": "batch", "importance": "mini_batch"}):
+        here = town("swift", **how).run(range(20), range(20, 60)).outcome
+        there = (
+            town("swift", people=four, study={"attributes": attributes}, **how).run(range(20), range(20, 60)).outcome
+        )
+        assert here.notes["bias_loss_by_round"] == pytest.approx(there.notes["bias_loss_by_round"], abs=1e-6)
+        for name, value in here.classifier.state.items():
+            np.testing.assert_allclose(there.classifier.state[name], value, atol=1e-6)

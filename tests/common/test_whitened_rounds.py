@@ -25,10 +25,23 @@ from equipoise.common.study_plan import StudyPlan
 from equipoise.common.study_privacy import PublicPool
 from equipoise.server.engine import Engine
 from equipoise.server.transcript import Transcript
-from tests.tiny import WIDTH, Memory, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file
+from tests.driving import private_town, town
+from tests.tiny import (
+    WIDTH,
+    Memory,
+    People,
+    Post,
+    classifier_of,
+    declare,
+    draw_people,
+    make_agent,
+    make_study,
+    weights_file,
+)
 
 FILE = weights_file()
 PEOPLE = draw_people(48, seed=3)
+NINE = np.array([[9.0, 9], [9, 9], [0, 0]])
 WHOLE = {"whitened": {"rounds": 3, "directions": 6, "lr": 0.3}}
 
 
@@ -101,7 +114,7 @@ def test_a_tensor_with_mask_0_neither_moves_nor_travels(tmp_path: Path) -> None:
     values = {name: np.ones(shape) for name, shape in model.layout("whole").shapes.items()}
     values["extractor.0.weight"][:] = 0.0
     p, course = Whitened(rounds=2, directions=6), Course("whole", "whole")
-    steps = run_rounds(study, model, p, course, np.array([[9.0, 9], [9, 9], [0, 0]]), SoftMask(values))
+    steps = run_rounds(study, model, p, course, NINE, SoftMask(values))
     query = next(steps)
     assert query.inputs["mask"]["extractor.0.weight"].max() == 0.0
     basis = query.inputs["basis"]["basis"]
@@ -131,6 +144,7 @@ def _answered(steps: Any, query: Any, gradient: float, scores: Sequence[float] =
             offsets = np.zeros((3, 2))
             offsets[:2] = [[-separation / 2 * 9, separation / 2 * 9]] * 2  # nine patients a cell
             values = {"gradient": np.full(query.blocks["gradient"].size, gradient), "scores": 0.4 * offsets}
+            values["patients"] = NINE
             points = {name: block.lattice.encode(values[name], np.inf) for name, block in query.blocks.items()}
             at += 1
             query = steps.send(Sum(query, ("s",), points))
@@ -140,7 +154,7 @@ def _answered(steps: Any, query: Any, gradient: float, scores: Sequence[float] =
 
 def test_a_model_that_forgets_the_disease_is_rolled_back(tmp_path: Path) -> None:
     study = with_pool(declare(make_study(file=FILE), {"s": 36}), tmp_path)
-    model, counts = classifier_of(study, FILE), np.array([[9.0, 9], [9, 9], [0, 0]])
+    model, counts = classifier_of(study, FILE), NINE
     p, course = Whitened(rounds=6, directions=6, lr=0.1, memory=1.0), Course("whole", "whole")
 
     def run(*separations: float) -> tuple[Classifier, Any]:
@@ -192,7 +206,7 @@ def test_the_number_of_directions_is_fixed_by_the_plan_whatever_the_pool_knows(t
 def test_the_sum_is_read_in_units_of_the_clip_bound(tmp_path: Path) -> None:
     """Twice the clip bound with half the numbers on the wire is the same step."""
     study = with_pool(declare(make_study(file=FILE), {"s": 36}), tmp_path)
-    model, counts = classifier_of(study, FILE), np.array([[9.0, 9], [9, 9], [0, 0]])
+    model, counts = classifier_of(study, FILE), NINE
     course, results = Course("head", "head"), []
     for percentile in (30.0, 90.0):
         p = Whitened(rounds=2, directions=7, clip_percentile=percentile)
@@ -215,3 +229,92 @@ def test_a_query_under_noise_is_priced_by_shapes_alone(tmp_path: Path) -> None:
     assert [query.template for query in resolve(study).plan(study, other)] == [query.template for query in templates]
     assert [query.budget for query in templates] == ["counts", "mask", "rounds", "rounds", "rounds"]
     assert all(query.private for query in templates)
+
+
+# --- sites that drop out ------------------------------------------------------------------------------------------
+
+STEPS = {"rounds": 4, "directions": 6, "rank": 2, "lr": 0.3, "accept_poor_pool": True}
+
+
+def apart(count: int = 120) -> tuple[People, list[list[int]]]:
+    """Patients of two groups with a gap at both labels, and two sites: nearly all women are at the second."""
+    people = draw_people(count, 3, unknown=0.0)
+    women = [i for i in range(count) if people.sex[i] == 0]
+    away = women[len(women) // 6 :]
+    return people, [[i for i in range(count) if i not in away], away]
+
+
+@pytest.fixture(scope="module")
+def able() -> bytes:
+    """A model that tells the diseased apart, and men better than women."""
+    place = town("fine_tune", people=apart()[0], rounds=60, lr=0.3, step="full_gradient", loss="plain")
+    return save({name: torch.from_numpy(np.array(v)) for name, v in place.run().outcome.classifier.state.items()})
+
+
+def bias_sent(done: Any) -> list[np.ndarray]:
+    return [total.query.inputs["weights"]["bias"] for total in done.named("whitened_gradient")]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_missing_site_turns_no_gap_round(tmp_path: Path, able: bytes, private: bool) -> None:
+    """With sums of some patients over the number of all, the missing group's mean score would be near one half."""
+    people, parts = apart()
+    place = place_of(tmp_path, "swift", people, able, private, mask="ones", whitened={**STEPS, "beta": 0.5})
+    there = bias_sent(place.run(*parts, noise=False))
+    gone = bias_sent(place.run(*parts, noise=False, absent=lambda number: ["b"] if number in (2, 3) else []))
+    for full, partial in zip(there[2:], gone[2:], strict=True):
+        assert (np.sign(full[:2]) == np.sign(partial[:2])).all()
+    if private:
+        np.testing.assert_array_equal(gone[2], gone[1])  # held: nobody knows who was missing
+        np.testing.assert_array_equal(gone[3], gone[1])
+    # Missing in the first round of all: under noise no gap is known yet, and without it the patients there are told.
+    first = bias_sent(place.run(*parts, noise=False, absent=lambda number: ["b"] if number == 1 else []))
+    assert first[1].any() != private
+    if not private:
+        assert (np.sign(first[1][:2]) == np.sign(there[1][:2])).all()
+
+
+def place_of(folder: Path, name: str, people: People, file: bytes, private: bool, **how: Any) -> Any:
+    """A town with a public pool, with noise or without."""
+    place = private_town(folder, name, file=file, people=people, step="whitened", **how)
+    if private:
+        return place
+    privacy = place.study.privacy.model_copy(update={"mode": "none", "epsilon": None})
+    return replace(place, study=place.study.model_copy(update={"privacy": privacy}))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_missing_site_is_no_collapse_and_no_smaller_step(tmp_path: Path, able: bytes, private: bool) -> None:
+    """Two sites with the same patients: the mean gradient of one is that of both."""
+    people = apart()[0]
+    place = place_of(tmp_path, "fine_tune", people, able, private, whitened=STEPS)
+    both = [range(120), range(120)]
+    done = place.run(*both, noise=False)
+    alone = place.run(*both, noise=False, absent=lambda number: ["b"] if number > 0 else [])
+    assert not alone.outcome.notes["rounds"]["collapsed"]
+    there, gone = (run.outcome.notes["rounds"]["separation_by_round"] for run in (done, alone))
+    assert there == pytest.approx(gone, abs=1e-5)
+    assert difference(done.outcome.classifier, place.model) > 1e-3
+    assert difference(done.outcome.classifier, alone.outcome.classifier) <= 1e-5
+
+
+def test_a_cell_that_is_missing_keeps_its_scores(tmp_path: Path, able: bytes) -> None:
+    """Without noise: all women are away, so that no gap can be told; the separation is still that of all patients."""
+    people = apart()[0]
+    parts = [[i for i in range(120) if people.sex[i] == g] for g in (1, 0)]
+    place = place_of(tmp_path, "swift", people, able, False, mask="ones", whitened={**STEPS, "beta": 1.0, "lr": 1e-9})
+    there = place.run(*parts)
+    gone = place.run(*parts, absent=lambda number: ["b"] if number > 1 else [])
+    separations = [run.outcome.notes["rounds"]["separation_by_round"] for run in (there, gone)]
+    assert separations[0] == pytest.approx(separations[1], abs=1e-6)
+    np.testing.assert_allclose(bias_sent(there)[-1], bias_sent(gone)[-1], atol=1e-5)
+    # Away from the first round on: men alone are no group with a gap.
+    assert not np.any(bias_sent(place.run(*parts, absent=lambda number: ["b"] if number > 0 else [])))
+
+
+def test_without_noise_the_patients_come_with_the_sum_and_under_noise_they_would_cost(tmp_path: Path) -> None:
+    place = town("private_head")
+    plain = resolve(place.study).plan(place.study, place.model)[-1]
+    assert list(plain.blocks) == ["gradient", "scores", "patients"]
+    noisy = private_town(tmp_path, "private_head")
+    assert list(resolve(noisy.study).plan(noisy.study, noisy.model)[-1].blocks) == ["gradient", "scores"]
