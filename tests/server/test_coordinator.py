@@ -12,6 +12,7 @@ from cryptography import x509
 from equipoise.common.errors import EquipoiseError, StudyError
 from equipoise.common.identity import new_identity_key, public_identity
 from equipoise.common.supervision import QUIET, supervisor
+from equipoise.quiet import SETTINGS
 from equipoise.server.certificates import make_ca, sign_server
 from equipoise.server.coordinator import _APP_FILES, Coordinator
 from equipoise.server.coordinator_init import init_coordinator
@@ -54,6 +55,7 @@ def test_scripts_parse_and_phone_nobody(coordinator: Coordinator) -> None:
     for file in (script, coordinator.folder / "supervise.sh"):
         assert subprocess.run(["sh", "-n", file], check=False).returncode == 0
     text = script.read_text()
+    assert QUIET.items() >= SETTINGS.items()
     for name, value in QUIET.items():
         assert f"export {name}={value}" in text
     assert "--disable-runtime-dependency-installation" in text
