@@ -35,6 +35,11 @@ class Checked:
     detail: str
 
 
+def is_sealed(run: RunFolder) -> bool:
+    """Whether the run has ended: its seal is written last."""
+    return (run.path / SEAL).exists()
+
+
 def write_seal(run: RunFolder) -> None:
     """Write the digests of the run's files, when it has ended."""
     digests = {str(file.relative_to(run.path)): sha256(file.read_bytes()) for file in _files(run.path)}

@@ -27,7 +27,10 @@ def test_a_superlink_that_is_killed(there: Hospitals) -> None:
     error = equipoise("resume", "superlink", *there.here, check=False)
     assert "no answer" in error or "is it started?" in error
     there.start_superlink()
-    there.resume("superlink")
+    equipoise("resume", "superlink", *there.here)
+    error = equipoise("resume", "superlink", *there.here, check=False)
+    assert "the run is in progress; stop it first (equipoise stop superlink)" in error
+    there.until("superlink", "finished", "failed", patience=400)
     there.check_whole("superlink")
 
 

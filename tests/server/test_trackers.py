@@ -14,6 +14,7 @@ import pytest
 from equipoise.common.errors import StudyError
 from equipoise.server.rounds import read_rounds
 from equipoise.server.trackers import open_trackers
+from equipoise.server.verify import SEAL
 from tests.server.test_deployment import Place
 
 FIGURES = ("seconds", "sites", "bytes_up", "bytes_down")
@@ -21,10 +22,11 @@ FIGURES = ("seconds", "sites", "bytes_up", "bytes_down")
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Place:
-    """A deployed run with the tracker that the test names, resumed once after its end."""
+    """A deployed run with the tracker that the test names, resumed once from right before its end."""
     place = Place(tmp_path)
     place.decide("approved")
     place.go(trackers=[request.param])
+    (place.run.path / SEAL).unlink()
     place.go(trackers=[request.param])
     return place
 
