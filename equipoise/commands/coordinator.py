@@ -51,13 +51,16 @@ def init(
 def enroll(
     enrolment: Annotated[Path, typer.Argument(metavar="FILE", help="What `equipoise site enroll` printed.")],
     folder: FolderOption = HERE,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="The site has exchanged a key: take this enrolment for the one before.")
+    ] = False,
 ) -> None:
-    """Let a site in. Compare the fingerprint with the hospital, by telephone."""
+    """Let a site in, or in again. Compare the fingerprint with the hospital, by telephone."""
     from equipoise.common.identity import read_enrolment
     from equipoise.server.coordinator import Coordinator
 
     found = read_enrolment(enrolment)
-    Coordinator(folder).enroll(found)
+    Coordinator(folder).enroll(found, replace)
     typer.echo(f"site {found.site} is enrolled; fingerprint {found.fingerprint}")
 
 
@@ -76,13 +79,13 @@ def revoke(
 def sites(
     folder: FolderOption = HERE, as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False
 ) -> None:
-    """List the sites that were let in, and whether each is connected."""
-    from equipoise.server.coordinator import CONNECTION, Coordinator
+    """List the sites that were let in, and whether each is connected; `unknown` is one to `enroll` again."""
+    from equipoise.server.coordinator import Coordinator
 
     coordinator = Coordinator(folder)
-    nodes = {str(node["node-id"]): node for node in coordinator.flower("supernode", "ls", CONNECTION).get("nodes", [])}
+    states = coordinator.node_states()
     rows = [
-        {"site": name, "state": nodes.get(known["node_id"], {}).get("status", "unknown"), "identity": known["identity"]}
+        {"site": name, "state": states.get(known["node_id"], "unknown"), "identity": known["identity"]}
         for name, known in coordinator.enrolled().items()
     ]
     if as_json:

@@ -4,13 +4,15 @@ import json
 import ssl
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 
-from equipoise.common.errors import EquipoiseError, StudyError
-from equipoise.common.identity import new_identity_key, public_identity
+from equipoise.common.errors import EquipoiseError, StudyError, UnreachableError
+from equipoise.common.identity import Enrolment, new_identity_key, new_node_key, public_identity, public_node_key
 from equipoise.common.supervision import QUIET, supervisor
 from equipoise.quiet import SETTINGS
 from equipoise.server.certificates import make_ca, sign_server
@@ -94,6 +96,131 @@ def test_the_bundle_brings_no_code_of_its_own() -> None:
     assert project["project"]["dependencies"] == []
     code = "".join(text for name, text in _APP_FILES.items() if name.endswith(".py"))
     assert len(code.splitlines()) < 10
+
+
+class SuperLink:
+    """Stands for Flower's commands on nodes: a key is taken once, and stays taken when its node is taken off."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keys: dict[str, str] = {}  # of every node that was ever registered
+        self.states: dict[str, str] = {}
+        self.crash = False
+        monkeypatch.setattr(Coordinator, "flower", lambda _, *arguments: self.flower(*arguments))
+
+    def flower(self, what: str, verb: str, *arguments: str) -> dict[str, Any]:
+        assert what == "supernode"
+        if verb == "ls":
+            return {"nodes": [{"node-id": node, "status": state} for node, state in self.states.items()]}
+        if verb == "unregister":
+            if self.states.get(arguments[0]) != "registered":
+                raise UnreachableError("[code: 24] Node ID not found for account.; is it started?")
+            self.states[arguments[0]] = "unregistered"
+            return {}
+        key = Path(arguments[0]).read_text()
+        if key in self.keys.values():
+            raise UnreachableError("[code: 23] Public key already in use.; is it started?")
+        node = str(len(self.keys) + 1)
+        self.keys[node], self.states[node] = key, "registered"
+        if self.crash:
+            raise KeyboardInterrupt
+        return {"node-id": int(node)}
+
+    def lose_database(self) -> None:
+        self.keys = {f"lost {node}": "" for node in self.keys}  # numbers are never given again
+        self.states = {}
+
+    def live(self) -> list[str]:
+        return [node for node, state in self.states.items() if state == "registered"]
+
+
+@pytest.fixture
+def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
+    return SuperLink(monkeypatch)
+
+
+def enrolment(site: str) -> Enrolment:
+    return Enrolment(site, public_node_key(new_node_key()).decode(), public_identity(new_identity_key()), "0")
+
+
+def test_after_its_database_is_lost_the_same_enrolments_are_registered_again(
+    coordinator: Coordinator, superlink: SuperLink
+) -> None:
+    ash, oak = enrolment("ash"), enrolment("oak")
+    for site in (ash, oak, ash):
+        coordinator.enroll(site)
+    assert superlink.live() == ["1", "2"], "a second enrolment changes nothing"
+    superlink.lose_database()
+    coordinator.revoke("oak")
+    coordinator.enroll(ash)
+    assert superlink.live() == [coordinator.enrolled()["ash"]["node_id"]] == ["3"]
+    assert list(coordinator.enrolled()) == ["ash"]
+
+
+def test_an_enrolment_that_a_crash_cut_short_ends_when_it_is_made_again(
+    coordinator: Coordinator, superlink: SuperLink
+) -> None:
+    ash, oak = enrolment("ash"), enrolment("oak")
+    superlink.crash = True
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.enroll(ash)
+    superlink.crash = False
+    assert coordinator.enrolled() == {}
+    coordinator.enroll(oak)
+    coordinator.enroll(ash)
+    assert {site: known["node_id"] for site, known in coordinator.enrolled().items()} == {"ash": "1", "oak": "2"}
+
+
+@pytest.mark.parametrize("key", ["node_key", "identity"])
+def test_another_key_is_taken_when_it_is_said_to_replace_the_one_before(
+    key: str, coordinator: Coordinator, superlink: SuperLink
+) -> None:
+    ash = enrolment("ash")
+    coordinator.enroll(ash)
+    other = replace(ash, **{key: getattr(enrolment("ash"), key)})
+    with pytest.raises(StudyError, match=f"site ash is enrolled with another {key.partition('_')[0]} key"):
+        coordinator.enroll(other)
+    assert coordinator.enrolled()["ash"][key] == getattr(ash, key)
+    coordinator.enroll(other, replace=True)
+    assert coordinator.enrolled()["ash"][key] == getattr(other, key)
+    assert superlink.live() == [coordinator.enrolled()["ash"]["node_id"]] == ["2" if key == "node_key" else "1"]
+
+
+@pytest.mark.parametrize(("key", "what"), [("node_key", "node key"), ("identity", "identity key")])
+def test_no_two_sites_have_one_key(key: str, what: str, coordinator: Coordinator, superlink: SuperLink) -> None:
+    ash = enrolment("ash")
+    coordinator.enroll(ash)
+    with pytest.raises(StudyError, match=f"site oak: its {what} is that of site ash"):
+        coordinator.enroll(replace(enrolment("oak"), **{key: getattr(ash, key)}))
+    assert superlink.live() == ["1"]
+
+
+def test_a_revoked_key_does_not_come_back_not_even_as_anothers_node(
+    coordinator: Coordinator, superlink: SuperLink
+) -> None:
+    ash, oak = enrolment("ash"), enrolment("oak")
+    coordinator.enroll(ash)
+    coordinator.revoke("ash")
+    superlink.crash = True
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.enroll(oak)
+    superlink.crash = False
+    for _ in range(2):
+        with pytest.raises(StudyError, match="site ash: the SuperLink takes no node key twice, and has had this one"):
+            coordinator.enroll(ash)
+    assert coordinator.enrolled() == {}
+    coordinator.enroll(replace(ash, node_key=enrolment("ash").node_key))
+    coordinator.enroll(oak)
+    assert {site: known["node_id"] for site, known in coordinator.enrolled().items()} == {"ash": "3", "oak": "2"}
+
+
+def test_a_node_that_somebody_else_took_off_is_revoked(coordinator: Coordinator, superlink: SuperLink) -> None:
+    ash = enrolment("ash")
+    coordinator.enroll(ash)
+    superlink.flower("supernode", "unregister", "1")
+    with pytest.raises(StudyError, match="takes no node key twice"):
+        coordinator.enroll(ash)
+    coordinator.revoke("ash")
+    assert coordinator.enrolled() == {}
 
 
 def enrolled(coordinator: Coordinator, *sites: str) -> Coordinator:
