@@ -70,7 +70,7 @@ class Settings(Strict):
     """coordinator.yaml."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8443, ge=1, le=65535)
+    port: int = Field(default=9443, ge=1, le=65535)
     public: str = ""  # host:port that hospitals reach: the proxy's; empty where they reach the SuperLink itself
 
 

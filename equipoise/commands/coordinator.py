@@ -24,8 +24,10 @@ def init(
     host: Annotated[
         str, typer.Option(help="Where the SuperLink listens: the coordinator's own network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Its port.")] = 8443,
-    public: Annotated[str, typer.Option(help="host:port of the proxy that hospitals reach.")] = "",
+    port: Annotated[int, typer.Option(help="Its port.")] = 9443,
+    public: Annotated[
+        str, typer.Option(help="host:port of the proxy that hospitals reach; port 8443 by default.")
+    ] = "",
     cert: Annotated[Path | None, typer.Option(help="A server certificate of your own, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The CA certificate that signed it, PEM.")] = None,

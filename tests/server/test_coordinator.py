@@ -1,6 +1,7 @@
 """The coordinator's folder: certificates, scripts that phone nobody, a bundle without code, submissions."""
 
 import json
+import re
 import ssl
 import subprocess
 import tomllib
@@ -16,15 +17,16 @@ from equipoise.common.identity import Enrolment, new_identity_key, new_node_key,
 from equipoise.common.supervision import QUIET, supervisor
 from equipoise.quiet import SETTINGS
 from equipoise.server.certificates import make_ca, sign_server
-from equipoise.server.coordinator import _APP_FILES, Coordinator
+from equipoise.server.coordinator import _APP_FILES, Coordinator, Settings
 from equipoise.server.coordinator_init import init_coordinator
 from equipoise.server.submission import prepare_run
+from equipoise.simulations.loopback import done
 from tests.e2e.studies import SITES, TABLE, Desk
 
 
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Coordinator:
-    init_coordinator(tmp_path / "c", "test", "127.0.0.1", 8443, "hub.example:443", ["127.0.0.1", "hub.example"])
+    init_coordinator(tmp_path / "c", "test", "127.0.0.1", 9443, "hub.example:443", ["127.0.0.1", "hub.example"])
     return Coordinator(tmp_path / "c")
 
 
@@ -34,11 +36,11 @@ def test_the_certificate_is_one_that_tls_accepts_for_its_hosts(tmp_path: Path) -
     for name, data in {"ca.pem": ca.certificate, "s.pem": server.certificate, "s.key": server.key}.items():
         (tmp_path / name).write_bytes(data)
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "s.pem", tmp_path / "s.key")
-    done = subprocess.run(
+    checked = subprocess.run(
         ["openssl", "verify", "-x509_strict", "-verify_ip", "127.0.0.1", "-CAfile", "ca.pem", "s.pem"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert checked.returncode == 0, checked.stderr
     found = x509.load_pem_x509_certificate(server.certificate)
     assert (found.not_valid_after_utc - found.not_valid_before_utc).days < 398
 
@@ -88,6 +90,20 @@ def test_the_proxy_passes_the_fleet_on_and_nothing_else(coordinator: Coordinator
     assert "location ^~ /v1/fleet/ {" in text
     assert "location / {\n    return 403;" in text
     assert "/v1/control" not in text.replace("# ", "").split("server {")[1]
+
+
+def test_proxy_and_superlink_listen_at_ports_of_their_own(tmp_path: Path) -> None:
+    done("coordinator", "init", "--coordinator", tmp_path)
+    port = Coordinator(tmp_path).settings.port
+    text = (tmp_path / "nginx.conf").read_text()
+    assert re.findall(r"listen (\d+) ssl;", text) == ["8443"] != [str(port)]
+    assert re.findall(r"proxy_pass https://127\.0\.0\.1:(\d+);", text) == [str(port)] == [str(Settings().port)]
+    with pytest.raises(StudyError, match="--port 443: the proxy of this machine listens there"):
+        init_coordinator(tmp_path / "c", "test", "127.0.0.1", 443, "hub.example:443", ["127.0.0.1"])
+    with pytest.raises(StudyError, match=r"--public hub\.example: has no port"):
+        init_coordinator(tmp_path / "c", "test", "127.0.0.1", 443, "hub.example", ["127.0.0.1"])
+    assert not (tmp_path / "c").exists()
+    init_coordinator(tmp_path / "c", "test", "10.0.0.7", 443, "hub.example:443", ["10.0.0.7"])  # a machine of its own
 
 
 def test_the_bundle_brings_no_code_of_its_own() -> None:
