@@ -209,7 +209,7 @@ class Coordinator:
         file = self.folder / "tls" / "server.pem"
         ends = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
         if ends < datetime.now(UTC):
-            return f"its certificate has expired on {ends:%Y-%m-%d}: renew {file}, then start it again"
+            return f"its certificate has expired on {ends:%Y-%m-%d}: `equipoise coordinator renew`, then start it again"
         return "is it started?"
 
     def log(self, number: str) -> str:

@@ -1,17 +1,20 @@
-"""`equipoise coordinator init`: everything that a coordinator starts from."""
+"""`equipoise coordinator init` and `renew`: everything that a coordinator starts from, and its certificate again."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import yaml
+from cryptography import x509
 
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
 from equipoise.common.supervision import python_script, start_script, supervisor, unit
-from equipoise.server.certificates import Pair, make_ca, sign_server
+from equipoise.server.certificates import Pair, hosts_of, make_ca, sign_server
 
 PROXY_PORT = 8443
 """Where the proxy listens by default: beside the SuperLink as a rule, so not at that one's port."""
@@ -75,8 +78,32 @@ def init_coordinator(
     write_whole(folder / "coordinator.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
 
 
+def renew_certificate(folder: Path) -> datetime:
+    """Sign a new certificate, with a new key, for the hosts of the present one; its last day.
+
+    Raises:
+        StudyError: the authority's key is not here, or a certificate cannot be read.
+        StorageError: the files cannot be written.
+    """
+    tls = folder / "tls"
+    try:
+        hosts = hosts_of((tls / "server.pem").read_bytes())
+        server = sign_server(Pair((tls / "ca.pem").read_bytes(), (tls / "ca.key").read_bytes()), hosts)
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{error.filename}: not here; whoever signed your certificate renews it: put it in the place of "
+            f"{tls / 'server.pem'}, its key in that of server.key"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise StudyError(
+            f"{tls}: a certificate or the authority's key is not as it was ({error}); restore it"
+        ) from None
+    _write_pair(tls, "server", server)
+    return x509.load_pem_x509_certificate(server.certificate).not_valid_after_utc
+
+
 def nginx(folder: Path, host: str, port: int, listen: int) -> str:
-    """A reverse proxy at port `listen` that lets hospitals reach the fleet's paths and nothing else of the SuperLink."""
+    """A reverse proxy, at port `listen`: hospitals reach the fleet's paths and nothing else of the SuperLink."""
     return f"""# Include this in the http block of nginx, on the machine that hospitals reach.
 # The SuperLink serves three things on one port: /v1/fleet (hospitals, guarded by node keys), /v1/runtime (its own
 # processes) and /v1/control (no guard of its own: whoever reaches it runs code). Only the first is passed on.
@@ -114,7 +141,11 @@ def _proxy_port(public: str) -> int:
 
 def _write_pair(folder: Path, name: str, pair: Pair) -> None:
     write_whole(folder / f"{name}.pem", pair.certificate)
-    write_whole(folder / f"{name}.key", pair.key)
+    before = os.umask(0o077)
+    try:
+        write_whole(folder / f"{name}.key", pair.key)
+    finally:
+        os.umask(before)
 
 
 def _write_script(path: Path, text: str) -> None:

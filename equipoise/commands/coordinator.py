@@ -1,4 +1,4 @@
-"""`equipoise coordinator`: set up the coordinator, let sites in, take them out."""
+"""`equipoise coordinator`: set up the coordinator, renew its certificate, let sites in, take them out."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def init(
     typer.echo(f"{folder / 'start-superlink.sh'}: start it, under supervise.sh or as the service beside it")
     typer.echo(f"{folder / 'nginx.conf'}: lets hospitals reach the fleet's paths only")
     typer.echo(f"{folder / 'tls' / 'ca.pem'}: give it to every hospital, by a way that it trusts")
+
+
+@app.command()
+def renew(folder: FolderOption = HERE) -> None:
+    """Sign a new server certificate for the same names, by the authority that `init` made; hospitals need nothing."""
+    from equipoise.server.coordinator import Coordinator
+    from equipoise.server.coordinator_init import renew_certificate
+
+    os.umask(0o077)
+    ends = renew_certificate(Coordinator(folder).folder)
+    typer.echo(
+        f"the certificate is valid until {ends:%Y-%m-%d}; start the SuperLink again, and let the proxy reload it"
+    )
 
 
 @app.command()

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import tomllib
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from equipoise.common.errors import EquipoiseError, StudyError, UnreachableError
 from equipoise.common.identity import Enrolment, new_identity_key, new_node_key, public_identity, public_node_key
 from equipoise.common.supervision import QUIET, supervisor
 from equipoise.quiet import SETTINGS
-from equipoise.server.certificates import make_ca, sign_server
+from equipoise.server.certificates import SERVER_DAYS, Pair, hosts_of, make_ca, sign_server
 from equipoise.server.coordinator import _APP_FILES, Coordinator, Settings
-from equipoise.server.coordinator_init import init_coordinator
+from equipoise.server.coordinator_init import init_coordinator, renew_certificate
 from equipoise.server.submission import prepare_run
 from equipoise.simulations.loopback import done
 from tests.e2e.studies import SITES, TABLE, Desk
@@ -52,6 +53,34 @@ def test_the_folder_keeps_its_keys_and_is_made_once(coordinator: Coordinator) ->
         init_coordinator(coordinator.folder, "x", "127.0.0.1", 1, "", ["127.0.0.1"])
     with pytest.raises(StudyError, match="no coordinator here"):
         Coordinator(coordinator.folder / "runs")
+
+
+def test_a_certificate_is_renewed_for_the_same_hosts_by_the_same_authority(coordinator: Coordinator) -> None:
+    tls = coordinator.folder / "tls"
+    ca = Pair((tls / "ca.pem").read_bytes(), (tls / "ca.key").read_bytes())
+    ended = sign_server(ca, ["127.0.0.1", "hub.example"], days=-1)
+    for name, data in {"server.pem": ended.certificate, "server.key": ended.key}.items():
+        (tls / name).write_bytes(data)
+    said = done("coordinator", "renew", "--coordinator", coordinator.folder)
+    renewed = x509.load_pem_x509_certificate((tls / "server.pem").read_bytes())
+    assert f"valid until {renewed.not_valid_after_utc:%Y-%m-%d}" in said
+    assert renewed.not_valid_after_utc > datetime.now(UTC) + timedelta(days=SERVER_DAYS - 1)
+    assert hosts_of((tls / "server.pem").read_bytes()) == ["127.0.0.1", "hub.example"]
+    renewed.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.certificate))
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls / "server.pem", tls / "server.key")
+    assert (tls / "server.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_certificate_of_ones_own_is_renewed_by_whoever_signed_it(coordinator: Coordinator) -> None:
+    tls = coordinator.folder / "tls"
+    before = (tls / "server.pem").read_bytes()
+    (tls / "ca.key").rename(tls / "elsewhere")
+    with pytest.raises(StudyError, match=r"ca\.key: not here; whoever signed your certificate renews it"):
+        renew_certificate(coordinator.folder)
+    (tls / "ca.key").write_text("no key")
+    with pytest.raises(StudyError, match="is not as it was"):
+        renew_certificate(coordinator.folder)
+    assert (tls / "server.pem").read_bytes() == before
 
 
 def test_scripts_parse_and_phone_nobody(coordinator: Coordinator) -> None:
