@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ def init(
     hosts += [outside] if outside and outside not in hosts else []
     init_coordinator(folder, name, host, port, public, hosts, given)
     typer.echo(f"{folder / 'start-superlink.sh'}: start it, under supervise.sh or as the service beside it")
+    typer.echo(f"before the service is used, as root: chown -R equipoise {shlex.quote(str(folder.resolve()))}")
     typer.echo(f"{folder / 'nginx.conf'}: lets hospitals reach the fleet's paths only")
     typer.echo(f"{folder / 'tls' / 'ca.pem'}: give it to every hospital, by a way that it trusts")
 
