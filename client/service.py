@@ -105,7 +105,8 @@ def serve(
         door: answers the requests.
         site: name of the site.
         socket: path of the Unix socket; its folder is made with mode 0750 where it is missing.
-        group: name of the Unix group that may connect beside the owner; None for the agent's own.
+        group: name of the Unix group that may connect beside the owner; None for the agent's own. A folder of this
+            user that is closed to others becomes that group's.
         most_bytes: size of the largest request.
         workers: of `door_workers`, for who has to know when the last answer has ended.
 
@@ -132,6 +133,8 @@ def serve(
         if not socket.parent.is_dir():
             socket.parent.mkdir(parents=True)
             socket.parent.chmod(0o750)
+        folder = socket.parent.stat()
+        if folder.st_uid == os.geteuid() and not folder.st_mode & stat.S_IRWXO:
             os.chown(socket.parent, -1, gid)
         # Made with no rights for others from the start; the group's are given once it is the right one.
         before = os.umask(0o177)

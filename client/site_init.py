@@ -6,6 +6,7 @@ node.key, node.pub       the SuperNode's key
 peers/                   enrolments of the other hospitals, as pinned
 agent/                   the site agent's own: identity key, ledger, logs, decisions (mode 0700)
 door/agent.sock          where the SuperNode reaches the agent
+supernode/               the SuperNode's own
 bin/                     the SuperNode's programs as they are run here (docs/decisions/0053, 0054)
 start-agent.sh, start-supernode.sh, supervise.sh and service files
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from pathlib import Path
 
 from equipoise import __version__
@@ -95,9 +97,13 @@ def init_site(folder: Path, site: str, superlink: str, ca: Path, port: int, mani
         node, identity = new_node_key(), new_identity_key()
         write_whole(folder / "agent" / "identity.key", identity)
         write_whole(folder / "node.key", node)
+        # The service files let their services write in these, and systemd starts none whose folder is not there.
+        for name in ("door", "supernode"):
+            (folder / name).mkdir(exist_ok=True)
     finally:
         os.umask(before)
     folder.chmod(0o755)
+    (folder / "door").chmod(0o750)
     write_whole(folder / "node.pub", public_node_key(node) + b"\n")
     write_whole(folder / "ca.pem", ca.read_bytes())
     agent = ["equipoise", "agent", str(folder / "site.yaml"), "--state", str(folder / "agent")]
@@ -141,6 +147,15 @@ def init_site(folder: Path, site: str, superlink: str, ca: Path, port: int, mani
     finally:
         os.umask(before)
     return enrolment(folder, site)
+
+
+def ownership(folder: Path) -> list[str]:
+    """What root runs so that each service's user owns what it alone may read; all is the user's who ran `init`."""
+    owned = {"agent": ("site.yaml", "agent"), "agent:equipoise-door": ("door",), "node": ("node.key", "supernode")}
+    return [
+        f"chown -R equipoise-{user} {' '.join(shlex.quote(str(folder / name)) for name in names)}"
+        for user, names in owned.items()
+    ]
 
 
 def enrolment(folder: Path, site: str) -> Enrolment:

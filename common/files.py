@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from equipoise.common.errors import StorageError
 
+PART = ".part"
+"""How the name of a file ends that is being written."""
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash or a full disk leaves the old file or none.
 
+    Several may write one file at once: each has a part of its own beside it, and the last one's content stays.
+
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -30,6 +36,19 @@ def write_whole(path: Path, data: bytes) -> None:
         # Moved away, unless the disk was full or somebody pressed Ctrl-C; where there is no folder, there is no part.
         with suppress(OSError):
             part.unlink()
+
+
+def drop_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left below `folder`; call it where nobody writes.
+
+    Raises:
+        StorageError: a part cannot be removed.
+    """
+    for part in folder.rglob("*." + "[0-9a-f]" * 8 + PART):
+        try:
+            part.unlink()
+        except OSError as error:
+            raise _not_written(part, error) from None
 
 
 def drop_unfinished_line(path: Path) -> None:

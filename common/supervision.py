@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from equipoise.quiet import SETTINGS
+
 RETRY_S = 65
 """Flower refuses a SuperNode that comes back before its last session has timed out, and it then ends for good."""
 
 QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    **SETTINGS,
     # How often Flower looks for a message that waits. Its default of 1 s is half a second lost in every round trip; at
     # 0.05 s, looks that find nothing took a twentieth of a core at every site, day and night.
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",

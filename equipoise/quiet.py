@@ -1,4 +1,4 @@
-"""Flower and Ray without phoning home: nothing leaves a hospital that the study did not ask for."""
+"""Flower, Ray and MLflow without phoning home: nothing leaves a hospital that the study did not ask for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import sys
 from pathlib import Path
 
-_SETTINGS = {
+SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",  # what MLflow reads too, and whatever else keeps to it
 }
 
 
@@ -20,7 +22,7 @@ def quiet_flower(home: Path | None = None) -> None:
     Args:
         home: folder for Flower's own files (`FLWR_HOME`), made where it is missing; None leaves it as it is.
     """
-    os.environ.update(_SETTINGS)
+    os.environ.update(SETTINGS)
     if home is not None:
         home.mkdir(parents=True, exist_ok=True)
         os.environ["FLWR_HOME"] = str(home.resolve())

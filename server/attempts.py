@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import StorageError, StudyError
-from equipoise.common.files import append_line
+from equipoise.common.files import append_line, drop_unfinished_line
 from equipoise.server.coordinator import CONNECTION, Coordinator
 from equipoise.server.deployment import FOLDER, in_progress, read_state
 from equipoise.server.rounds import read_rounds
 from equipoise.server.rundir import RunFolder
+from equipoise.server.verify import is_sealed
 
 _LOOK_S = 1.0
 _LOST_S = 90.0
@@ -22,32 +26,60 @@ _LOST_S = 90.0
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt at a run: Flower's number of it, and when it was asked for (epoch seconds)."""
+    """An attempt at a run.
+
+    Attributes:
+        number: Flower's.
+        began: when it was asked for, in seconds of `time.monotonic`, which nobody sets back; it begins anew with the
+            machine, and no attempt outlives that.
+        stopped: `equipoise stop` ended it.
+    """
 
     number: str
     began: float
+    stopped: bool = False
 
 
 def attempts(run: RunFolder) -> list[Attempt]:
-    """The attempts, oldest first."""
-    file = run.path / FOLDER / "flower.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [Attempt(str(row["run_id"]), float(row["time"])) for row in rows]
+    """The attempts, oldest first; a last line that a crash cut short is left out."""
+    file = _file(run)
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    made = [Attempt(**json.loads(line)) for line in lines]
+    # The last line of an attempt holds.
+    return list({attempt.number: attempt for attempt in made}.values())
+
+
+def _file(run: RunFolder) -> Path:
+    return run.path / FOLDER / "flower.jsonl"
+
+
+def _note(run: RunFolder, attempt: Attempt) -> None:
+    append_line(_file(run), canonical_json(attempt.__dict__))
+
+
+@contextmanager
+def _turn(run: RunFolder) -> Iterator[None]:
+    """Commands that start or stop attempts wait for each other: each acts on what the one before it wrote down."""
+    (run.path / FOLDER).mkdir(exist_ok=True)
+    with (run.path / FOLDER / "turn").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        drop_unfinished_line(_file(run))
+        yield
 
 
 def start_attempt(coordinator: Coordinator, run: RunFolder, approval_wait_s: float, track: Sequence[str]) -> str:
     """Start one at the SuperLink; Flower's number of it.
 
     Raises:
-        StorageError: a process works on the run already.
+        StorageError: a process works on the run already, or is about to.
         UnreachableError: the SuperLink does not answer.
     """
-    if in_progress(run.path):
-        raise StorageError(f"{run.path}: the run is in progress; stop it first (equipoise stop {run.name})")
-    (run.path / FOLDER).mkdir(exist_ok=True)
-    began = time.time()  # before it starts: what it writes of itself is later
-    number = coordinator.start(run.path, approval_wait_s, track)
-    append_line(run.path / FOLDER / "flower.jsonl", canonical_json({"run_id": number, "time": began}))
+    with _turn(run):
+        if in_progress(run.path) or (attempts(run) and _standing(run)[0] == "starting"):
+            raise StorageError(f"{run.path}: the run is in progress; stop it first (equipoise stop {run.name})")
+        began = time.monotonic()
+        number = coordinator.start(run.path, approval_wait_s, track)
+        _note(run, Attempt(number, began))
     return number
 
 
@@ -58,24 +90,34 @@ def stop_attempt(coordinator: Coordinator, run: RunFolder) -> None:
         StudyError: there was none.
         UnreachableError: the SuperLink does not answer, or has ended it already.
     """
-    made = attempts(run)
-    if not made:
-        raise StudyError(f"{run.path}: was never started")
-    coordinator.flower("stop", made[-1].number, CONNECTION)
+    with _turn(run):
+        made = attempts(run)
+        if not made:
+            raise StudyError(f"{run.path}: was never started")
+        coordinator.flower("stop", made[-1].number, CONNECTION)
+        _note(run, replace(made[-1], stopped=True))
 
 
-def describe_run(run: RunFolder) -> dict[str, Any]:
-    """How a run stands, as JSON values."""
+def _standing(run: RunFolder) -> tuple[str, dict[str, Any]]:
+    """How a run stands, in a word, and what its last attempt said of itself."""
+    if is_sealed(run):
+        return "finished", {"sites": read_state(run.path).get("sites", {})}
     made = attempts(run)
     working = in_progress(run.path)
     state = read_state(run.path)
     working = working or in_progress(run.path)  # it may have begun, or ended, between two looks
-    if made and state.get("time", 0.0) < made[-1].began:
+    if made and state.get("attempt") != made[-1].number:
         state = {}  # what an earlier attempt said of itself
-    shown = state.get("state", "starting")
+    shown = str(state.get("state", "starting"))
     if not working and shown not in ("finished", "failed"):
-        lost = bool(made) and time.time() - made[-1].began > _LOST_S
+        lost = bool(made) and (made[-1].stopped or not 0 <= time.monotonic() - made[-1].began <= _LOST_S)
         shown = "interrupted" if state or lost else "starting"
+    return shown, state
+
+
+def describe_run(run: RunFolder) -> dict[str, Any]:
+    """How a run stands, as JSON values."""
+    shown, state = _standing(run)
     rounds = read_rounds(run.path / "rounds.jsonl")
     report = run.path / "report.html"
     return {
@@ -88,7 +130,7 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
         "releases": len(rounds),
         "planned": len(run.plan().entries),
         "last": rounds[-1]["query"] if rounds else "",
-        "attempts": len(made),
+        "attempts": len(attempts(run)),
         "report": str(report) if report.exists() else "",
     }
 

@@ -61,6 +61,21 @@ def sign_server(ca: Pair, hosts: Sequence[str], days: int = SERVER_DAYS) -> Pair
     return Pair(certificate.public_bytes(serialization.Encoding.PEM), _pem(key))
 
 
+def hosts_of(certificate: bytes) -> list[str]:
+    """Names and addresses that a server's certificate is for, in its order.
+
+    Raises:
+        ValueError: it is no PEM certificate, or is for none.
+    """
+    try:
+        names = x509.load_pem_x509_certificate(certificate).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except x509.ExtensionNotFound:
+        raise ValueError("the certificate names no host") from None
+    return [str(name.value) for name in names.value]
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:

@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from equipoise.common.identity import Enrolment
 from equipoise.quiet import quiet_flower
 
 CONNECTION = "equipoise"
+_IN_USE, _REVOKED = "Public key already in use", "unregistered"  # in Flower's words
 _PATIENCE_S = 120
 
 _APP = f'''[build-system]
@@ -70,7 +71,7 @@ class Settings(Strict):
     """coordinator.yaml."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8443, ge=1, le=65535)
+    port: int = Field(default=9443, ge=1, le=65535)
     public: str = ""  # host:port that hospitals reach: the proxy's; empty where they reach the SuperLink itself
 
 
@@ -103,29 +104,64 @@ class Coordinator:
         """Node id of every site that was let in: the SuperLink gave it to the site's key, and it stays the key's."""
         return {site: int(known["node_id"]) for site, known in self.enrolled().items()}
 
-    def enroll(self, found: Enrolment) -> None:
-        """Let a site in: register its node key at the SuperLink.
+    def node_states(self) -> dict[str, str]:
+        """Status of every node of the SuperLink's database, by node id; those that were taken off stay in it.
 
         Raises:
-            StudyError: a site of this name is in already, with other keys.
             UnreachableError: the SuperLink does not answer.
         """
-        known = self.enrolled().get(found.site)
-        if known is not None:
-            if known["node_key"] == found.node_key:
-                return
-            raise StudyError(
-                f"site {found.site} is enrolled with another key; if it was exchanged, `equipoise coordinator revoke "
-                f"{found.site}` first"
-            )
-        key = self.folder / "sites" / f"{found.site}.pub"
-        write_whole(key, found.node_key.encode() + b"\n")
-        answer = self.flower("supernode", "register", str(key), CONNECTION, "--name", found.site)
-        value = {**found.__dict__, "node_id": str(answer.get("node-id", ""))}
+        nodes = self.flower("supernode", "ls", CONNECTION).get("nodes", [])
+        return {str(node["node-id"]): str(node["status"]) for node in nodes}
+
+    def enroll(self, found: Enrolment, replace: bool = False) -> None:
+        """Let a site in: register its node key at the SuperLink, unless that has it already.
+
+        Args:
+            found: the site and its keys.
+            replace: the site has exchanged a key; take these for the ones before.
+
+        Raises:
+            StudyError: the site is in already with another key, or its node key is another site's or was revoked.
+            UnreachableError: the SuperLink does not answer.
+        """
+        others = self.enrolled()
+        known = others.pop(found.site, None)
+        _check_keys(found, known, others, replace)
+        states = self.node_states()
+        number = "" if known is None else str(known["node_id"])
+        same = known is not None and known["node_key"] == found.node_key
+        if same and states.get(number) == _REVOKED:
+            raise _used_up(found.site)
+        if not same:
+            self._unregister(number, states)
+        if not same or number not in states:  # its database was lost
+            live = {node for node, state in states.items() if state != _REVOKED}
+            number = self._register(found, live - {number, *(other["node_id"] for other in others.values())})
+        value = {**found.__dict__, "node_id": number}
         write_whole(self.folder / "sites" / f"{found.site}.json", json.dumps(value, indent=1).encode())
 
+    def _register(self, found: Enrolment, nobodys: set[str]) -> str:
+        """Register a site's node key; the node id that the SuperLink gives it, or gave it before a crash.
+
+        Flower does not say which node has which key. But where an enrolment of this key did not end, the key lies there
+        already, and the one node that is nobody's is its.
+        """
+        file = self.folder / "sites" / f"{found.site}.pub"
+        key = found.node_key.encode() + b"\n"
+        begun = file.exists() and file.read_bytes() == key
+        write_whole(file, key)
+        try:
+            return str(self.flower("supernode", "register", str(file), CONNECTION, "--name", found.site)["node-id"])
+        except UnreachableError as error:
+            if _IN_USE not in str(error):
+                raise
+        if begun and len(nobodys) == 1:
+            return nobodys.pop()
+        file.unlink()
+        raise _used_up(found.site)
+
     def revoke(self, site: str) -> None:
-        """Take a site's node key off the SuperLink; its SuperNode is refused from then on.
+        """Take a site's node key off the SuperLink, for ever; its SuperNode is refused from then on.
 
         Raises:
             StudyError: no such site is enrolled.
@@ -134,9 +170,14 @@ class Coordinator:
         known = self.enrolled().get(site)
         if known is None:
             raise StudyError(f"site {site}: not enrolled here; there are: {', '.join(self.enrolled()) or 'none'}")
-        self.flower("supernode", "unregister", known["node_id"], CONNECTION)
-        (self.folder / "sites" / f"{site}.json").unlink()
+        self._unregister(known["node_id"], self.node_states())
         (self.folder / "sites" / f"{site}.pub").unlink(missing_ok=True)
+        (self.folder / "sites" / f"{site}.json").unlink()
+
+    def _unregister(self, number: str, states: Mapping[str, str]) -> None:
+        """Take a node off, unless the SuperLink has done so, or has lost its database."""
+        if states.get(number, _REVOKED) != _REVOKED:
+            self.flower("supernode", "unregister", number, CONNECTION)
 
     def start(self, run: Path, approval_wait_s: float, track: Sequence[str]) -> str:
         """Start an attempt at a run at the SuperLink; Flower's number of it.
@@ -175,7 +216,7 @@ class Coordinator:
         file = self.folder / "tls" / "server.pem"
         ends = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
         if ends < datetime.now(UTC):
-            return f"its certificate has expired on {ends:%Y-%m-%d}: renew {file}, then start it again"
+            return f"its certificate has expired on {ends:%Y-%m-%d}: `equipoise coordinator renew`, then start it again"
         return "is it started?"
 
     def log(self, number: str) -> str:
@@ -202,3 +243,26 @@ class Coordinator:
             )
         except subprocess.TimeoutExpired:
             raise UnreachableError(f"flwr {arguments[0]}: no answer within {_PATIENCE_S} s") from None
+
+
+def _check_keys(
+    found: Enrolment, known: Mapping[str, Any] | None, others: Mapping[str, Mapping[str, Any]], replace: bool
+) -> None:
+    """Whether an enrolment's keys are nobody else's, and the ones that are known, unless they are to be replaced."""
+    for name, what in {"node_key": "node key", "identity": "identity key"}.items():
+        key = getattr(found, name)
+        owner = next((site for site, other in others.items() if other[name] == key), None)
+        if owner is not None:
+            raise StudyError(f"site {found.site}: its {what} is that of site {owner}; each hospital has its own")
+        if known is not None and known[name] != key and not replace:
+            raise StudyError(
+                f"site {found.site} is enrolled with another {what}; if the hospital tells you by telephone that it "
+                "has exchanged it, add --replace"
+            )
+
+
+def _used_up(site: str) -> StudyError:
+    return StudyError(
+        f"site {site}: the SuperLink takes no node key twice, and has had this one (it was revoked); ask the hospital "
+        "for a new one (docs/deploy.md); where the site is still enrolled, add --replace"
+    )

@@ -1,17 +1,23 @@
-"""`equipoise coordinator init`: everything that a coordinator starts from."""
+"""`equipoise coordinator init` and `renew`: everything that a coordinator starts from, and its certificate again."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import yaml
+from cryptography import x509
 
 from equipoise.common.errors import StudyError
 from equipoise.common.files import write_whole
 from equipoise.common.supervision import python_script, start_script, supervisor, unit
-from equipoise.server.certificates import Pair, make_ca, sign_server
+from equipoise.server.certificates import Pair, hosts_of, make_ca, sign_server
+
+PROXY_PORT = 8443
+"""Where the proxy listens by default: beside the SuperLink as a rule, so not at that one's port."""
 
 
 def init_coordinator(
@@ -23,17 +29,22 @@ def init_coordinator(
         folder: new.
         name: of the certificate authority.
         host, port: where the SuperLink listens; an address of the coordinator's own network.
-        public: `host:port` under which hospitals reach the proxy; empty for none.
+        public: `host:port` under which hospitals reach the proxy; empty where its name is not known yet.
         hosts: names and addresses that the server's certificate is for.
         given: certificate, key and CA certificate of one's own, instead of a new authority.
 
     Raises:
-        StudyError: the folder holds a coordinator already, or a given file is missing.
+        StudyError: the folder holds a coordinator already, `public` has no port, a given file is missing, or proxy and
+            SuperLink would listen at one port of this machine.
         StorageError: the folder cannot be written.
     """
     folder = folder.resolve()
     if (folder / "coordinator.yaml").exists():
         raise StudyError(f"{folder}: holds a coordinator already; give another folder")
+    listen = _proxy_port(public)
+    # Who alone reaches the SuperLink is on its machine, and so would be the proxy.
+    if port == listen and (host == "localhost" or host.startswith("127.")):
+        raise StudyError(f"--port {port}: the proxy of this machine listens there; give the SuperLink another one")
     tls = folder / "tls"
     if given:
         for target, source in zip(("server.pem", "server.key", "ca.pem"), given, strict=True):
@@ -60,16 +71,39 @@ def init_coordinator(
     _write_script(folder / "supervise.sh", supervisor())
     service = unit("equipoise SuperLink", folder / "start-superlink.sh", "equipoise", 5, [f"ReadWritePaths={folder}"])
     write_whole(folder / "equipoise-superlink.service", service.encode())
-    write_whole(folder / "nginx.conf", nginx(folder, host, port, public or f"0.0.0.0:{port}").encode())
+    write_whole(folder / "nginx.conf", nginx(folder, host, port, listen).encode())
     (folder / "runs").mkdir(exist_ok=True)
     (folder / "sites").mkdir(exist_ok=True)
     settings = {"host": host, "port": port, "public": public}
     write_whole(folder / "coordinator.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
 
 
-def nginx(folder: Path, host: str, port: int, public: str) -> str:
-    """A reverse proxy that lets hospitals reach the fleet's paths and nothing else of the SuperLink."""
-    listen = public.rpartition(":")[2]
+def renew_certificate(folder: Path) -> datetime:
+    """Sign a new certificate, with a new key, for the hosts of the present one; its last day.
+
+    Raises:
+        StudyError: the authority's key is not here, or a certificate cannot be read.
+        StorageError: the files cannot be written.
+    """
+    tls = folder / "tls"
+    try:
+        hosts = hosts_of((tls / "server.pem").read_bytes())
+        server = sign_server(Pair((tls / "ca.pem").read_bytes(), (tls / "ca.key").read_bytes()), hosts)
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{error.filename}: not here; whoever signed your certificate renews it: put it in the place of "
+            f"{tls / 'server.pem'}, its key in that of server.key"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise StudyError(
+            f"{tls}: a certificate or the authority's key is not as it was ({error}); restore it"
+        ) from None
+    _write_pair(tls, "server", server)
+    return x509.load_pem_x509_certificate(server.certificate).not_valid_after_utc
+
+
+def nginx(folder: Path, host: str, port: int, listen: int) -> str:
+    """A reverse proxy, at port `listen`: hospitals reach the fleet's paths and nothing else of the SuperLink."""
     return f"""# Include this in the http block of nginx, on the machine that hospitals reach.
 # The SuperLink serves three things on one port: /v1/fleet (hospitals, guarded by node keys), /v1/runtime (its own
 # processes) and /v1/control (no guard of its own: whoever reaches it runs code). Only the first is passed on.
@@ -98,9 +132,20 @@ server {{
 """
 
 
+def _proxy_port(public: str) -> int:
+    host, _, port = public.rpartition(":")
+    if public and not (host and port.isdigit()):
+        raise StudyError(f"--public {public}: has no port; give host:port, as hospitals reach the proxy")
+    return int(port) if public else PROXY_PORT
+
+
 def _write_pair(folder: Path, name: str, pair: Pair) -> None:
     write_whole(folder / f"{name}.pem", pair.certificate)
-    write_whole(folder / f"{name}.key", pair.key)
+    before = os.umask(0o077)
+    try:
+        write_whole(folder / f"{name}.key", pair.key)
+    finally:
+        os.umask(before)
 
 
 def _write_script(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """The ServerApp of a deployment: proposes the study, carries out the run, writes the report.
 
 Beside the run's own files it keeps `deployment/`: `state.json`, which `equipoise status` shows; `audit.jsonl`, who was
-asked what and what came; `flower.jsonl`, Flower's number of every attempt; `lock`, held while a process works on it.
+asked what and what came; `flower.jsonl`, Flower's number of every attempt; `lock`, held while a process works on it;
+`turn`, held by a command that starts or stops an attempt.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from equipoise.server.report.build import build_report
 from equipoise.server.run import run_task
 from equipoise.server.rundir import RunFolder
 from equipoise.server.transport import Transport
-from equipoise.server.verify import write_seal
+from equipoise.server.verify import is_sealed, write_seal
 
 FOLDER = "deployment"
 _PROBE_S = 0.5
@@ -47,13 +48,19 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     trackers = [name for name in str(config.get("track", "")).split(",") if name]
     folder, coordinator = RunFolder(Path(str(config["folder"]))), Coordinator(Path(str(config["coordinator"])))
-    carry_out(grid, folder, coordinator.nodes, float(config.get("approval-wait-s", 7 * 86400.0)), trackers)
+    wait_s = float(config.get("approval-wait-s", 7 * 86400.0))
+    carry_out(grid, folder, coordinator.nodes, wait_s, trackers, str(context.run_id))
 
 
 def carry_out(
-    grid: Grid, folder: RunFolder, nodes: Mapping[str, int], approval_wait_s: float, trackers: Sequence[str] = ()
+    grid: Grid,
+    folder: RunFolder,
+    nodes: Mapping[str, int],
+    approval_wait_s: float,
+    trackers: Sequence[str] = (),
+    attempt: str = "",
 ) -> None:
-    """The whole of a deployed run; what is done already is replayed.
+    """The whole of a deployed run; what is done already is replayed, and a run that has ended stays as it is.
 
     Args:
         grid: with the nodes of all sites, those of other studies too.
@@ -61,14 +68,17 @@ def carry_out(
         nodes: node id of each site that was let in.
         approval_wait_s: seconds until a site that has not decided is left out.
         trackers: who else is told of the rounds.
+        attempt: Flower's number of it, which `state.json` names.
 
     Raises:
         EquipoiseError: see `equipoise.common.errors`; its line is in `deployment/state.json` too.
         StorageError: another process works on the run.
     """
     with _locked(folder):
+        if is_sealed(folder):
+            return
         audit = AuditLog(folder.path / FOLDER / "audit.jsonl")
-        note = _Notes(folder, audit)
+        note = _Notes(folder, audit, attempt)
         try:
             note.state("connecting")
             _carry_out(grid, folder, nodes, approval_wait_s, note, trackers)
@@ -111,9 +121,10 @@ def _carry_out(
 class _Notes:
     """Writes down how the run stands; a watcher of its releases."""
 
-    def __init__(self, folder: RunFolder, audit: AuditLog) -> None:
+    def __init__(self, folder: RunFolder, audit: AuditLog, attempt: str) -> None:
         self._file = folder.path / FOLDER / "state.json"
         self._audit = audit
+        self._attempt = attempt
         self._sites: dict[str, str] = {}
 
     def state(self, state: str, detail: str = "", code: int = 0) -> None:
@@ -130,8 +141,8 @@ class _Notes:
                 file.write(self._value("failed", detail, code).ljust(_ROOM_BYTES))
 
     def _value(self, state: str, detail: str, code: int) -> bytes:
-        value = {"state": state, "detail": detail, "exit_code": code, "sites": self._sites, "time": time.time()}
-        return json.dumps(value, indent=1).encode()
+        value = {"attempt": self._attempt, "state": state, "detail": detail, "exit_code": code, "sites": self._sites}
+        return json.dumps({**value, "time": time.time()}, indent=1).encode()
 
     def decisions(self, states: Mapping[str, str]) -> None:
         self._sites = dict(states)

@@ -32,7 +32,7 @@ from equipoise.common.alignment import Alignment
 from equipoise.common.canonical import sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import RefusedError, StudyError, TranscriptError
-from equipoise.common.files import drop_unfinished_line, write_whole
+from equipoise.common.files import drop_parts, drop_unfinished_line, write_whole
 from equipoise.common.methods.method import Outcome
 from equipoise.common.models import build
 from equipoise.common.study import Study, Weights
@@ -174,8 +174,9 @@ class RunFolder:
         return study.model_copy(update={"privacy": study.privacy.model_copy(update={"public_pool": kept})})
 
     def mend(self) -> None:
-        """Cut off the lines that a crash left unfinished, so that the run can go on."""
+        """Cut off the lines, and remove the files, that a crash left unfinished, so that the run can go on."""
         task = self.task()
+        drop_parts(self.path)
         for place in (self.path / EVALUATION, *(self.arm_folder(arm.name) / "transcript" for arm in task.arms)):
             drop_unfinished_line(place / "chain.jsonl")
             drop_unfinished_line(place / WITNESS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from equipoise.common.errors import StudyError
 from equipoise.common.query import Query
+from equipoise.quiet import quiet_flower
 from equipoise.server.engine import Finished, Watcher
 from equipoise.server.rundir import RunFolder
 
@@ -70,6 +71,8 @@ def _tensorboard(folder: Path, run: str) -> Scalar:
 
 
 def _mlflow(folder: Path, run: str) -> Scalar:
+    # MLflow sends what is used of it from its import on, and a start script may be older than the switch against that.
+    quiet_flower()
     import mlflow
 
     folder.mkdir(parents=True, exist_ok=True)

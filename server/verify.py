@@ -14,7 +14,7 @@ from pathlib import Path
 
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.errors import TranscriptError
-from equipoise.common.files import write_whole
+from equipoise.common.files import PART, write_whole
 from equipoise.common.study_plan import EVALUATION
 from equipoise.server.engine import Engine
 from equipoise.server.report.build import derived_files, report_json
@@ -33,6 +33,11 @@ class Checked:
 
     what: str
     detail: str
+
+
+def is_sealed(run: RunFolder) -> bool:
+    """Whether the run has ended: its seal is written last."""
+    return (run.path / SEAL).exists()
 
 
 def write_seal(run: RunFolder) -> None:
@@ -174,7 +179,7 @@ def _check_heads(folder: RunFolder, remembered: Mapping[str, Sequence[tuple[str,
 
 def _files(root: Path) -> Iterator[Path]:
     for path in sorted(root.iterdir()):
-        if path.name in _NOT_SEALED or path.suffix == ".part":
+        if path.name in _NOT_SEALED or path.suffix == PART:
             continue
         if path.is_dir():
             yield from _files(path)

@@ -197,10 +197,9 @@ class Walk:
             self._gaps = answer.scores.blended(self._gaps, p.memory)
         self._guard = self._guard.watched(len(self._separations), self._scores)
         self._separations.append(self._scores.separation)
-        if not acting(p.beta, task, bias):
-            gradient = np.zeros_like(gradient)
+        gradient = answer.gradient if acting(p.beta, task, bias) else np.zeros_like(answer.gradient)
         if not self._guard.collapsed:
-            self._descent = self._descent.stepped(answer.gradient, answer.patients)
+            self._descent = self._descent.stepped(gradient, answer.patients)
 
     @property
     def collapsed(self) -> bool:

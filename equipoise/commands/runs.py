@@ -103,9 +103,13 @@ def resume(
     """Go on with a run that failed, was stopped, or whose coordinator crashed; nothing is asked or paid twice."""
     from equipoise.server.attempts import start_attempt, wait_for_end
     from equipoise.server.coordinator import Coordinator
+    from equipoise.server.verify import is_sealed
 
     coordinator = Coordinator(folder)
     found = _run(coordinator, run)
+    if is_sealed(found):
+        typer.echo(f"run {found.name} has ended; nothing is left to do, and nothing was changed")
+        return
     start_attempt(coordinator, found, approval_hours * 3600, list(track or []))
     typer.echo(f"run {found.name} goes on")
     if wait:

@@ -32,10 +32,13 @@ def init(
     manifest: Annotated[str, typer.Option(help="The cohort's file, for the site file.")] = "cohort.csv",
 ) -> None:
     """Make keys, a site file with comments, start scripts and service files."""
-    from equipoise.client.site_init import init_site
+    from equipoise.client.site_init import init_site, ownership
 
     made = init_site(folder, name, superlink, ca, port, manifest)
     typer.echo(f"{folder / 'site.yaml'}: edit it, then `equipoise site check`")
+    typer.echo("before the service files are used, as root (docs/deploy.md says how these users are made):")
+    for line in ownership(folder.resolve()):
+        typer.echo(f"  {line}")
     typer.echo(f"send the coordinator what `equipoise site enroll` prints; fingerprint {made.fingerprint}")
 
 

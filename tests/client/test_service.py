@@ -1,9 +1,12 @@
 """The site agent's socket: bytes of any size pass, nothing else does; who may connect; what a failure tells a stub."""
 
+import grp
+import os
 import socket as sockets
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +93,18 @@ def test_chunks_hold_what_the_first_promised() -> None:
 def test_only_owner_and_group_may_connect(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder to any group")
+@pytest.mark.parametrize(("mode", "given"), [(0o750, True), (0o755, False)])
+def test_a_closed_folder_that_is_there_lets_the_sockets_group_in(mode: int, given: bool) -> None:
+    group = next(entry for entry in grp.getgrall() if entry.gr_gid != os.getegid())
+    with tempfile.TemporaryDirectory(prefix="eq") as folder:
+        door = Path(folder) / "door"
+        door.mkdir()
+        door.chmod(mode)
+        serve(Mirror(), "ash", door / "agent.sock", group=group.gr_name).stop(None)
+        assert (door.stat().st_gid == group.gr_gid) == given
 
 
 def test_a_failure_behind_the_door_is_a_status_without_its_text(path: Path) -> None:

@@ -127,7 +127,7 @@ class Machine:
             self._run(line, "")
 
     def _run(self, line: str, site: str) -> None:
-        line = line.replace("8443", str(self.port))
+        line = line.replace("9443", str(self.port))
         if "HASH" in line:
             line = line.replace("HASH", self._pending(site))
         if line.endswith(" &"):

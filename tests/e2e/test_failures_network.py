@@ -95,7 +95,6 @@ def test_a_line_that_is_cut_for_half_a_minute(there: Hospitals, line: Line) -> N
 def test_a_certificate_that_has_ended_is_named_at_both_ends(there: Hospitals, line: Line) -> None:
     there.begin("expired")
     tls = there.coordinator / "tls"
-    kept = {name: (tls / name).read_bytes() for name in ("server.pem", "server.key")}
     ca = Pair((tls / "ca.pem").read_bytes(), (tls / "ca.key").read_bytes())
     ended = sign_server(ca, [there.host], days=-1)
 
@@ -107,13 +106,13 @@ def test_a_certificate_that_has_ended_is_named_at_both_ends(there: Hospitals, li
         (tls / "server.key").write_bytes(ended.key)
         there.processes["superlink"].kill()
         there.wait(lambda: there.status("expired")["state"] == "interrupted", 60, "the run is interrupted")
-        stack.callback(there.start_superlink)  # the last one: with the files put back
-        for name, content in kept.items():
-            stack.callback((tls / name).write_bytes, content)
+        stack.callback(there.start_superlink)  # the last one: with a certificate that holds
+        stack.callback(equipoise, "coordinator", "renew", *there.here)
         stack.callback(end_superlink)
         there.start_superlink()
         error = equipoise("resume", "expired", *there.here, check=False)
         assert "its certificate has expired on" in error
+        assert "`equipoise coordinator renew`, then start it again" in error
         wrong = site_check(there.site(FAR), *line.far_prefix)
         assert "certificate has expired" in wrong["coordinator"]
         assert "ask the coordinator to renew it" in wrong["coordinator"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from equipoise.client.site_init import ownership
 from equipoise.simulations.loopback import ENVIRONMENT, ROOT, Process, wait_for
 from tests.e2e.deployed import equipoise, programs, short_folder
 from tests.e2e.studies import TABLE, Desk
@@ -70,6 +72,14 @@ print(json.dumps(found))
 """
 
 
+def numbered(line: str) -> str:
+    """A command on the users and the group of the service files, on this test's, which have no names."""
+    users = {"equipoise-agent": AGENT, "equipoise-node": NODE, "equipoise-door": GROUP}
+    for name, number in users.items():
+        line = line.replace(name, str(number))
+    return line
+
+
 def as_user(uid: int, gid: int) -> list[str]:
     return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
 
@@ -97,15 +107,9 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, Path, Process]]:
         value["data"] |= {"manifest": str(data / "manifest.csv"), "synthetic": True}
         value["socket"] = {"path": str(place / "door" / "agent.sock")}
         (place / "site.yaml").write_text(yaml.safe_dump(value))
-        (place / "door").mkdir(mode=0o750)
-        os.chown(place / "door", AGENT, GROUP)
-        for path in (
-            place / "site.yaml",
-            place / "agent",
-            place / "agent" / "identity.key",
-            data,
-            data / "manifest.csv",
-        ):
+        for line in ownership(place):
+            subprocess.run(shlex.split(numbered(line)), check=True)
+        for path in (data, data / "manifest.csv"):
             os.chown(path, AGENT, AGENT)
             path.chmod(0o700 if path.is_dir() else 0o600)
         # The socket takes the group of the agent's process: the door's, as the service file has it.

@@ -12,25 +12,29 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
+from typer.testing import CliRunner
 
 from equipoise import __version__
+from equipoise.cli import app
 from equipoise.client import door
 from equipoise.client.agent import SiteAgent
 from equipoise.client.app import app as stub
 from equipoise.client.approvals import Approvals
 from equipoise.client.resident import PAUSED, Resident
 from equipoise.common.audit import check_rows, read_rows
-from equipoise.common.errors import EquipoiseError, QuorumError, StorageError
+from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, TranscriptError
 from equipoise.common.sitefile import load_site
 from equipoise.common.study_file import load_study
 from equipoise.common.study_plan import arms_of
 from equipoise.envelope import put_hello
 from equipoise.server import attempts, deployment, proposal
 from equipoise.server.attempts import describe_run, status_lines
+from equipoise.server.coordinator_init import init_coordinator
 from equipoise.server.deployment import _locked, carry_out, in_progress
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.server.verify import verify
 from equipoise.simulations.grid import InProcessGrid, node_id, task_identity
+from equipoise.simulations.loopback import free_port
 from tests.e2e.deployed import sums
 from tests.e2e.studies import SITES, TABLE, Desk
 
@@ -87,12 +91,19 @@ class Place:
             self.hospitals[site].approvals.propose(study, "small")
             self.hospitals[site].approvals.decide(self.hash, decision, "ann")
 
-    def go(self, wait_s: float = 0.0, trackers: Sequence[str] = (), app: ClientApp = stub, outside: str = "") -> None:
+    def go(
+        self,
+        wait_s: float = 0.0,
+        trackers: Sequence[str] = (),
+        app: ClientApp = stub,
+        outside: str = "",
+        attempt: str = "",
+    ) -> None:
         door.register_doors(self.hospitals.__getitem__)
         nodes = [outside, *SITES] if outside else SITES
         try:
             with task_identity(1), InProcessGrid(app, nodes) as grid:
-                carry_out(grid, self.run, NODES, wait_s, trackers)
+                carry_out(grid, self.run, NODES, wait_s, trackers, attempt)
         finally:
             door.forget_doors()
 
@@ -217,28 +228,118 @@ def test_one_process_at_a_time_works_on_a_run(place: Place) -> None:
     place.go()
 
 
+class SuperLink(attempts.Coordinator):
+    """Stands for a SuperLink: numbers the attempts that it is asked for from 7 on, and carries none out."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.stopped: list[str] = []
+
+    def start(self, *_: object) -> str:
+        self.started.append(str(7 + len(self.started)))
+        time.sleep(0.05)  # as long as others have to come in between
+        return self.started[-1]
+
+    def flower(self, *arguments: str) -> dict[str, Any]:
+        assert arguments[0] == "stop"
+        self.stopped.append(arguments[1])
+        return {}
+
+
 def test_what_an_earlier_attempt_said_is_not_how_a_run_stands(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(QuorumError):
         place.go()
     assert describe_run(place.run)["state"] == "failed"
-
-    def start(*_: object) -> str:
-        return "7"
-
-    monkeypatch.setattr(attempts.Coordinator, "start", start)
+    coordinator = SuperLink()
     with monkeypatch.context() as early:
-        began = time.time()
-        coordinator = attempts.Coordinator.__new__(attempts.Coordinator)
+        began = time.monotonic()
         attempts.start_attempt(coordinator, place.run, 0.0, [])
         assert describe_run(place.run)["state"] == "starting"
-        early.setattr(attempts.time, "time", lambda: began + 1000)
+        early.setattr(attempts.time, "monotonic", lambda: began + 1000)
         assert describe_run(place.run)["state"] == "interrupted", "Flower never started it"
         said: list[str] = []
         assert attempts.wait_for_end(coordinator, place.run, said.append) == 1
         assert said[-1].startswith("run small: attempt 7 ended without a word; `equipoise logs small --flower`")
     place.decide("approved")
-    place.go()
+    place.go(attempt="7")
     assert attempts.wait_for_end(coordinator, place.run, said.append) == 0
+
+
+def test_a_clock_that_is_set_back_changes_nothing_of_how_a_run_stands(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts.start_attempt(SuperLink(), place.run, 0.0, [])
+    now = time.time()
+    monkeypatch.setattr(attempts.time, "time", lambda: now - 3600)
+    assert describe_run(place.run)["state"] == "starting"
+    with pytest.raises(QuorumError):
+        place.go(attempt="7")
+    assert describe_run(place.run)["state"] == "failed"
+    place.decide("approved")
+    place.go(attempt="7")
+    assert describe_run(place.run)["state"] == "finished"
+
+
+def test_of_two_attempts_at_once_one_is_started_and_a_stop_stops_it(place: Place) -> None:
+    coordinator = SuperLink()
+    refused: list[str] = []
+
+    def begin() -> None:
+        try:
+            attempts.start_attempt(coordinator, place.run, 0.0, [])
+        except StorageError as error:
+            refused.append(str(error))
+
+    both = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert coordinator.started == ["7"]
+    assert refused == [f"{place.run.path}: the run is in progress; stop it first (equipoise stop small)"]
+    attempts.stop_attempt(coordinator, place.run)
+    assert coordinator.stopped == ["7"]
+    assert describe_run(place.run)["state"] == "interrupted"
+    attempts.start_attempt(coordinator, place.run, 0.0, [])
+    assert describe_run(place.run)["attempts"] == 2
+
+
+def test_a_line_that_a_crash_cut_short_is_no_attempt(place: Place) -> None:
+    coordinator = SuperLink()
+    attempts.start_attempt(coordinator, place.run, 0.0, [])
+    attempts.stop_attempt(coordinator, place.run)
+    file = place.run.path / "deployment" / "flower.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"began":12')
+    assert [made.number for made in attempts.attempts(place.run)] == ["7"]
+    assert describe_run(place.run)["state"] == "interrupted"
+    attempts.start_attempt(coordinator, place.run, 0.0, [])
+    assert [made.number for made in attempts.attempts(place.run)] == ["7", "8"]
+    assert file.read_bytes().startswith(whole)
+
+
+def test_a_run_that_has_ended_stays_as_it_is(place: Place) -> None:
+    place.decide("approved")
+    place.go()
+    rounds = place.run.path / "rounds.jsonl"
+    rounds.write_bytes(rounds.read_bytes().replace(b'"seconds":', b'"seconds":1'))
+    before = {file: file.read_bytes() for file in place.run.path.rglob("*") if file.is_file()}
+    place.decide("refused")
+    place.go(attempt="8")
+    assert {file: file.read_bytes() for file in place.run.path.rglob("*") if file.is_file()} == before
+    assert describe_run(place.run)["state"] == "finished"
+    with pytest.raises(TranscriptError, match=r"rounds\.jsonl: changed since the run ended"):
+        verify(place.run)
+
+
+def test_resume_of_a_run_that_has_ended_asks_no_superlink(place: Place, tmp_path: Path) -> None:
+    place.decide("approved")
+    place.go()
+    init_coordinator(tmp_path / "c", "test", "127.0.0.1", free_port(), "", ["127.0.0.1"])
+    ended = CliRunner().invoke(app, ["resume", str(place.run.path), "--coordinator", str(tmp_path / "c"), "--wait"])
+    assert ended.output == "run small has ended; nothing is left to do, and nothing was changed\n"
+    assert ended.exit_code == 0
+    assert attempts.attempts(place.run) == []
 
 
 def test_on_a_full_disk_the_last_word_takes_the_place_of_the_one_before(

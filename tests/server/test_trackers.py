@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from equipoise.common.errors import StudyError
 from equipoise.server.rounds import read_rounds
 from equipoise.server.trackers import open_trackers
+from equipoise.server.verify import SEAL
 from tests.server.test_deployment import Place
 
 FIGURES = ("seconds", "sites", "bytes_up", "bytes_down")
@@ -19,10 +22,11 @@ FIGURES = ("seconds", "sites", "bytes_up", "bytes_down")
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Place:
-    """A deployed run with the tracker that the test names, resumed once after its end."""
+    """A deployed run with the tracker that the test names, resumed once from right before its end."""
     place = Place(tmp_path)
     place.decide("approved")
     place.go(trackers=[request.param])
+    (place.run.path / SEAL).unlink()
     place.go(trackers=[request.param])
     return place
 
@@ -67,3 +71,22 @@ def test_a_tracker_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(StudyError, match=r"--track mlflow: not installed; install equipoise\[mlflow\]"):
         open_trackers(["mlflow"], run)
+
+
+def test_mlflow_is_told_to_send_nothing_before_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switches = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    at_import = {}
+
+    class Importing(ModuleType):
+        """Stands for the package: asked for its client, it notes how the switches are."""
+
+        def __getattr__(self, name: str) -> object:
+            at_import.update({switch: os.environ.get(switch) for switch in switches})
+            raise ImportError(name)
+
+    for switch in switches:
+        monkeypatch.delenv(switch, raising=False)
+    monkeypatch.setitem(sys.modules, "mlflow", Importing("mlflow"))
+    with pytest.raises(StudyError, match="not installed"):
+        open_trackers(["mlflow"], Place(tmp_path).run)
+    assert at_import == dict.fromkeys(switches, "true")

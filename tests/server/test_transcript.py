@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.errors import StorageError, TranscriptError
-from equipoise.common.files import append_line, drop_unfinished_line, write_whole
+from equipoise.common.files import append_line, drop_parts, drop_unfinished_line, write_whole
 from equipoise.common.query import Block, Query, Sum
 from equipoise.common.wire import unpack
 from equipoise.server.transcript import Row, Transcript, missing_heads
@@ -230,3 +231,31 @@ def test_files_are_whole_or_as_they_were(tmp_path: Path) -> None:
         write_whole(file / "below-a-file", b"")
     with pytest.raises(StorageError, match="cannot be written"):
         append_line(tmp_path / "no" / "folder", b"")
+
+
+def test_several_may_write_one_file_at_once_and_it_is_always_one_of_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    contents = [bytes([writer]) * 4096 for writer in range(4)]
+
+    def write(content: bytes) -> set[bytes]:
+        found = set()
+        for _ in range(50):
+            write_whole(file, content)
+            found.add(file.read_bytes())
+        return found
+
+    with ThreadPoolExecutor(len(contents)) as writers:
+        seen = set().union(*writers.map(write, contents))
+    assert seen <= set(contents)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: None)
+        killed.setattr(Path, "unlink", lambda *_: None)
+        write_whole(tmp_path / "sums" / "0000", b"half")
+    write_whole(tmp_path / "sums" / "spare.part", b"somebody else's")
+    assert len(list((tmp_path / "sums").iterdir())) == 2
+    drop_parts(tmp_path)
+    assert [file.name for file in (tmp_path / "sums").iterdir()] == ["spare.part"]

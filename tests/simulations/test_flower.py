@@ -87,6 +87,7 @@ def test_quiet_means_no_telemetry_even_after_an_import(tmp_path: Path) -> None:
     assert os.environ["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
     assert Path(os.environ["FLWR_HOME"]) == tmp_path / "flower"
     assert (tmp_path / "flower").is_dir()
 
