@@ -12,7 +12,8 @@ and if its gap is smaller than that of every required control at every operating
 and `auc_noise` (noise on the base model's scores until its AUC is the method's).
 
 Rule, for every gate alike: **pass** only if the whole interval lies on the right side of the bound, **fail** only if it
-lies wholly on the wrong side, else **undecided**. Point estimates decide nothing. The verdict fails where one part
+lies wholly on the wrong side, else **undecided**. Point estimates decide nothing. The interval of the worst group's AUC
+is widened by what score bins may hide (`auc_change.hidden_by_binning`). The verdict fails where one part
 fails, passes where all pass, and is undecided otherwise, and so without the required controls ("controls missing").
 
 A verdict speaks of one attribute, one test set and declared bounds. It is not a certificate of anything.
@@ -25,9 +26,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from equipoise.common.fairness.auc import worst_group_auc
-from equipoise.common.fairness.auc_change import worst_group_auc_change
+from equipoise.common.fairness.auc_change import hidden_by_binning, worst_group_auc_change
 from equipoise.common.fairness.change import gap_change, overall_rate_change
-from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
+from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate, rounded_up
 from equipoise.common.fairness.level_down import level_down, lost
 from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
@@ -172,14 +173,14 @@ class Verdict:
         }
 
 
-def judge(estimate: Estimate, bound: float, right: Literal["below", "above"]) -> Outcome:
+def judge(estimate: Estimate, bound: float, right: Literal["below", "above"], unseen: float = 0.0) -> Outcome:
     """Pass if the whole interval lies on the right side of the bound, fail if it wholly lies on the other side.
 
-    `below` is strict: an interval that touches the bound from above fails.
+    `below` is strict: an interval that touches the bound from above fails. `unseen` widens the interval to either side.
     """
     if estimate.low is None or estimate.high is None:
         return "undecided"
-    low, high = estimate.low, estimate.high
+    low, high = estimate.low - unseen, estimate.high + unseen
     passes, fails = (high < bound, low >= bound) if right == "below" else (low >= bound, high < bound)
     return "pass" if passes else "fail" if fails else "undecided"
 
@@ -200,8 +201,8 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
         what = f"the gap ({bounds.primary}) at {points[i]}"
         gates.append(_gate(name, change, shown(change, "", i), 0.0, "below", what))
     worst = worst_group_auc_change(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)
-    limit = -bounds.worst_group_auc_loss
-    gates.append(_gate("worst_group_auc", worst, shown(worst, "", 0), limit, "above", "the worst group's AUC"))
+    limit, unseen = -bounds.worst_group_auc_loss, 0.0 if worst.value is None else hidden_by_binning(*histograms, blur)
+    gates.append(_gate("worst_group_auc", worst, shown(worst, "", 0), limit, "above", "the worst group's AUC", unseen))
     decided, decided_noise = counts_after(pair[0]), counts_after(noise[0])
     accuracy = overall_rate("balanced_accuracy", decided, level=level, minimum=minimum, noise=decided_noise)
     judged = accuracy
@@ -253,11 +254,18 @@ def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping
 
 
 def _gate(
-    name: str, estimate: Estimate, shown: Estimate, bound: float, right: Literal["below", "above"], what: str
+    name: str,
+    estimate: Estimate,
+    shown: Estimate,
+    bound: float,
+    right: Literal["below", "above"],
+    what: str,
+    unseen: float = 0.0,
 ) -> Gate:
-    outcome = judge(estimate, bound, right)
+    outcome = judge(estimate, bound, right, unseen)
     side = "below" if right == "below" else "no lower than"
-    text = f"{_words(what, shown)}; declared: {side} {bound:g}; {outcome}"
+    wider = f", widened by {rounded_up(unseen):.3f} that bins may hide" if unseen and shown.value is not None else ""
+    text = f"{_words(what, shown)}{wider}; declared: {side} {bound:g}; {outcome}"
     return Gate(name, outcome, shown, bound, right, text)
 
 
@@ -313,5 +321,7 @@ def _signal_words(base: Estimate) -> list[str]:
 
 
 def _left_out_words(gates: list[Gate]) -> list[str]:
-    left_out = [gate for gate in gates if gate.estimate.reason and gate.estimate.status != "suppressed"]
-    return list(dict.fromkeys(f"{gate.name}: {gate.estimate.reason}" for gate in left_out))
+    told = [gate for gate in gates if gate.estimate.reason and gate.estimate.status != "suppressed"]
+    coarse = [gate for gate in told if gate.estimate.value is not None and gate.estimate.binning_bound is not None]
+    left_out = dict.fromkeys(f"{gate.name}: {gate.estimate.reason}" for gate in told if gate not in coarse)
+    return [*(f"the worst group's AUC: {gate.estimate.reason}" for gate in coarse), *left_out]
