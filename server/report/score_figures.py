@@ -3,8 +3,8 @@
 Nothing new is asked: all of it is a function of histograms that were released for the AUC. Calibration and the Brier
 score need to know where a score lies inside its bin, and set it to the bin's centre. They have a number only where no
 bin is wider than `WIDEST_BIN`, so that a probability, and with it the ECE, moves by 0.01 at most (a Brier score by
-0.02); by default no bin is wider than 0.002. Observed over expected is a ratio, which a rare disease makes sensitive: it
-has a number only where centres cannot have moved the expected positives by more than `LARGEST_SHIFT`. Few bins,
+0.02); by default no bin is wider than 0.002. Observed over expected is a ratio, which a rare disease makes sensitive:
+it has a number only where centres cannot have moved the expected positives by more than `LARGEST_SHIFT`. Few bins,
 declared or under noise (50 would be needed at least), leave these figures out and say why.
 
 References: the modules of `equipoise.common.fairness` that compute each figure.
@@ -86,7 +86,7 @@ def bin_ends(edges: Floats) -> Floats:
 
 
 def bin_centres(edges: Floats) -> Floats:
-    """(B,) probabilities in the middle of each bin, on the logit; of the outermost, which have no end there, halfway."""
+    """(B,) probabilities in the middle of each bin on the logit, where the outermost have no end and take half way."""
     centres: Floats = bin_ends(edges).mean(axis=0)
     centres[1:-1] = probability((edges[:-1] + edges[1:]) / 2)
     return centres

@@ -208,6 +208,24 @@ def test_a_loss_lies_beyond_what_binning_could_have_done() -> None:
     assert not lost(Estimate.missing("auc_change", "none", n=0))
 
 
+def test_gaps_are_not_compared_at_selection_rates_that_few_bins_left_apart(patients: Patients) -> None:
+    """Few edges, and the base model's own threshold is none of theirs: the gap may fall for want of alarms alone."""
+    evidence = patients.evidence("repaired", CONTROLS)
+    cut = [decide(patients.scores[model], limit) for model, limit in (("base", 0.0), ("repaired", 1.5))]
+    evidence.pair[1] = pair_table(cut[0], cut[1], patients.label, patients.group, 3)
+    gate = verdict(evidence, Bounds()).gates[1]
+    rates = [side.mean() for side in cut]
+    assert (rates[0] - rates[1] > 0.05, gate.outcome) == (True, "undecided")
+    assert f"(flagged: {rates[0]:.3f} and {rates[1]:.3f} of all patients)" in gate.text
+    assert gate.text.endswith("undecided, since selection rates are more than 0.05 apart")
+    same = verdict(patients.evidence("repaired", CONTROLS), Bounds())
+    assert same.gates[1].outcome == "pass"
+    # At the median half of the patients are to be flagged, and not any other share alike.
+    other = verdict(patients.evidence("repaired", CONTROLS), Bounds(matched="the median score", rate=0.8))
+    assert [gate.outcome for gate in (other.gates[1], other.comparisons[1])] == ["undecided"] * 2
+    assert "more than 0.05 from it" in other.gates[1].text
+
+
 def inside(edges: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The scores in an order of their own inside each bin: a model that ranks at random there."""
     bins, shuffled = bin_scores(scores, edges), scores.copy()
@@ -305,7 +323,7 @@ def test_bounds_come_from_the_study() -> None:
     )
     assert Bounds.of(floor) == Bounds("equalized_odds_mean", 0.03, 0.7, relative=False)
     median = Bounds.of(Evaluation.model_validate({"rate_match": {"rule": "median", "from": "test"}}))
-    assert median == replace(Bounds(), matched="the median score")
+    assert median == replace(Bounds(), matched="the median score", rate=0.5)
     same = Evaluation.model_validate({"gates": {"balanced_accuracy": "base"}})
     assert Bounds.of(same) == replace(Bounds(), balanced_accuracy=0.0)
 

@@ -225,6 +225,22 @@ def test_the_gates_name_the_median_where_the_study_matches_at_it() -> None:
     assert "at the median score" in gates[1]["text"]
 
 
+def test_the_page_tells_the_selection_rates_that_few_bins_came_to() -> None:
+    """Eight bins have no edge at the median: the page may not say that half of the patients are flagged."""
+    study = make_study(rate_match={"rule": "median", "from": "test"}, bins=8)
+    patients = draw([300, 300, 0], {BASE: [1.0, 0.0, 0.0], METHOD: [1.5, 1.5, 0.0]})
+    report = make_report(study, patients)
+    text = report["operating_points"][1]["text"]
+    for model in (BASE, METHOD):
+        rate = report["models"][model]["points"]["base_rate"]["selection_rate"]
+        flagged = (patients.logits[model] >= report["thresholds"][model]["base_rate"]["logit"]).mean()
+        assert rate["value"] == pytest.approx(flagged)
+        assert f"{estimate_text(rate)} ({model})" in text
+    gate = report["verdict"]["gates"][1]
+    assert gate["outcome"] == "undecided"
+    assert gate["text"].endswith("since selection rates are more than 0.05 from it")
+
+
 def test_controls_that_decide_nothing_are_told_all_the_same() -> None:
     shifts = {BASE: [1.5, -1.5, 0], METHOD: [0.8, -0.8, 0], "no_mask": [0.0, 0.0, 0]}
     report = make_report(make_study(controls=("no_mask",)), draw([900, 900, 0], shifts))
