@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.noise import CellNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
-from equipoise.common.fairness.tables import Table, counts_after, counts_before
+from equipoise.common.fairness.tables import Counts, counts_after, counts_before
 
 LARGEST_MISMATCH = 0.05
 
@@ -40,7 +40,7 @@ class Matching:
     @classmethod
     def of(
         cls,
-        pair: Table,
+        pair: Counts,
         rate: float | None = None,
         *,
         level: float = LEVEL,

@@ -202,7 +202,7 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     noise = cell_variances(evidence.pair_noise, pair)
     points = (FROZEN, bounds.matched)
 
-    def gap_gate(name: str, control: str, point: int, table: Table, variances: Floats) -> Gate:
+    def gap_gate(name: str, control: str, point: int, table: Counts, variances: Floats) -> Gate:
         change = gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances)
         what, unlike = f"the gap ({bounds.primary}) at {points[point]}", ""
         if point == 1:

@@ -144,10 +144,10 @@ def _calibrations(hist: Counts, table: Floats, edges: Floats, names: Sequence[st
     patients = hist.sum(axis=1)
     shift = patients @ (np.ptp(bin_ends(edges), axis=0) / 2) / np.maximum(patients @ bin_centres(edges), 1e-9)
     reason = f"where scores lie inside their bins could move it by more than {LARGEST_SHIFT:.0%}; more bins are needed"
-    missing = _not_released("citl", reason, names, sizes)
+    withheld = _not_released("citl", reason, names, sizes)
     return [
         replace(one, citl=without) if one.citl.value is not None and moved > LARGEST_SHIFT else one
-        for one, without, moved in zip(found, missing, shift, strict=True)
+        for one, without, moved in zip(found, withheld, shift, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -228,7 +229,8 @@ def test_the_gates_name_the_median_where_the_study_matches_at_it() -> None:
 def test_the_page_tells_the_selection_rates_that_few_bins_came_to() -> None:
     """Eight bins have no edge at the median: the page may not say that half of the patients are flagged."""
     study = make_study(rate_match={"rule": "median", "from": "test"}, bins=8)
-    patients = draw([300, 300, 0], {BASE: [1.0, 0.0, 0.0], METHOD: [1.5, 1.5, 0.0]})
+    drawn = draw([300, 300, 0], {BASE: [0.5, 0.0, 0.0], METHOD: [0.4, 0.4, 0.0]})
+    patients = replace(drawn, logits={model: scores + 0.7 for model, scores in drawn.logits.items()})
     report = make_report(study, patients)
     text = report["operating_points"][1]["text"]
     for model in (BASE, METHOD):
