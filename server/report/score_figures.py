@@ -97,7 +97,7 @@ def too_wide(edges: Floats) -> str:
     widest = float(np.ptp(bin_ends(edges), axis=0).max())
     if widest <= WIDEST_BIN:
         return ""
-    return f"a bin of the score is {widest:.3f} wide and may be {WIDEST_BIN:g}: where scores lie inside it is not known"
+    return f"a bin of the score is {widest:.3f} wide, {WIDEST_BIN:g} at most: where scores lie in it is not known"
 
 
 def probability(logits: Floats) -> Floats:
