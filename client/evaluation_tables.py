@@ -38,20 +38,25 @@ def score_histogram(place: Workplace) -> Contribution:
 
 
 def decision_table(place: Workplace) -> Contribution:
-    """The cell (group, label, interval of the score before, and after) of each patient, for every attribute."""
+    """The cell (group, label, interval of the score before, and after) of each patient, for every attribute.
+
+    One whose score is NaN or infinite under either model fills no cell: an order that ends with NaN would count her as
+    positive, and the histogram beside it leaves her out (exact evaluations are refused there).
+    """
     thresholds = place.query.inputs["thresholds"]["thresholds"]
     for block in place.query.blocks.values():
         if thresholds.shape != (block.shape[2] - 1, 2):
             raise RefusedError(
                 f"{place.query.name}: thresholds of shape {thresholds.shape} for {block.shape[2]} intervals"
             )
-    before, after = interval_cells(_scores(place, "before"), _scores(place, "after"), *thresholds.T)
-    return Fills(
-        {
-            name: np.ravel_multi_index((place.group(name), place.label, before, after), block.shape)[:, None]
-            for name, block in place.query.blocks.items()
-        }
-    )
+    scores = _scores(place, "before"), _scores(place, "after")
+    sound = np.isfinite(scores).all(axis=0)
+    before, after = interval_cells(*scores, *thresholds.T)
+    cells = {
+        name: np.ravel_multi_index((place.group(name), place.label, before, after), block.shape)
+        for name, block in place.query.blocks.items()
+    }
+    return Fills({name: np.where(sound, cell, -1)[:, None] for name, cell in cells.items()})
 
 
 def site_table(place: Workplace) -> Contribution:

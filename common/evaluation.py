@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -283,18 +282,22 @@ def evaluate(study: Study, models: Mapping[str, Classifier], method: str | None)
 
 
 def _edges(study: Study, models: Mapping[str, Classifier]) -> Floats:
-    """Inner edges of the score bins: fixed ones, or under noise quantiles of the public pool's scores.
+    """Inner edges of the score bins: declared or fixed ones, or under noise quantiles of the public pool's scores.
 
-    Among the fixed ones is a threshold that the study names, so that a histogram cut there counts what is decided.
+    Among them is a threshold that the study names, so that a histogram cut there counts what is decided. It is public,
+    so that it may stand in the place of the nearest quantile.
     """
-    if isinstance(study.inputs, ScoreInputs) and study.inputs.edges is not None:
-        return np.array([logit_reached_by(Fraction(str(edge))) for edge in study.inputs.edges])
-    if not study.privacy.private:
-        edges, rule = hybrid_edges(None, study.score_bins), parse_rule(study.evaluation.threshold.rule)
-        if not rule.needs_histogram:
-            named = logit_reached_by(rule.value)
-            edges[nearest_edge(edges, named)] = named
-        return edges
+    if study.declared_edges is not None:
+        return np.array([logit_reached_by(edge) for edge in study.declared_edges])
+    edges = _quantiles(study, models) if study.privacy.private else hybrid_edges(None, study.score_bins)
+    rule = parse_rule(study.evaluation.threshold.rule)
+    if not rule.needs_histogram:
+        named = logit_reached_by(rule.value)
+        edges[nearest_edge(edges, named)] = named
+    return edges
+
+
+def _quantiles(study: Study, models: Mapping[str, Classifier]) -> Floats:
     if isinstance(study.inputs, ScoreInputs):
         raise StudyError(
             "inputs.edges is missing: under noise the score bins have to be declared, for instance at the deciles of "

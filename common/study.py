@@ -8,6 +8,7 @@ the digests of what they name.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -15,6 +16,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from equipoise.common.attribute import Attribute, with_levels
 from equipoise.common.canonical import digest_json
 from equipoise.common.config import Strict
+from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.study_privacy import Privacy
 from equipoise.common.study_simulation import Simulation
 
@@ -315,10 +317,22 @@ class Study(Strict):
         return max(3, 2 * sites // 3 + 1) - self.sites.colluding
 
     @property
+    def declared_edges(self) -> list[Fraction] | None:
+        """Inner edges of the score bins as probabilities, where the study declares them.
+
+        A threshold that the study names is one of them: only then a histogram tells how many patients reach it.
+        """
+        if not isinstance(self.inputs, ScoreInputs) or self.inputs.edges is None:
+            return None
+        rule = parse_rule(self.evaluation.threshold.rule)
+        named = set() if rule.needs_histogram else {rule.value}
+        return sorted(named | {Fraction(str(edge)) for edge in self.inputs.edges})
+
+    @property
     def score_bins(self) -> int:
         """Bins of a score histogram: fine without noise, few under it (each bin takes its own noise)."""
-        if isinstance(self.inputs, ScoreInputs) and self.inputs.edges is not None:
-            return len(self.inputs.edges) + 1
+        if (edges := self.declared_edges) is not None:
+            return len(edges) + 1
         return self.evaluation.bins or (PRIVATE_BINS if self.privacy.private else EXACT_BINS)
 
     @property

@@ -2,7 +2,7 @@
 
 With P_b and N_b the positives and negatives in bin b, AUC_B = sum_b P_b (N_<b + N_b / 2) / (n+ n-): ties inside a bin
 count one half. It differs from the AUC of the unbinned scores by at most `binning_bound`, half of sum_b p_b q_b with
-p, q the bins' shares of each class.
+p, q the bins' shares of each class. Where that is over 0.005 an AUC, and whatever compares it, is `imprecise`.
 
 The interval is taken on the logit scale with the quantile of a t distribution whose degrees of freedom are
 Satterthwaite's for the two classes' variances of placements, as Brunner and Munzel have it for the same statistic: with
@@ -28,7 +28,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -48,6 +48,7 @@ __all__ = [
     "auc_estimate",
     "auc_gap",
     "binned_auc",
+    "marked_if_coarse",
     "missing_group",
     "overall_auc",
     "placement_sums",
@@ -70,6 +71,7 @@ class BinnedAUC:
         variance: DeLong's variance of `value`; 0 where the classes are separated or hold one patient each.
         positives, negatives: patients of each class.
         noise: variance that the noise in the counts adds.
+        lacking: what was added for what few noisy bins leave out (`placements.coarseness`); 0 without noise.
         centre: AUC of the projected histogram, at which `variance` was taken; `value` without noise.
         degrees: degrees of freedom of `variance`.
     """
@@ -82,6 +84,7 @@ class BinnedAUC:
     noise: float
     centre: float
     degrees: float
+    lacking: float = 0.0
 
     def limits(self, z: float) -> tuple[float, float]:
         """Interval at the normal quantile z (t for sampling) on the logit scale.
@@ -132,14 +135,14 @@ def binned_auc(counts: Table, noise: float | HistogramNoise = 0.0) -> BinnedAUC:
     if total.min() <= 0:
         raise ValueError("the AUC needs patients of both classes")
     value = float((counts[1] * placements_of_bins(counts[None])[0, 1]).sum()) / float(total[1])
-    value += float(coarseness(counts))
+    lacking = float(coarseness(counts))
     nearest = projected(counts, total)
     shape = _exact_auc(nearest)
     rests = auc_influence(nearest, shape.value)
     variance = sum(
         blur.cell * float(((rest - rest.mean()) ** 2).sum()) + blur.total * float(rest.mean()) ** 2 for rest in rests
     )
-    return replace(shape, value=min(max(value, 0.0), 1.0), noise=variance)
+    return replace(shape, value=min(max(value + lacking, 0.0), 1.0), noise=variance, lacking=lacking)
 
 
 def _exact_auc(counts: Table) -> BinnedAUC:
@@ -184,9 +187,17 @@ def auc_estimate(
     estimate = Estimate.of(
         metric, auc.value, low, high, n=n, method=method, level=level, group=group, binning_bound=bound, noise_sd=sd
     )
-    if auc.bound <= LARGEST_BINNING_BOUND:
+    return marked_if_coarse(estimate, [auc])
+
+
+def marked_if_coarse(estimate: Estimate, aucs: Iterable[BinnedAUC]) -> Estimate:
+    """A figure made of `aucs`, `imprecise` whatever its interval where binning may move one of them far."""
+    aucs = list(aucs)
+    if max(auc.bound for auc in aucs) <= LARGEST_BINNING_BOUND:
         return estimate
-    reason = f"binning may move it by {auc.bound:.3f}; use more bins or other edges"
+    noisy = any(auc.noise > 0 for auc in aucs)
+    advice = "what smooth scores lose by it is made up for" if noisy else "use more bins or other edges"
+    reason = f"binning may move it by up to {estimate.binning_bound:.3f}; {advice}"
     return replace(estimate, status="imprecise", reason=reason)
 
 
@@ -237,7 +248,7 @@ def worst_group_auc(
     aucs = [binned_auc(counts, noise) for counts in hist[:-1]]
     limits = [auc.limits(normal_quantile(level, len(aucs))) for auc in aucs]
     worst = min(aucs, key=lambda auc: auc.value)
-    return Estimate.of(
+    estimate = Estimate.of(
         "worst_group_auc",
         worst.value,
         min(low for low, _ in limits),
@@ -248,6 +259,7 @@ def worst_group_auc(
         binning_bound=max(auc.bound for auc in aucs),
         noise_sd=worst.noise**0.5,
     )
+    return marked_if_coarse(estimate, aucs)
 
 
 def auc_gap(
@@ -271,7 +283,7 @@ def auc_gap(
     differences = [_difference(first, second, normal_quantile(level, len(pairs))) for first, second in pairs]
     value, low, high = (max(column) for column in zip(*differences, strict=True))
     ends = min(aucs, key=lambda auc: auc.value), max(aucs, key=lambda auc: auc.value)
-    return Estimate.of(
+    estimate = Estimate.of(
         "auc_gap",
         value,
         low,
@@ -282,6 +294,7 @@ def auc_gap(
         binning_bound=sum(sorted(auc.bound for auc in aucs)[-2:]),
         noise_sd=sum(auc.noise for auc in ends) ** 0.5,
     )
+    return marked_if_coarse(estimate, aucs)
 
 
 def missing_group(metric: str, single: Sequence[Estimate], level: float) -> Estimate | None:

@@ -17,10 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
-from equipoise.common.fairness.auc import BinnedAUC, auc_estimate, binned_auc, missing_group
+from equipoise.common.fairness.auc import (
+    LARGEST_BINNING_BOUND,
+    BinnedAUC,
+    auc_estimate,
+    binned_auc,
+    marked_if_coarse,
+    missing_group,
+)
 from equipoise.common.fairness.contrasts import gap_contrasts
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
@@ -119,7 +127,7 @@ def _one(
     covariance = _covariance(aucs, correlation) + added
     change = aucs[1].value - aucs[0].value
     half = normal_quantile(level) * _variance_of_change(covariance) ** 0.5
-    return Estimate.of(
+    estimate = Estimate.of(
         "auc_change",
         change,
         max(change - half, -1.0),
@@ -131,6 +139,7 @@ def _one(
         binning_bound=aucs[0].bound + aucs[1].bound,
         noise_sd=_variance_of_change(added) ** 0.5,
     )
+    return marked_if_coarse(estimate, aucs)
 
 
 def _over_groups(
@@ -157,8 +166,8 @@ def _over_groups(
     change, low, high, sd = _largest_contrast(contrasts, before, after, pairing, noise, level)
     if worst:
         change, low, high = -change, -high, -low
-    bounds = sorted(estimate.binning_bound or 0.0 for estimate in single)
-    return Estimate.of(
+    sides = _by_group(before, noise), _by_group(after, noise)
+    estimate = Estimate.of(
         metric,
         change,
         low,
@@ -166,9 +175,32 @@ def _over_groups(
         n=sum(estimate.n or 0 for estimate in single),
         method=f"least favourable, {_method(sums, joint)}",
         level=level,
-        binning_bound=sum(bounds[-1 if worst else -2 :]),
+        binning_bound=sum(sum(sorted(auc.bound for auc in side)[-1 if worst else -2 :]) for side in sides),
         noise_sd=sd,
     )
+    return marked_if_coarse(estimate, chain(*sides))
+
+
+def hidden_by_binning(before: Table, after: Table, noise: float | HistogramNoise = 0.0) -> float:
+    """How far the worst group's AUC may have changed inside the bins, unseen: a judgement has to allow for it.
+
+    Without noise the bound that holds for any scores, and 0 where it is small for every AUC (those are not marked
+    either). Bins under noise are so few that this bound, ten times what smooth scores lose by them, would leave nothing
+    to judge. There it is what was added to an AUC for its few bins: a model that ranks at random inside a bin has that
+    much less (decision 0044); one that ranks the wrong way round inside them could have lost more.
+
+    Args:
+        before, after, noise: as in `auc_change_by_group`; every declared group has both classes.
+    """
+    sides = _by_group(before, noise), _by_group(after, noise)
+    if noise != 0.0:
+        return max(abs(auc.lacking) for auc in chain(*sides))
+    largest = [max(auc.bound for auc in side) for side in sides]
+    return sum(largest) if max(largest) > LARGEST_BINNING_BOUND else 0.0
+
+
+def _by_group(hist: Table, noise: float | HistogramNoise) -> list[BinnedAUC]:
+    return [binned_auc(counts, noise) for counts in hist[:-1]]
 
 
 # Each takes the arguments of `auc_change_by_group`. The smallest AUC of the declared groups, after minus before; which

@@ -159,7 +159,8 @@ def _choose_edge(parsed: Rule, rule: str, hist: Counts, base_rate: Fraction | No
 def selection_rate_at(hist: Table, edges: Floats, threshold: float, *, noise: float | HistogramNoise = 0.0) -> Fraction:
     """Share of positive decisions over all patients; exact where the threshold is an edge and there is no noise.
 
-    For any other threshold (rules `fixed` and `given`) the nearest edge stands in. `noise` as in `choose_threshold`.
+    For any other threshold the nearest edge stands in; the edges of an evaluation have every threshold that a study
+    names among them. `noise` as in `choose_threshold`.
     """
     _check_noise("threshold", hist, noise)
     counts = counts_at(_rising(hist), nearest_edge(edges, threshold))
@@ -177,9 +178,10 @@ def match_selection_rate(
     *,
     noise: float | HistogramNoise = 0.0,
 ) -> float:
-    """The threshold at which a model calls as many patients positive as the base model does at its own.
+    """The edge at which a model calls as many patients positive as the base model does at its own, or nearly as many.
 
-    At equal selection rates a collapsed or shifted model has no advantage. `noise` as in `choose_threshold`.
+    At equal selection rates a collapsed or shifted model has no advantage. Few bins may have no edge near: the rates
+    that came of it are told and judged (`matching`). `noise` as in `choose_threshold`.
     """
     rate = selection_rate_at(base_hist, edges, base_threshold, noise=noise)
     return choose_threshold("base_rate", hist, edges, base_rate=rate, noise=noise)

@@ -12,7 +12,9 @@ and if its gap is smaller than that of every required control at every operating
 and `auc_noise` (noise on the base model's scores until its AUC is the method's).
 
 Rule, for every gate alike: **pass** only if the whole interval lies on the right side of the bound, **fail** only if it
-lies wholly on the wrong side, else **undecided**. Point estimates decide nothing. The verdict fails where one part
+lies wholly on the wrong side, else **undecided**. Point estimates decide nothing. The interval of the worst group's AUC
+is widened by what score bins may hide (`auc_change.hidden_by_binning`); where few bins left the models' selection rates
+apart, a gap that is compared at equal ones is undecided. The verdict fails where one part
 fails, passes where all pass, and is undecided otherwise, and so without the required controls ("controls missing").
 
 A verdict speaks of one attribute, one test set and declared bounds. It is not a certificate of anything.
@@ -25,10 +27,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from equipoise.common.fairness.auc import worst_group_auc
-from equipoise.common.fairness.auc_change import worst_group_auc_change
+from equipoise.common.fairness.auc_change import hidden_by_binning, worst_group_auc_change
 from equipoise.common.fairness.change import gap_change, overall_rate_change
-from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
+from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate, rounded_up
 from equipoise.common.fairness.level_down import level_down, lost
+from equipoise.common.fairness.matching import Matching, flagged
 from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_after
@@ -43,6 +46,7 @@ Shown = Callable[[Estimate, str, int], Estimate]
 REQUIRED_CONTROLS = ("plain", "auc_noise")
 FROZEN = "the frozen threshold"
 MATCHED = {"base_rate": "the base model's selection rate", "median": "the median score"}  # by rule of `rate_match`
+HALF = 0.5  # of the patients are flagged at the median score
 CONSTANT = 0.5  # balanced accuracy of a constant decision
 SIGNAL_LOST_BELOW = 0.65  # worst-group AUC of the base model; 0.55 where a private update could not repair it (bench B)
 NOT_REPAIRABLE = "not repairable by a small update"
@@ -58,6 +62,7 @@ class Bounds:
         balanced_accuracy: smallest balanced accuracy, or (`relative`) smallest change of it.
         relative: whether `balanced_accuracy` is a change against the base model.
         matched: the second operating point in words.
+        rate: the selection rate there, or None where it is the base model's.
     """
 
     primary: str = "equalized_odds_difference"
@@ -65,15 +70,17 @@ class Bounds:
     balanced_accuracy: float = -0.02
     relative: bool = True
     matched: str = MATCHED["base_rate"]
+    rate: float | None = None
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Bounds:
         """The bounds in a study's `evaluation`; `balanced_accuracy: base-0.02` is relative, a number is a floor."""
         gates, matched = evaluation.gates, MATCHED[evaluation.rate_match.rule]
+        rate = HALF if evaluation.rate_match.rule == "median" else None
         if isinstance(gates.balanced_accuracy, str):
             margin = gates.balanced_accuracy.partition("-")[2]
-            return cls(evaluation.primary, gates.worst_group_auc_loss, -float(margin or 0.0), True, matched)
-        return cls(evaluation.primary, gates.worst_group_auc_loss, gates.balanced_accuracy, False, matched)
+            return cls(evaluation.primary, gates.worst_group_auc_loss, -float(margin or 0.0), True, matched, rate)
+        return cls(evaluation.primary, gates.worst_group_auc_loss, gates.balanced_accuracy, False, matched, rate)
 
 
 def _all_of_it(estimate: Estimate, control: str, point: int) -> Estimate:
@@ -172,14 +179,14 @@ class Verdict:
         }
 
 
-def judge(estimate: Estimate, bound: float, right: Literal["below", "above"]) -> Outcome:
+def judge(estimate: Estimate, bound: float, right: Literal["below", "above"], unseen: float = 0.0) -> Outcome:
     """Pass if the whole interval lies on the right side of the bound, fail if it wholly lies on the other side.
 
-    `below` is strict: an interval that touches the bound from above fails.
+    `below` is strict: an interval that touches the bound from above fails. `unseen` widens the interval to either side.
     """
     if estimate.low is None or estimate.high is None:
         return "undecided"
-    low, high = estimate.low, estimate.high
+    low, high = estimate.low - unseen, estimate.high + unseen
     passes, fails = (high < bound, low >= bound) if right == "below" else (low >= bound, high < bound)
     return "pass" if passes else "fail" if fails else "undecided"
 
@@ -194,14 +201,22 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     sums, joint, blur, shown = evidence.placement_sums, evidence.joint, evidence.hist_noise, evidence.shown
     noise = cell_variances(evidence.pair_noise, pair)
     points = (FROZEN, bounds.matched)
-    gates = []
-    for i, (name, table, variances) in enumerate(zip(("gap", "gap_at_base_rate"), pair, noise, strict=False)):
+
+    def gap_gate(name: str, control: str, point: int, table: Counts, variances: Floats) -> Gate:
         change = gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances)
-        what = f"the gap ({bounds.primary}) at {points[i]}"
-        gates.append(_gate(name, change, shown(change, "", i), 0.0, "below", what))
+        what, unlike = f"the gap ({bounds.primary}) at {points[point]}", ""
+        if point == 1:
+            matching = Matching.of(table, bounds.rate, level=level, minimum=minimum, noise=variances)
+            unlike = matching.unlike
+            what += flagged(*(shown(rate, control, point) for rate in (matching.before, matching.after)))
+        what += f", compared with the control {control}," if control else ""
+        return _gate(name, change, shown(change, control, point), 0.0, "below", what, unlike=unlike)
+
+    named = enumerate(("gap", "gap_at_base_rate"))
+    gates = [gap_gate(name, "", i, pair[i], noise[i]) for i, name in named]
     worst = worst_group_auc_change(*histograms, names, sums=sums, joint=joint, level=level, minimum=minimum, noise=blur)
-    limit = -bounds.worst_group_auc_loss
-    gates.append(_gate("worst_group_auc", worst, shown(worst, "", 0), limit, "above", "the worst group's AUC"))
+    limit, unseen = -bounds.worst_group_auc_loss, 0.0 if worst.value is None else hidden_by_binning(*histograms, blur)
+    gates.append(_gate("worst_group_auc", worst, shown(worst, "", 0), limit, "above", "the worst group's AUC", unseen))
     decided, decided_noise = counts_after(pair[0]), counts_after(noise[0])
     accuracy = overall_rate("balanced_accuracy", decided, level=level, minimum=minimum, noise=decided_noise)
     judged = accuracy
@@ -213,13 +228,13 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     noisy = bool(noise.any())
     gates.append(_collapse(accuracy, shown(accuracy, "", 0), decided, evidence.hist_after, noisy=noisy))
 
-    comparisons = []
+    comparisons: list[Gate] = []
     for control, tables in evidence.controls.items():
         blurs = cell_variances(evidence.control_noise.get(control, 0.0), tables)
-        for i, (point, table, variances) in enumerate(zip(points, tables, blurs, strict=False)):
-            less = gap_change(bounds.primary, table, names, level=level, minimum=minimum, noise=variances)
-            what = f"the gap ({bounds.primary}) at {point}, compared with the control {control},"
-            comparisons.append(_gate(f"beats_{control}", less, shown(less, control, i), 0.0, "below", what))
+        comparisons += [
+            gap_gate(f"beats_{control}", control, i, *cells)
+            for i, cells in enumerate(zip(tables[: len(points)], blurs, strict=False))
+        ]
     lower = level_down(
         pair[0],
         *histograms,
@@ -253,12 +268,20 @@ def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping
 
 
 def _gate(
-    name: str, estimate: Estimate, shown: Estimate, bound: float, right: Literal["below", "above"], what: str
+    name: str,
+    estimate: Estimate,
+    shown: Estimate,
+    bound: float,
+    right: Literal["below", "above"],
+    what: str,
+    unseen: float = 0.0,
+    unlike: str = "",
 ) -> Gate:
-    outcome = judge(estimate, bound, right)
+    outcome = "undecided" if unlike else judge(estimate, bound, right, unseen)
     side = "below" if right == "below" else "no lower than"
-    text = f"{_words(what, shown)}; declared: {side} {bound:g}; {outcome}"
-    return Gate(name, outcome, shown, bound, right, text)
+    wider = f", widened by {rounded_up(unseen):.3f} that bins may hide" if unseen and shown.value is not None else ""
+    text = f"{_words(what, shown)}{wider}; declared: {side} {bound:g}; {outcome}"
+    return Gate(name, outcome, shown, bound, right, f"{text}, since {unlike}" if unlike else text)
 
 
 def _words(what: str, estimate: Estimate) -> str:
@@ -313,5 +336,7 @@ def _signal_words(base: Estimate) -> list[str]:
 
 
 def _left_out_words(gates: list[Gate]) -> list[str]:
-    left_out = [gate for gate in gates if gate.estimate.reason and gate.estimate.status != "suppressed"]
-    return list(dict.fromkeys(f"{gate.name}: {gate.estimate.reason}" for gate in left_out))
+    told = [gate for gate in gates if gate.estimate.reason and gate.estimate.status != "suppressed"]
+    coarse = [gate for gate in told if gate.estimate.value is not None and gate.estimate.binning_bound is not None]
+    left_out = dict.fromkeys(f"{gate.name}: {gate.estimate.reason}" for gate in told if gate not in coarse)
+    return [*(f"the worst group's AUC: {gate.estimate.reason}" for gate in coarse), *left_out]

@@ -40,6 +40,7 @@ from equipoise.server.report.score_curves import roc_curves
 from equipoise.server.report.score_figures import score_figures
 from equipoise.server.report.summary import summary, summary_lines
 from equipoise.server.report.suppression import Suppression
+from equipoise.server.report.words import estimate_text, listed
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
 from equipoise.server.rundir import RunFolder, Task
@@ -131,7 +132,7 @@ def compose(
         "card": study.card.model_dump(),
         "data": {**{key: task.facts.get(key, default) for key, default in _FACTS.items()}, "simulated": simulated},
         "sites": _sites(task, rows),
-        "operating_points": _operating_points(study),
+        "operating_points": _operating_points(study, every, shown),
         "attributes": tables.coverage(study, measured, hidden),
         "roles": {model: _role(model, method) for model in every if not alone or model == BASE},
         "thresholds": {
@@ -202,16 +203,18 @@ def _role(model: str, method: str) -> str:
     return "base" if model == BASE else "method" if model == method else "control"
 
 
-def _operating_points(study: Study) -> list[Json]:
+def _operating_points(study: Study, figures: Json, shown: Sequence[str]) -> list[Json]:
     """The three operating points in words; `from` is the split that a threshold was chosen on, or None."""
     own, match = study.evaluation.threshold, study.evaluation.rate_match
     matched = {
-        "base_rate": "as many patients are flagged as under the model as delivered",
-        "median": "half of the patients are flagged under every model",
+        "base_rate": "as many patients flagged as under the model as delivered",
+        "median": "half of the patients flagged under every model",
     }[match.rule]
+    rates = {model: figures[model]["points"]["base_rate"]["selection_rate"] for model in shown}
+    came = listed([f"{estimate_text(rate)} ({model})" for model, rate in rates.items()])
     words = {
         "rule": f"{own.rule}, applied to each model",
-        "base_rate": matched,
+        "base_rate": f"{matched}, as near as an edge of the score bins comes; of the test patients: {came}",
         "base_threshold": "the threshold of the model as delivered, for every model",
     }
     sources: dict[str, Threshold | RateMatch] = {"rule": own, "base_rate": match, "base_threshold": own}

@@ -14,6 +14,7 @@ from equipoise.server.report.words import LEVEL_TEXT, estimate_text, number, sid
 Json = dict[str, Any]
 TABLED = 12  # rows of a curve's table
 DRAWN_GROUPS = 8
+_OF = ("ece", "citl")  # the estimates of a calibration
 
 
 def score_sections(report: Json) -> list[Section]:
@@ -73,14 +74,30 @@ def _calibration(report: Json) -> Section:
     for index, row in enumerate(report["attributes"]):
         attribute = row["attribute"]
         if all(attribute in report["scores"][model] for _, model in sides(report)):
-            blocks += [_reliability(report, index, attribute), _score_table(report, attribute)]
+            drawn = [row["reliability"] for row in _calibrations(report, attribute)]
+            blocks += [_reliability(report, index, attribute)] if any(drawn) else []
+            blocks.append(_score_table(report, attribute))
     text = (
         "Whether a score of 0.2 means that 20 of 100 such patients have the disease. Even a perfectly calibrated model "
         "shows an error in few patients, so each error (ECE) stands beside the one that chance alone would show in "
         "this many. Observed over expected is 1 where the scores are right on average. Brier score and average "
         "precision move with the prevalence: do not compare groups by them.",
+        *_withheld(report),
     )
     return Section("calibration", "Calibration by group", text, blocks)
+
+
+def _calibrations(report: Json, attribute: str) -> list[Json]:
+    """Calibration of every group of an attribute under the models that are shown."""
+    found = (report["scores"][model].get(attribute) for _, model in sides(report))
+    return [row for scores in found if scores is not None for row in scores["calibration"]]
+
+
+def _withheld(report: Json) -> list[str]:
+    """Why a calibration that the bins do not tell is not released: one sentence each reason."""
+    found = (row[key] for one in report["attributes"] for row in _calibrations(report, one["attribute"]) for key in _OF)
+    reasons = dict.fromkeys(figure["reason"] for figure in found if figure["status"] == "not_released")
+    return [f"Not released: {reason}." for reason in reasons]
 
 
 def _groups(report: Json, attribute: str) -> list[tuple[int, str]]:

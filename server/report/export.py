@@ -22,9 +22,10 @@ FIGURES = (
     "expected_if_equal",
 )  # fmt: skip
 # Parts of report.json that hold estimates of their own; verdict, level_down and more_false_alarms repeat some of them.
-PARTS = ("models", "changes", "scores", "decisions", "hospitals")
+PARTS = ("attributes", "models", "changes", "scores", "decisions", "hospitals")
 # What the keys below a part stand for: the name of a place, or (None) a word of the report itself.
 _KEYS: Mapping[str, Mapping[str, str]] = {
+    "attributes": {},
     "models": {"models": "model", "attributes": "attribute", "points": "operating_point"},
     "changes": {"attributes": "attribute", "points": "operating_point"},
     "scores": {"scores": "model"},
@@ -68,8 +69,10 @@ def _walk(value: object, part: str, key: str, place: Mapping[str, str]) -> Itera
 
 
 def _named(value: Json) -> dict[str, str]:
-    """What an entry says of itself: which two models are compared, or which hospital speaks."""
+    """What an entry says of itself: which two models are compared, which attribute or which hospital it is about."""
     named = {}
+    if isinstance(value.get("attribute"), str):
+        named["attribute"] = value["attribute"]
     if isinstance(value.get("before"), str):
         named["model"] = f"{value['before']} to {value['after']}"
     if isinstance(value.get("hospital"), str):

@@ -19,9 +19,9 @@ from equipoise.server.report.words import (
     LABELS,
     LEVEL_TEXT,
     POINT_LABELS,
+    as_declared,
     count_text,
     estimate_text,
-    known,
     number,
     side_columns,
     side_legend,
@@ -57,7 +57,7 @@ def _patients(report: Json) -> Section:
             group["group"],
             str(group["n"]),
             str(group["positives"]),
-            _prevalence(group),
+            estimate_text(group["prevalence"]),
         ]
         for attribute in report["attributes"]
         for group in attribute["groups"]
@@ -70,16 +70,9 @@ def _patients(report: Json) -> Section:
         f"{label['column']} = {' or '.join(label['positive'])}. Selection rates depend on the prevalence."
     )
     policy = [report["small_cells"]["text"]] if report["small_cells"]["minimum"] else []
-    columns = ("attribute", "group", "patients", "with the disease", "prevalence")
+    columns = ("attribute", "group", "patients", "with the disease", f"prevalence and {LEVEL_TEXT} interval")
     blocks: list[Figure | Table] = [Table("Test patients", columns, rows, frozenset({0, 1})), *coverage_figures(report)]
     return Section("patients", "Who was measured", (text, *policy), blocks)
-
-
-def _prevalence(group: Json) -> str:
-    n, positives = known(group["n"]), known(group["positives"])
-    if n is None or positives is None:
-        return "suppressed"
-    return number(positives / n) if n else "no patients"
 
 
 def _gates(report: Json) -> Section:
@@ -111,7 +104,7 @@ def _judged(gate: Json) -> list[str]:
     return [
         f"change of {metric}" if change else metric,
         estimate_text(estimate, change=change),
-        f"{side} {number(gate['bound'], 2)}",
+        f"{side} {as_declared(gate['bound'])}",
         gate["outcome"],
     ]
 

@@ -1,8 +1,11 @@
 """What the score histograms say beyond the AUC: calibration, Brier score, average precision, xAUC, gap by threshold.
 
-Nothing new is asked: all of it is a function of histograms that were released for the AUC. Every score of a bin stands
-at the bin's centre; with the 1024 bins of an exact evaluation that moves a probability by less than 0.01. Under noise
-there are few bins, so what needs many of them (Brier score, average precision) has no number and says why.
+Nothing new is asked: all of it is a function of histograms that were released for the AUC. Calibration and the Brier
+score need to know where a score lies inside its bin, and set it to the bin's centre. They have a number only where no
+bin is wider than `WIDEST_BIN`, so that a probability, and with it the ECE, moves by 0.01 at most (a Brier score by
+0.02); by default no bin is wider than 0.002. Observed over expected is a ratio, which a rare disease makes sensitive:
+it has a number only where centres cannot have moved the expected positives by more than `LARGEST_SHIFT`. Few bins,
+declared or under noise (50 would be needed at least), leave these figures out and say why.
 
 References: the modules of `equipoise.common.fairness` that compute each figure.
 """
@@ -10,6 +13,7 @@ References: the modules of `equipoise.common.fairness` that compute each figure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from equipoise.common.fairness.brier import brier_by_group
 from equipoise.common.fairness.calibration import (
     CALIBRATION_BINS,
     SCORE_STEPS,
+    Calibration,
     calibration_by_group,
     calibration_of_histogram,
 )
@@ -32,6 +37,8 @@ from equipoise.server.report.score_curves import MergedBins, gap_by_threshold, r
 from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
+WIDEST_BIN = 0.02  # in probability
+LARGEST_SHIFT = 0.05  # of the expected positives; at most 0.04 with 1024 bins
 
 
 def score_figures(study: Study, measured: Measured, chosen: Sequence[str], hidden: Suppression) -> Json:
@@ -54,7 +61,7 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
     metric = study.evaluation.primary
     compared = hidden.hides_gap(metric, name) or hidden.hides_scores(name, range(len(names)))
     return {
-        "calibration": _calibration(hist, bin_centres(measured.edges), attribute, noise, bins, hidden),
+        "calibration": _calibration(hist, measured.edges, attribute, noise, bins, hidden),
         "brier": hidden.scores_by_group(_brier(hist, measured.edges, names, noise), name),
         "auprc": hidden.scores_by_group(_auprc(hist, names, noise), name),
         "xauc": [
@@ -72,10 +79,25 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
     }
 
 
+def bin_ends(edges: Floats) -> Floats:
+    """(2, B) probabilities at which each bin starts and ends; the outermost reach to 0 and to 1."""
+    inner = probability(edges)
+    return np.stack([np.append(0.0, inner), np.append(inner, 1.0)])
+
+
 def bin_centres(edges: Floats) -> Floats:
-    """(B,) probabilities in the middle of each bin on the logit; the outermost bins stand at their inner edge."""
-    ends = np.concatenate([edges[:1], edges, edges[-1:]])
-    return probability((ends[:-1] + ends[1:]) / 2)
+    """(B,) probabilities in the middle of each bin on the logit, where the outermost have no end and take half way."""
+    centres: Floats = bin_ends(edges).mean(axis=0)
+    centres[1:-1] = probability((edges[:-1] + edges[1:]) / 2)
+    return centres
+
+
+def too_wide(edges: Floats) -> str:
+    """Why the bins do not tell where scores lie; empty where each is narrow."""
+    widest = float(np.ptp(bin_ends(edges), axis=0).max())
+    if widest <= WIDEST_BIN:
+        return ""
+    return f"a bin of the score is {widest:.3f} wide, {WIDEST_BIN:g} at most: where scores lie in it is not known"
 
 
 def probability(logits: Floats) -> Floats:
@@ -85,12 +107,13 @@ def probability(logits: Floats) -> Floats:
 
 
 def _calibration(
-    hist: Counts, centres: Floats, attribute: Attribute, noise: float, bins: MergedBins | None, hidden: Suppression
+    hist: Counts, edges: Floats, attribute: Attribute, noise: float, bins: MergedBins | None, hidden: Suppression
 ) -> list[Json]:
+    centres = bin_centres(edges)
     fine = calibration_of_histogram(hist, centres)
     table = _ten_bins(fine, centres) if noise == 0.0 else fine
     found = []
-    for row, calibration in enumerate(calibration_by_group(table, attribute.groups, noise=noise)):
+    for row, calibration in enumerate(_calibrations(hist, table, edges, attribute.groups, noise)):
         ece, citl = (hidden.of_scores(e, attribute.name, [row]) for e in (calibration.ece, calibration.citl))
         shown = not hidden.hides_scores(attribute.name, [row])
         drawn: list[list[float]] = []
@@ -111,6 +134,32 @@ def _calibration(
     return found
 
 
+def _calibrations(hist: Counts, table: Floats, edges: Floats, names: Sequence[str], noise: float) -> list[Calibration]:
+    """Calibration of each group of `table`, without the figures for which the bins of `hist` are too wide."""
+    reason, sizes = too_wide(edges), hist.sum(axis=(1, 2))
+    if reason:
+        missing = [_not_released(metric, reason, names, sizes) for metric in ("ece", "citl")]
+        return [Calibration(ece, None, None, None, citl) for ece, citl in zip(*missing, strict=True)]
+    found = list(calibration_by_group(table, names, noise=noise))
+    patients = hist.sum(axis=1)
+    shift = patients @ (np.ptp(bin_ends(edges), axis=0) / 2) / np.maximum(patients @ bin_centres(edges), 1e-9)
+    reason = f"where scores lie inside their bins could move it by more than {LARGEST_SHIFT:.0%}; more bins are needed"
+    withheld = _not_released("citl", reason, names, sizes)
+    return [
+        replace(one, citl=without) if one.citl.value is not None and moved > LARGEST_SHIFT else one
+        for one, without, moved in zip(found, withheld, shift, strict=True)
+    ]
+
+
+def _not_released(metric: str, reason: str, names: Sequence[str], sizes: Counts) -> list[Estimate]:
+    """No number for any group, `unknown` last; `sizes` are its patients."""
+    labels = group_names(len(sizes), names)
+    return [
+        Estimate.missing(metric, reason, n=int(n), group=group, status="not_released")
+        for group, n in zip(labels, sizes, strict=True)
+    ]
+
+
 def _ten_bins(table: Floats, centres: Floats) -> Floats:
     """cal[g, bin, 3] over ten equal bins of the probability, by the centres of finer bins."""
     place = np.minimum((centres * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
@@ -121,24 +170,16 @@ def _ten_bins(table: Floats, centres: Floats) -> Floats:
 
 
 def _brier(hist: Counts, edges: Floats, names: Sequence[str], noise: float) -> list[Estimate]:
-    labels, sizes = group_names(len(hist), names), hist.sum(axis=(1, 2))
-    if noise > 0:
-        reason = "not asked for under noise: few bins of the score say too little about squares"
-        return [
-            Estimate.missing("brier", reason, n=int(n), group=group, status="not_released")
-            for group, n in zip(labels, sizes, strict=True)
-        ]
+    sizes = hist.sum(axis=(1, 2))
+    if reason := too_wide(edges) or ("squares of scores are summed without noise alone" if noise else ""):
+        return _not_released("brier", reason, names, sizes)
     error = np.stack([bin_centres(edges), 1 - bin_centres(edges)])  # (label, bin)
     sums = np.stack([sizes, *((hist * error**power).sum(axis=(1, 2)) * SCORE_STEPS for power in (2, 4))], axis=1)
     return list(brier_by_group(np.rint(sums).astype(np.int64), names))
 
 
 def _auprc(hist: Counts, names: Sequence[str], noise: float) -> list[Estimate]:
-    labels, positives = group_names(len(hist), names), hist[:, 1].sum(axis=1)
     if noise == 0.0 and hist.shape[-1] >= FEWEST_BINS:
         return list(auprc_by_group(hist, names))
     reason = f"average precision needs {FEWEST_BINS} exact bins of the score, {hist.shape[-1]} were released"
-    return [
-        Estimate.missing("auprc", reason, n=int(n), group=group, status="not_released")
-        for group, n in zip(labels, positives, strict=True)
-    ]
+    return _not_released("auprc", reason, names, hist[:, 1].sum(axis=1))

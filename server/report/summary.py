@@ -298,7 +298,7 @@ def _warnings(report: Json) -> list[str]:
         return unknown
     gates: dict[str, list[str]] = {}
     for gate in report["verdict"]["gates"]:
-        if gate["estimate"]["reason"] and gate["estimate"]["status"] != "suppressed":
+        if gate["estimate"]["reason"] and gate["estimate"]["status"] != "suppressed" and not _binned(gate["estimate"]):
             gates.setdefault(gate["estimate"]["reason"], []).append(gate["name"])
     said = {f"{name}: {reason}" for reason, names in gates.items() for name in names}
     others = [text for text in report["verdict"]["warnings"] if text not in said and not text.startswith("level-down")]
@@ -307,6 +307,11 @@ def _warnings(report: Json) -> list[str]:
     if withheld:
         joined.append(f"suppressed figures of gates: {listed(withheld)}")
     return [_sentence(text) for text in (*report["method_warnings"], *others, *joined)] + unknown
+
+
+def _binned(estimate: Json) -> bool:
+    """Whether a figure's reason is that its score bins are coarse, which a warning of the verdict says."""
+    return estimate["value"] is not None and estimate["binning_bound"] is not None
 
 
 def _sentence(text: str) -> str:

@@ -154,6 +154,10 @@ class Suppression:
             return HIDDEN if hidden.any() else int(counts.sum())
         return HIDDEN if hidden[label] else int(counts[label])
 
+    def of_patients(self, found: Estimate, attribute: str, rows: Sequence[int]) -> Estimate:
+        """A figure of the labels of some groups' patients."""
+        return self._unless(self.hides(attribute, rows), found)
+
     def of_decisions(
         self, found: Estimate, attribute: str | None, rows: Sequence[int], models: Sequence[str], point: int
     ) -> Estimate:

@@ -56,15 +56,16 @@ def models_in(measured: Measured) -> list[str]:
 
 
 def coverage(study: Study, measured: Measured, hidden: Suppression) -> list[Json]:
-    """Per attribute and group, how many test patients and positives there are; `unknown` last.
+    """Per attribute and group, how many test patients and positives there are, and their share; `unknown` last.
 
     A hidden count is a text: `<11` of a small one, `hidden` of one that would give a small one away.
     """
     rows = []
     for attribute in study.attributes:
         # Counted in the decision table: fewer cells than a histogram has, so less noise where there is any.
-        counts = measured.decisions(BASE, attribute.name)[0][0].sum(axis=-1)
-        names = group_names(len(counts), attribute.groups)
+        decided, noise = (table[0] for table in measured.decisions(BASE, attribute.name))
+        counts = decided.sum(axis=-1)
+        shares = rate_by_group("prevalence", decided, attribute.groups, noise=noise)
 
         def shown(row: int, name: str = attribute.name, counts: Counts = counts) -> Json:
             if hidden.active:
@@ -79,8 +80,13 @@ def coverage(study: Study, measured: Measured, hidden: Suppression) -> list[Json
                 "of": attribute.of,
                 **shown(ALL),
                 "groups": [
-                    {"group": name, "declared": row < len(attribute.groups), **shown(row)}
-                    for row, name in enumerate(names)
+                    {
+                        "group": share.group,
+                        "declared": row < len(attribute.groups),
+                        **shown(row),
+                        "prevalence": hidden.of_patients(share, attribute.name, [row]).to_json(),
+                    }
+                    for row, share in enumerate(shares)
                 ],
             }
         )

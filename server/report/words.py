@@ -32,6 +32,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
+def as_declared(value: float) -> str:
+    """A bound as the study has it, unrounded."""
+    return f"{value:g}".replace("-", MINUS)
+
+
 def signed(value: float, digits: int = 3) -> str:
     """A change, with its sign."""
     return f"{value:+.{digits}f}".replace("-", MINUS)

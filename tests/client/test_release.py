@@ -256,17 +256,18 @@ def test_many_images_are_one_patient(name: str, images: int) -> None:
     assert 0 < distance(query, with_her, without) <= query.plan.sensitivity
 
 
-def test_a_patient_without_a_sound_score_is_in_no_bin_and_refuses_nothing() -> None:
+def test_a_patient_without_a_sound_score_is_in_no_table_of_scores_and_refuses_nothing() -> None:
     broken = draw_people(8, seed=4)
     broken.rows[3][0, 0] = math.nan
     for name, query in private_queries(MODEL).items():
         total = unnoised(query, broken.split(range(8)))
-        if name == "score_histogram":
-            assert total.sum() == 7
+        if name in ("score_histogram", "decision_table"):
+            assert total.sum() == 7 * len(query.blocks)
         elif name == "cell_counts":
             assert total.sum() == 8
     everyone = private_queries(scaled(MODEL, math.nan))
-    assert unnoised(everyone["score_histogram"], PEOPLE.split(range(40))).sum() == 0
+    for name in ("score_histogram", "decision_table"):
+        assert unnoised(everyone[name], PEOPLE.split(range(40))).sum() == 0
 
 
 @pytest.mark.parametrize(

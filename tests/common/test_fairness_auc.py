@@ -22,6 +22,7 @@ from equipoise.common.fairness.auc import (
 from equipoise.common.fairness.auc_change import (
     auc_change_by_group,
     auc_gap_change,
+    hidden_by_binning,
     overall_auc_change,
     worst_group_auc_change,
 )
@@ -185,6 +186,38 @@ def test_coarse_bins_are_marked() -> None:
     estimate = overall_auc(histogram(bin_scores(scores, np.array([0.0])), label, label * 0, 2, 2))
     assert estimate.status == "imprecise"
     assert "binning may move it" in estimate.reason
+
+
+def test_whatever_compares_a_coarse_auc_is_marked_like_it() -> None:
+    """Two groups, of which one lies in few of the bins; the fine bins of the other change nothing for it."""
+    rng = np.random.default_rng(0)
+    label, group = np.tile([0, 1], 2000), np.repeat([0, 1], 2000)
+    scores = rng.normal(label * 1.0, 1.0) * np.where(group == 0, 3.0, 0.02)
+    before, after = table(scores, label, group), table(scores + rng.normal(0, 1e-3, 4000), label, group)
+    fine, coarse, _ = auc_by_group(before)
+    assert (fine.status, coarse.status) == ("ok", "imprecise")
+    for estimate in (
+        worst_group_auc(before),
+        auc_gap(before),
+        overall_auc(before[1:2]),
+        auc_change_by_group(before, after)[1],
+        overall_auc_change(before[1:2], after[1:2]),
+        worst_group_auc_change(before, after),
+        auc_gap_change(before, after),
+    ):
+        assert estimate.status == "imprecise", estimate.metric
+        assert f"binning may move it by up to {estimate.binning_bound:.3f}" in estimate.reason
+    assert auc_change_by_group(before, after)[0].reason == ""
+
+
+def test_the_binning_bound_of_a_change_of_the_worst_group_allows_for_another_group_before_and_after() -> None:
+    """One group is all in one bin before, the other after: both AUCs were 1, and both are 0.5 in the tables."""
+    apart, together = np.array([[50, 0, 0], [0, 0, 50]]), np.array([[0, 50, 0], [0, 49, 1]])
+    nobody = np.zeros((2, 3), dtype=np.int64)
+    before, after = np.stack([together, apart, nobody]), np.stack([apart, together, nobody])
+    bound = binned_auc(together).bound
+    assert worst_group_auc_change(before, after).binning_bound == pytest.approx(2 * bound)
+    assert hidden_by_binning(before, after) == pytest.approx(2 * bound)
 
 
 def test_a_group_without_a_class_leaves_no_worst_group_and_is_named() -> None:

@@ -8,9 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from equipoise.common.fairness.auc import placement_sums, placements_of_bins
+from equipoise.common.fairness.auc import placement_sums, placements_of_bins, worst_group_auc
+from equipoise.common.fairness.auc_change import hidden_by_binning, worst_group_auc_change
 from equipoise.common.fairness.estimate import Estimate
-from equipoise.common.fairness.tables import bin_scores, decide, histogram, hybrid_edges, pair_table
+from equipoise.common.fairness.tables import (
+    bin_scores,
+    count_cells,
+    decide,
+    histogram,
+    hybrid_edges,
+    pair_table,
+    quantile_edges,
+)
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate
 from equipoise.common.fairness.verdict import NOT_REPAIRABLE, Bounds, Evidence, Verdict, judge, lost, verdict
 from equipoise.common.study import Evaluation
@@ -199,6 +208,95 @@ def test_a_loss_lies_beyond_what_binning_could_have_done() -> None:
     assert not lost(Estimate.missing("auc_change", "none", n=0))
 
 
+def test_gaps_are_not_compared_at_selection_rates_that_few_bins_left_apart(patients: Patients) -> None:
+    """Few edges, and the base model's own threshold is none of theirs: the gap may fall for want of alarms alone."""
+    evidence = patients.evidence("repaired", CONTROLS)
+    cut = [decide(patients.scores[model], limit) for model, limit in (("base", 0.0), ("repaired", 1.5))]
+    evidence.pair[1] = pair_table(cut[0], cut[1], patients.label, patients.group, 3)
+    gate = verdict(evidence, Bounds()).gates[1]
+    rates = [side.mean() for side in cut]
+    assert (rates[0] - rates[1] > 0.05, gate.outcome) == (True, "undecided")
+    assert f"(flagged: {rates[0]:.3f} and {rates[1]:.3f} of all patients)" in gate.text
+    assert gate.text.endswith("undecided, since selection rates are more than 0.05 apart")
+    same = verdict(patients.evidence("repaired", CONTROLS), Bounds())
+    assert same.gates[1].outcome == "pass"
+    # At the median half of the patients are to be flagged, and not any other share alike.
+    other = verdict(patients.evidence("repaired", CONTROLS), Bounds(matched="the median score", rate=0.8))
+    assert [gate.outcome for gate in (other.gates[1], other.comparisons[1])] == ["undecided"] * 2
+    assert "more than 0.05 from it" in other.gates[1].text
+
+
+def inside(edges: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The scores in an order of their own inside each bin: a model that ranks at random there."""
+    bins, shuffled = bin_scores(scores, edges), scores.copy()
+    for found in (np.flatnonzero(bins == b) for b in np.unique(bins)):
+        shuffled[found] = scores[rng.permutation(found)]
+    return shuffled
+
+
+def worst_auc(patients: Patients, scores: np.ndarray) -> float:
+    fine = np.unique(np.concatenate([EDGES, np.quantile(scores, np.arange(1, 2000) / 2000)]))
+    found = worst_group_auc(histogram(bin_scores(scores, fine), patients.label, patients.group, 3, len(fine) + 1))
+    assert found.value is not None
+    return found.value
+
+
+def test_an_auc_that_is_lost_inside_the_bins_does_not_pass(patients: Patients) -> None:
+    """Three edges, and nothing to be seen in the tables: the interval alone says -0.000 to +0.000."""
+    edges = np.log(np.array([0.05, 0.1, 0.2]) / (1 - np.array([0.05, 0.1, 0.2])))
+    before = patients.scores["base"]
+    after = inside(edges, before, np.random.default_rng(0))
+    assert worst_auc(patients, after) < worst_auc(patients, before) - 0.02
+    coarse, shuffled = (
+        histogram(bin_scores(scores, edges), patients.label, patients.group, 3, 4) for scores in (before, after)
+    )
+    placed = placements_of_bins(coarse)[patients.group, patients.label, bin_scores(before, edges)]
+    evidence = replace(
+        patients.evidence("base"),
+        hist_before=coarse,
+        hist_after=shuffled,
+        placement_sums=placement_sums(placed, placed, patients.label, patients.group, 3),
+    )
+    result = verdict(evidence, Bounds())
+    gate = next(gate for gate in result.gates if gate.name == "worst_group_auc")
+    assert (gate.outcome, gate.estimate.status) == ("undecided", "imprecise")
+    assert "that bins may hide; declared" in gate.text
+    assert any(text.startswith("the worst group's AUC: binning may move it") for text in result.warnings)
+    fine = next(gate for gate in verdict(patients.evidence("base"), Bounds()).gates if gate.name == "worst_group_auc")
+    assert (fine.outcome, "bins" in fine.text) == ("pass", False)
+
+
+def test_few_noisy_bins_are_allowed_what_they_may_hide_and_not_more() -> None:
+    """A model that ranks at random inside 16 bins lost what was added for them; a bound of 0.01 can still be met."""
+    patients = Patients(n=40_000)
+    before = patients.scores["base"]
+    edges = quantile_edges(before[:4000], 16)
+    after = inside(edges, before, np.random.default_rng(0))
+    loss = worst_auc(patients, before) - worst_auc(patients, after)
+    coarse, shuffled = (
+        histogram(bin_scores(scores, edges), patients.label, patients.group, 3, 16) for scores in (before, after)
+    )
+    allowed = hidden_by_binning(coarse, shuffled, 1e-6)
+    assert 0.001 < 0.8 * loss < allowed < 0.006
+    joint = count_cells((patients.group, patients.label, before >= 0, before >= 0), (3, 2, 2, 2))
+    tables = replace(
+        patients.evidence("base"),
+        hist_before=coarse,
+        hist_after=shuffled,
+        placement_sums=None,
+        joint=joint,
+        hist_noise=1e-6,
+    )
+    change = worst_group_auc_change(coarse, shuffled, NAMES, joint=joint, noise=1e-6)
+    assert change.low is not None
+    judged = [
+        next(gate for gate in verdict(tables, Bounds(worst_group_auc_loss=limit)).gates if gate.bound == -limit)
+        for limit in (-change.low + 0.5 * allowed, -change.low + 1.5 * allowed)
+    ]
+    assert [gate.outcome for gate in judged] == ["undecided", "pass"]
+    assert all(gate.estimate.binning_bound > 5 * allowed for gate in judged)  # type: ignore[operator]
+
+
 def test_few_patients_leave_it_undecided() -> None:
     small = Patients(n=90, seed=3)
     result = verdict(small.evidence("repaired", CONTROLS), Bounds())
@@ -225,7 +323,7 @@ def test_bounds_come_from_the_study() -> None:
     )
     assert Bounds.of(floor) == Bounds("equalized_odds_mean", 0.03, 0.7, relative=False)
     median = Bounds.of(Evaluation.model_validate({"rate_match": {"rule": "median", "from": "test"}}))
-    assert median == replace(Bounds(), matched="the median score")
+    assert median == replace(Bounds(), matched="the median score", rate=0.5)
     same = Evaluation.model_validate({"gates": {"balanced_accuracy": "base"}})
     assert Bounds.of(same) == replace(Bounds(), balanced_accuracy=0.0)
 

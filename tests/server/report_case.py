@@ -82,10 +82,10 @@ def make_study(
     )
 
 
-def measure(study: Study, patients: Patients) -> Measured:
-    """The tables that the sites' sums would give."""
+def measure(study: Study, patients: Patients, edges: NDArray[np.float64] | None = None) -> Measured:
+    """The tables that the sites' sums would give, with these edges of the score bins or those of the study's number."""
     models = list(patients.logits)
-    measured = Measured(hybrid_edges(None, study.evaluation.bins))
+    measured = Measured(hybrid_edges(None, study.evaluation.bins) if edges is None else edges)
     groups = {study.primary.name: patients.group, **patients.further}
     rows = {a.name: len(a.groups) + 1 for a in study.attributes}
     bins = {model: bin_scores(patients.logits[model], measured.edges) for model in models}

@@ -101,7 +101,7 @@ def test_no_estimate_anywhere_has_a_number_without_support(report: Json) -> None
 
 def test_the_table_has_every_estimate_once_and_no_empty_cell(report: Json) -> None:
     rows = list(csv.DictReader(io.StringIO(report_csv(report))))
-    parts = {key: report[key] for key in ("models", "changes", "scores", "decisions", "hospitals")}
+    parts = {key: report[key] for key in ("attributes", "models", "changes", "scores", "decisions", "hospitals")}
     assert len(rows) == len(list(every_estimate(parts))) == len(list(estimates(report)))
     assert all(cell for row in rows for cell in row.values())
     (tpr,) = [

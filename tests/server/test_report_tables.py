@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,10 +14,13 @@ from scipy.stats import mannwhitneyu
 from equipoise.common.evaluation import BASE
 from equipoise.server.report.blocks import Table
 from equipoise.server.report.comparison import comparison_sections
+from equipoise.server.report.results import _gates, _patients
 from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import headline, summary, summary_lines
-from equipoise.server.report.tables import averages
-from tests.server.report_case import METHOD, ROUNDS, Patients, draw, make_report, make_study
+from equipoise.server.report.suppression import Suppression
+from equipoise.server.report.tables import averages, coverage
+from equipoise.server.report.words import estimate_text
+from tests.server.report_case import METHOD, ROUNDS, Patients, draw, make_report, make_study, measure
 
 REPAIRED = {BASE: [1.0, -1.0, 0.0], METHOD: [0.0, 0.0, 0.0], "plain": [0.8, -0.8, 0.0], "auc_noise": [1.0, -1.0, 0.0]}
 LEVELLED = {BASE: [0.0, -0.4, 0.0], METHOD: [-1.2, -1.2, 0.0], "plain": [0.0, -0.2, 0.0]}
@@ -47,6 +51,39 @@ def test_rates_and_gaps_are_those_of_the_patients() -> None:
         assert gap(report, model, "equalized_odds_mean")["value"] == pytest.approx(sum(gaps) / 2)
         assert gap(report, model, "equal_opportunity_difference")["value"] == pytest.approx(gaps[0])
         assert gap(report, model, "equalized_odds_difference")["expected_if_equal"] > 0
+
+
+def test_a_prevalence_has_an_interval_and_is_no_number_outside_0_and_1() -> None:
+    patients, report = repaired()
+    share = report["attributes"][0]["groups"][1]["prevalence"]
+    assert share["value"] == pytest.approx(patients.label[patients.group == 1].mean())
+    assert share["low"] < share["value"] < share["high"]
+    few = make_report(make_study(), draw([300, 300, 1], REPAIRED))["attributes"][0]["groups"][2]["prevalence"]
+    assert (few["status"], few["value"]) == ("not_estimable", None)
+    rows = {cells[1]: cells[4] for cells in _patients(report).blocks[0].rows}  # type: ignore[union-attr]
+    assert rows["dark"] == estimate_text(share)
+
+
+def test_noise_leaves_no_impossible_prevalence() -> None:
+    """What noise of a few patients makes of tables of a few patients: -1 of 12, 13 of 10."""
+    study = make_study()
+    measured = measure(study, draw([300, 12, 10], REPAIRED))
+    for pair in (pair for pair in measured.pairs if BASE in pair):
+        measured.pairs[pair]["tone"][:, 1] = np.array([[[11, 2], [0, 0]], [[-1, 0], [0, 0]]])
+        measured.pairs[pair]["tone"][:, 2] = np.array([[[-3, 0], [0, 0]], [[13, 0], [0, 0]]])
+        measured.pair_noise[pair] = np.full((3, 1, 1, 2, 2), 2.0)
+    _, few, unknown = coverage(study, measured, Suppression.of(study, measured))[0]["groups"]
+    assert (few["positives"], unknown["positives"]) == (-1, 13)
+    for row in (few, unknown):
+        share = row["prevalence"]
+        assert share["value"] is None or 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+
+
+@pytest.mark.parametrize(("bound", "shown"), [(0.005, "at least −0.005"), (0.02, "at least −0.02")])
+def test_a_declared_bound_is_printed_as_declared(bound: float, shown: str) -> None:
+    study = make_study(gates={"worst_group_auc_loss": bound})
+    gates = _gates(make_report(study, draw([300, 300, 0], LEVELLED))).blocks[0]
+    assert {row[0]: row[3] for row in gates.rows}["worst_group_auc"] == shown  # type: ignore[union-attr]
 
 
 def test_auc_is_that_of_the_scores_up_to_binning() -> None:
@@ -187,6 +224,23 @@ def test_the_gates_name_the_median_where_the_study_matches_at_it() -> None:
     study = make_study(rate_match={"rule": "median", "from": "test"})
     gates = make_report(study, draw([300, 300, 0], LEVELLED))["verdict"]["gates"]
     assert "at the median score" in gates[1]["text"]
+
+
+def test_the_page_tells_the_selection_rates_that_few_bins_came_to() -> None:
+    """Eight bins have no edge at the median: the page may not say that half of the patients are flagged."""
+    study = make_study(rate_match={"rule": "median", "from": "test"}, bins=8)
+    drawn = draw([300, 300, 0], {BASE: [0.5, 0.0, 0.0], METHOD: [0.4, 0.4, 0.0]})
+    patients = replace(drawn, logits={model: scores + 0.7 for model, scores in drawn.logits.items()})
+    report = make_report(study, patients)
+    text = report["operating_points"][1]["text"]
+    for model in (BASE, METHOD):
+        rate = report["models"][model]["points"]["base_rate"]["selection_rate"]
+        flagged = (patients.logits[model] >= report["thresholds"][model]["base_rate"]["logit"]).mean()
+        assert rate["value"] == pytest.approx(flagged)
+        assert f"{estimate_text(rate)} ({model})" in text
+    gate = report["verdict"]["gates"][1]
+    assert gate["outcome"] == "undecided"
+    assert gate["text"].endswith("since selection rates are more than 0.05 from it")
 
 
 def test_controls_that_decide_nothing_are_told_all_the_same() -> None:
