@@ -129,7 +129,8 @@ class _Sides:
     @property
     def both(self) -> Floats:
         """(K,) 1 where a hospital has both groups, else 0."""
-        return np.asarray(self.patients.min(axis=0) >= 1, dtype=np.float64)
+        there: Floats = (self.patients.min(axis=0) >= 1).astype(np.float64)
+        return there
 
     @property
     def shared(self) -> Floats:
@@ -139,7 +140,8 @@ class _Sides:
     @property
     def total(self) -> Floats:
         """(K,) n0 + n1, at least 1."""
-        return np.maximum(self.patients.sum(axis=0), 1.0)
+        total: Floats = np.maximum(self.patients.sum(axis=0), 1.0)
+        return total
 
     @property
     def weights(self) -> Floats:
