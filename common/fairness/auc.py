@@ -109,14 +109,6 @@ class BinnedAUC:
         middle = math.log(self.centre / (1 - self.centre))
         return _sigmoid(middle - half), _sigmoid(middle + half)
 
-    @property
-    def guarded_variance(self) -> float:
-        """`variance`, or where that is 0 the square of the standard error that `limits` implies at 95 %."""
-        if self.variance > 0.0:
-            return self.variance
-        z = normal_quantile(LEVEL)
-        return (z / (min(self.positives, self.negatives) + z * z)) ** 2
-
 
 def binned_auc(counts: Table, noise: float | HistogramNoise = 0.0) -> BinnedAUC:
     """AUC of counts[y, bin]; also across groups, with the negatives of one and the positives of another.

@@ -6,6 +6,8 @@ and its method says `unpaired`. In between lies what the decision table knows: w
 in before and after gives coarse placements (`joint`), whose correlation is smaller than that of the scores, so the
 interval stays conservative and is narrower.
 
+The limits are quantiles of drawn errors (`auc_errors`), farther from the estimate where an AUC near 1 can be lower.
+
 Histograms may carry noise, independent before and after (`noise`, as in `auc`); their joint table may, too. Placement
 sums are exact and belong to histograms without noise.
 
@@ -29,10 +31,10 @@ from equipoise.common.fairness.auc import (
     marked_if_coarse,
     missing_group,
 )
+from equipoise.common.fairness.auc_errors import auc_errors
 from equipoise.common.fairness.contrasts import gap_contrasts
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
-from equipoise.common.fairness.intervals import normal_quantile
-from equipoise.common.fairness.maximum import DRAWS, change_limits
+from equipoise.common.fairness.maximum import DRAWS, change_limits, pivoted
 from equipoise.common.fairness.noise import HistogramNoise, projected, summed_noise
 from equipoise.common.fairness.placements import auc_covariance, auc_influence, coarse_sums
 from equipoise.common.fairness.tables import Counts, Floats, Table, group_names
@@ -124,14 +126,14 @@ def _one(
 ) -> Estimate:
     aucs = binned_auc(before, noise), binned_auc(after, noise)
     added = _noise_covariance((before, after), aucs, noise)
-    covariance = _covariance(aucs, correlation) + added
+    errors = auc_errors(aucs, correlation, added, level)
     change = aucs[1].value - aucs[0].value
-    half = normal_quantile(level) * _variance_of_change(covariance) ** 0.5
+    low, high = pivoted(change, errors[1] - errors[0], level)
     estimate = Estimate.of(
         "auc_change",
         change,
-        max(change - half, -1.0),
-        min(change + half, 1.0),
+        max(low, -1.0),
+        min(high, 1.0),
         n=round(float(before.sum())),
         method=method,
         level=level,
@@ -228,9 +230,9 @@ def _largest_contrast(
         tables = before[group], after[group]
         aucs = binned_auc(tables[0], noise), binned_auc(tables[1], noise)
         added[group] = _noise_covariance(tables, aucs, noise)
-        covariance = _covariance(aucs, pairing[group]) + added[group]
         values[:, group] = [auc.value for auc in aucs]
-        errors[:, :, group] = generator.multivariate_normal(np.zeros(2), covariance, size=DRAWS).T
+        drawn = auc_errors(aucs, pairing[group], added[group], level)
+        errors[:, :, group] = generator.permutation(drawn, axis=1)  # the groups' errors are independent
     first, second = (([contrasts @ value], [error @ contrasts.T]) for value, error in zip(values, errors, strict=True))
     leading = np.stack([contrasts[np.argmax(contrasts @ value)] for value in values]) * np.array([[-1.0], [1.0]])
     sd = float(np.einsum("ag,gab,bg->", leading, added, leading)) ** 0.5
@@ -252,13 +254,6 @@ def _pairing(hist: Table, sums: Floats | None, joint: Counts | None) -> Floats:
 def _correlation(covariance: Floats) -> float:
     scale = np.sqrt(np.maximum(np.diag(covariance), 0.0).prod())  # 0 may come out as -1e-18
     return float(np.clip(covariance[0, 1] / scale, -1.0, 1.0)) if scale > 0 else 0.0
-
-
-def _covariance(aucs: tuple[BinnedAUC, BinnedAUC], correlation: float) -> Floats:
-    """Covariance of two AUCs of the same patients; a variance of 0 is replaced by that of the disjoint pairs."""
-    own = np.array([auc.guarded_variance for auc in aucs])
-    shared = correlation * float(np.sqrt(own.prod()))
-    return np.array([[own[0], shared], [shared, own[1]]])
 
 
 def _noise_covariance(

@@ -9,7 +9,7 @@ Official intervals (alternatives were tried and lost, see `maximum`):
     one rate (tpr, fnr, fpr, tnr, selection_rate, accuracy)   Newcombe's paired score interval, method 10
     balanced_accuracy                                         MOVER of the paired intervals of TPR and TNR
     ppv, npv                                                  delta method over eight cells (the denominators move)
-    every gap                                                 least favourable multinomial bootstrap, fixed seed
+    every gap                                                 least favourable, from posterior draws with a fixed seed
 
 A comparison of a method with a control needs their own pair table, which a simulation can make (the query takes any two
 models). Where only both tables against the base model exist, `through_base` gives the table that they imply if method
@@ -37,7 +37,9 @@ from equipoise.common.fairness.rates import Strata, strata
 from equipoise.common.fairness.shares import RATES
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_before, group_names
 
-_SMOOTHING = 0.25  # patients added to each cell of a table, so that a disagreement nobody showed stays possible
+# Patients added to each cell of a 2 x 2 table, so that a disagreement nobody showed stays possible. Both of its rates
+# then have Jeffreys' prior, Beta(1/2, 1/2).
+_PRIOR = 0.25
 
 
 def rate_change_by_group(
@@ -114,7 +116,7 @@ def _predictive_value_change(
         return Estimate.missing(name, lacking[0], n=n, level=level, group=group)
     found = np.clip([table[1, 1].sum() / called[0], table[1, :, 1].sum() / called[1]], 0.0, 1.0)
     value = float(found[1] - found[0])
-    cells = np.maximum(table, 0) + _SMOOTHING
+    cells = np.maximum(table, 0) + _PRIOR
     label, before, after = np.indices(cells.shape)
     influence = np.zeros(cells.shape)
     for sign, decision in ((-1, before), (1, after)):
@@ -154,11 +156,11 @@ def gap_change(
     name = f"{metric}_change"
     if not chosen.enough:
         return Estimate.missing(name, chosen.why_not, n=n, level=level)
-    before, after = _bootstrap(tables)
+    before, after = _draws(tables)
     blocks = _blocks(chosen)
     change, low, high = change_limits(_contrasted(before, blocks), _contrasted(after, blocks), level)
     sd = _noise_of_change(tables, blocks)
-    method = "least favourable multinomial bootstrap"
+    method = "least favourable, jeffreys"
     return Estimate.of(name, change, low, high, n=n, method=method, level=level, reason=chosen.reason, noise_sd=sd)
 
 
@@ -175,27 +177,25 @@ def _blocks(chosen: Strata) -> list[Floats]:
     return blocks
 
 
-def _bootstrap(tables: Sequence[PairedRate]) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+def _draws(tables: Sequence[PairedRate]) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """(shares (P,), errors (DRAWS, P)) before and after, from 2 x 2 tables [before, after].
 
-    Parametric: each table is redrawn with its own number of patients from its smoothed cell shares; the noise in its
-    cells is drawn anew as well, from a normal law.
+    The true shares of a table's cells are drawn from their posterior under `_PRIOR`, not the table from its own shares:
+    20 of 20 found says nothing of how many more could be missed, and a redrawn table would hardly ever miss one. The
+    noise in the cells is drawn as well, from a normal law.
     """
     generator = np.random.default_rng(0)  # sums that are released already: a fixed seed makes the report reproducible
     blur = np.random.default_rng(1)
     shares = np.zeros((2, len(tables)))
     errors = np.zeros((2, DRAWS, len(tables)))
     for column, table in enumerate(tables):
-        n = table.n
-        cells = np.maximum(np.asarray(table.table, dtype=np.float64).ravel(), 0.0) + _SMOOTHING
-        cells /= cells.sum()
-        drawn = generator.multinomial(n, cells, size=DRAWS) / n
+        cells = np.maximum(np.asarray(table.table, dtype=np.float64).ravel(), 0.0) + _PRIOR
+        drawn = generator.dirichlet(cells, size=DRAWS)
         shares[:, column] = table.shares
-        for side, members in enumerate(MEMBERS):
-            errors[side, :, column] = (drawn - cells)[:, members.nonzero()[0]].sum(axis=1)
+        errors[:, :, column] = table.shares[:, None] - MEMBERS @ drawn.T
         if table.variances.any():
             noise = blur.normal(0.0, table.variances.ravel() ** 0.5, size=(DRAWS, 4))
-            errors[:, :, column] += table.weights @ noise.T / n
+            errors[:, :, column] += table.weights @ noise.T / table.n
     return (shares[0], errors[0]), (shares[1], errors[1])
 
 

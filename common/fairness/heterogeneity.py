@@ -46,8 +46,9 @@ class Heterogeneity:
     """A difference between two groups over hospitals.
 
     Attributes:
-        mean: the average difference over hospitals, with its modified Hartung-Knapp interval.
-        prediction: (low, high) in which the difference at a further hospital of this kind lies, at the same level.
+        mean: the average difference over hospitals, with its modified Hartung-Knapp interval, cut to -1..1.
+        prediction: (low, high) in which the difference at a further hospital of this kind lies, at the same level; cut
+            as well.
         tau: standard deviation of the true differences.
         tau_interval: its Q-profile interval; None where only sums are known.
         q, i_squared: Cochran's Q and the share of the variation that is not sampling.
@@ -178,8 +179,8 @@ def from_sums(
     estimate = Estimate.of(
         metric,
         mean,
-        mean - half,
-        mean + half,
+        max(mean - half, -1.0),
+        min(mean + half, 1.0),
         n=n,
         method="random effects, modified hartung-knapp",
         level=level,
@@ -189,7 +190,7 @@ def from_sums(
     q = cochran_q(first)
     return Heterogeneity(
         mean=estimate,
-        prediction=(mean - spread, mean + spread),
+        prediction=(max(mean - spread, -1.0), min(mean + spread, 1.0)),
         tau=math.sqrt(tau_squared),
         tau_interval=None,
         q=q,

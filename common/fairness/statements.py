@@ -1,7 +1,8 @@
 """What may be said of a gap: shown, not shown, or within a declared margin. Never that there is none.
 
 An interval that holds 0 shows no gap; it does not show that there is none. That two groups differ by less than matters
-is a statement of its own, and needs a margin declared beforehand and the *whole* interval inside it (equivalence).
+is a statement of its own, and needs a margin declared beforehand and the *whole* interval inside it (equivalence), for
+every declared group: nobody knows how far one that cannot be judged lies from the others.
 
 >>> gap = Estimate.of("equal_opportunity_difference", 0.02, 0.0, 0.04, n=900, method="")
 >>> equivalence(gap, 0.05).text
@@ -23,7 +24,8 @@ class Statement:
 
     Attributes:
         shown: whether it excludes 0; None where nothing is estimable.
-        equivalent: whether all of it lies within the margin to both sides of 0; None where nothing is estimable.
+        equivalent: whether all of it lies within the margin to both sides of 0; None where nothing is estimable or a
+            declared group is left out.
         text: one sentence.
     """
 
@@ -46,6 +48,10 @@ def equivalence(estimate: Estimate, margin: float = MARGIN) -> Statement:
     shown = low > 0 or high < 0
     equivalent = -margin < low and high < margin
     interval = f"{low:.3f} to {high:.3f}"
+    if estimate.reason:
+        first = "a gap is shown" if shown else "no gap is shown"
+        judged = f"of the groups that can be judged, {first} ({interval})"
+        return Statement(shown, None, f"{judged}; no margin can hold for all groups {estimate.reason}")
     furthest = max(abs(low), abs(high))
     first = "a gap is shown" if shown else "no gap shown"
     if equivalent:

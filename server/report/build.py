@@ -16,9 +16,8 @@ import equipoise
 from equipoise.common.alignment import Alignment
 from equipoise.common.errors import StudyError, TranscriptError
 from equipoise.common.evaluation import BASE, POINTS, Measured
-from equipoise.common.fairness.estimate import ESTIMATED, Estimate
 from equipoise.common.fairness.thresholds import parse_rule
-from equipoise.common.fairness.verdict import Bounds, Evidence, Verdict, lost, verdict
+from equipoise.common.fairness.verdict import Bounds, Evidence, Verdict, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import RateMatch, Study, Threshold
@@ -29,6 +28,7 @@ from equipoise.server.report.card import model_card
 from equipoise.server.report.decision_figures import decision_figures
 from equipoise.server.report.export import report_csv
 from equipoise.server.report.hospital_figures import hospital_figures
+from equipoise.server.report.level_down import NOBODY, level_down
 from equipoise.server.report.limits import limits
 from equipoise.server.report.lists import read_as_lists
 from equipoise.server.report.noise import add_auc_noise
@@ -148,9 +148,7 @@ def compose(
     read_as_lists(report, study, measured, hidden)
     report["averages"] = tables.averages(study, report["models"])
     report["verdict"] = None if alone else judged(study, measured, method, hidden).to_json()
-    report["level_down"], report["more_false_alarms"] = (
-        ([], []) if alone else _worse(report, study, measured, method, hidden)
-    )
+    report |= NOBODY if alone else level_down(report["changes"], study, measured, method, hidden)
     report["training"] = _training(notes, rows[method])
     report["method_warnings"] = notes.get("warnings", [])
     if "alignment" in notes:
@@ -274,38 +272,6 @@ def evidence(study: Study, measured: Measured, method: str, hidden: Suppression)
         control_noise={control: measured.pair_noise[control, method] for control in controls},
         shown=lambda found, control, point: hidden.figure(found, name, (control or BASE, method), point),
     )
-
-
-def _worse(
-    report: Json, study: Study, measured: Measured, method: str, hidden: Suppression
-) -> tuple[list[Json], list[Json]]:
-    """Declared groups of any attribute that lost, and those with more false alarms.
-
-    A group has lost where its TPR at the declared rule, or its AUC, is `lost`; it has more false alarms where its FPR
-    at the rule became higher, the interval excluding 0. A change whose number is hidden is judged all the same.
-    """
-    lower: list[Json] = []
-    higher: list[Json] = []
-    for name, figures in _change_of(report, method).items():
-        point = figures["points"]["rule"]["by_group"]
-        by_metric = {"tpr": point["tpr"], "auc": figures["auc_by_group"], "fpr": point["fpr"]}
-        for metric, shown in by_metric.items():
-            true: Sequence[Estimate] = [Estimate(**e) for e in shown]
-            if any(e.status == "suppressed" for e in true):
-                true = tables.change_by_group(metric, measured, BASE, method, study.attribute(name), hidden.least)
-            for row, (e, found) in enumerate(zip(shown[:-1], true, strict=False)):
-                # An intersection's group needs more patients to be judged; a flag would say that it has them.
-                silent = study.attribute(name).of is not None and hidden.hides(name, [row])
-                flagged = found.low is not None and found.low > 0 if metric == "fpr" else lost(found)
-                if flagged and not silent and e["status"] in (*ESTIMATED, "suppressed"):
-                    (higher if metric == "fpr" else lower).append({"attribute": name, **e})
-    return lower, higher
-
-
-def _change_of(report: Json, method: str) -> Json:
-    """attribute -> changes from the base to the method; the last group of each is `unknown`."""
-    found: Json = next(c for c in report["changes"] if (c["before"], c["after"]) == (BASE, method))["attributes"]
-    return found
 
 
 def _training(notes: Json, rows: Sequence[Row]) -> Json:

@@ -22,7 +22,7 @@ from equipoise.common.fairness.rates import rate_by_group
 from equipoise.common.fairness.reference import difference, largest_group
 from equipoise.common.fairness.small_cells import Policy, suppressed
 from equipoise.common.fairness.tables import Counts, counts_after, counts_before
-from equipoise.common.fairness.within import decompose, stratum_terms
+from equipoise.common.fairness.within import decompose
 from equipoise.common.study import Study
 from equipoise.server.report.suppression import ROLES, Suppression
 
@@ -142,7 +142,7 @@ def _suppressed(found: Json, at: Sequence[bool], patients: bool, *, pooled: bool
 
     shown = {**found, "pooled": without(found["pooled"]) if pooled else found["pooled"]}
     if pooled or any(at):
-        shown["composition"] = None
+        shown |= dict.fromkeys(("composition", "composition_interval"))
     if not any(at):
         return shown
     none: Json = dict.fromkeys(("prediction", "tau", "tau_interval", "i_squared"))
@@ -160,24 +160,21 @@ def _of_model(
     rate: str, tables: Counts, group: int, reference: int, names: Sequence[str], sites: Sequence[str]
 ) -> Json:
     """One difference, group less reference: pooled, within, composition, over hospitals, and at each hospital."""
-    terms = np.sum([stratum_terms(rate, table, group, reference) for table in tables], axis=0)
-    parts = decompose(rate, tables.sum(axis=0), terms, group, reference, names)
+    parts = decompose(rate, tables, group, reference, names)
     contrasts = [site_contrast(rate, table, group, reference, minimum=MINIMUM_PATIENTS) for table in tables]
     known = [found for found in contrasts if found is not None]
     effects, variances = (np.array([found[i] for found in known]) for i in (0, 1))
     spread = from_sites(f"{rate}_difference", f"{names[group]} less {names[reference]}", effects, variances,
                         n=parts.pooled.n or 0)  # fmt: skip
     drawn = iter(shrunken(effects, variances, spread.tau**2) if spread.tau is not None else effects)
-    weights = [float(stratum_terms(rate, table, group, reference)[0]) for table in tables]
     return {
         "pooled": parts.pooled.to_json(),
         "within": parts.within.to_json(),
         "composition": parts.composition,
+        "composition_interval": None if parts.composition_interval is None else list(parts.composition_interval),
         "hospitals_with_both_groups": parts.sites,
         "mean": spread.mean.to_json(),
-        "prediction": None
-        if spread.prediction is None
-        else [max(spread.prediction[0], -1.0), min(spread.prediction[1], 1.0)],
+        "prediction": None if spread.prediction is None else list(spread.prediction),
         "tau": spread.tau,
         "tau_interval": None if spread.tau_interval is None else list(map(_finite, spread.tau_interval)),
         "i_squared": spread.i_squared,
@@ -187,9 +184,9 @@ def _of_model(
                 "hospital": site,
                 "difference": difference(rate, table, group, reference, names).to_json(),
                 "shrunken": None if contrast is None or spread.tau is None else float(next(drawn)),
-                "weight": weight / (sum(weights) or 1.0),
+                "weight": float(weight),
             }
-            for site, table, contrast, weight in zip(sites, tables, contrasts, weights, strict=True)
+            for site, table, contrast, weight in zip(sites, tables, contrasts, parts.weights, strict=True)
         ],
     }
 

@@ -108,12 +108,16 @@ def _of_the_figures(report: Json) -> list[str]:
             lines.append(f"{name}: {', '.join(partial)} cannot compare all groups ({reason}).")
     alone = report["kind"] == "one_model"
     points = 1 if alone else len(report["operating_points"])
-    others = len(report["attributes"]) * len(GAPS) * points - (1 if alone else 2)
+    compared = sum(row["of"] is None for row in report["attributes"])  # an intersection has no gap
+    others = compared * len(GAPS) * points - (1 if alone else 2)
+    looked_at = sum(report["looked_at"].values())
+    flagged = (
+        "" if alone else f"Neither are the {looked_at} changes by group behind who got worse corrected for theirs. "
+    )
     lines.append(
         f"One figure was declared in advance: {report['study']['evaluation']['primary']} of {primary}, at "
         f"{'the declared rule' if alone else 'two operating points'}. The other {others} gaps are shown to explore, "
-        "without correction for their "
-        "number; intervals are simultaneous within an attribute and a gap only."
+        f"without correction for their number. {flagged}Intervals are simultaneous within an attribute and a gap only."
     )
     return lines
 

@@ -23,6 +23,7 @@ from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
 NO_MAXIMUM = "an intersection is read as a list of groups; a largest difference over them would be mostly chance"
+_OF_ALL_HOSPITALS = ("composition", "composition_interval", "tau", "tau_interval", "prediction", "i_squared")
 SEPARATORS = (" less ", " over ")  # in the name of a pair of groups
 
 
@@ -47,7 +48,7 @@ def read_as_lists(report: Json, study: Study, measured: Measured, hidden: Suppre
         for entry in report["hospitals"][attribute.name]["contrasts"] if report["hospitals"] else ():
             for role in ("base", "method"):
                 if role in entry and entry[role]["pooled"]["value"] is None:
-                    entry[role].update(composition=None, tau=None, tau_interval=None, prediction=None, i_squared=None)
+                    entry[role].update(dict.fromkeys(_OF_ALL_HOSPITALS))
         for group in few:
             report["roc"][attribute.name].pop(group, None)
 

@@ -12,10 +12,10 @@ from typing import Any
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.server.report.blocks import Section, Table
-from equipoise.server.report.words import LABELS, known, listed, number
+from equipoise.server.report.words import LABELS, LEVEL_TEXT, known, listed, number
 
 Json = dict[str, Any]
-SHIFT = 0.05  # of prevalence between groups, or by composition, from which it is worth a sentence
+SHIFT = 0.05  # of prevalence or by composition, from which it is worth a sentence if chance does not explain it
 
 
 def notices(report: Json) -> list[Json]:
@@ -79,20 +79,19 @@ def _of_scores(report: Json) -> Iterator[tuple[str, str]]:
 
 def _of_prevalence(report: Json) -> Iterator[tuple[str, str]]:
     for row in report["attributes"]:
-        shares = {
-            group["group"]: positives / n
-            for group in row["groups"]
-            for n, positives in [(known(group["n"]), known(group["positives"]))]
-            if group["declared"] and n is not None and positives is not None and n >= MINIMUM_PATIENTS
-        }
-        if len(shares) < 2 or max(shares.values()) - min(shares.values()) < SHIFT:
+        if row["prevalence_shift"] is None:
             continue
-        lowest, highest = min(shares, key=lambda g: shares[g]), max(shares, key=lambda g: shares[g])
+        counted = {group["group"]: (known(group["n"]), known(group["positives"])) for group in row["groups"]}
+        (low, rare), (high, common) = (
+            (name, (positives or 0) / (n or 1)) for name in row["prevalence_shift"] for n, positives in [counted[name]]
+        )
+        if common - rare < SHIFT:
+            continue
         yield (
             "W301",
-            f"{row['attribute']}: the disease is rarer in {lowest} ({number(shares[lowest])}) than in {highest} "
-            f"({number(shares[highest])}). Predictive values, average precision, Brier score, net benefit and "
-            "selection rates depend on the prevalence; compare predictive values at the common one.",
+            f"{row['attribute']}: the disease is rarer in {low} ({number(rare)}) than in {high} ({number(common)}). "
+            "Predictive values, average precision, Brier score, net benefit and selection rates depend on the "
+            "prevalence; compare predictive values at the common one.",
         )
 
 
@@ -115,12 +114,13 @@ def _of_hospitals(report: Json) -> Iterator[tuple[str, str]]:
             )
         for entry in found["contrasts"]:
             composition = entry["base"]["composition"]
-            if composition is not None and abs(composition) >= SHIFT:
+            low, high = entry["base"]["composition_interval"] or (0.0, 0.0)
+            if composition is not None and abs(composition) >= SHIFT and not low <= 0 <= high:
                 yield (
                     "W302",
                     f"{name}: of the pooled difference in {entry['rate']} of {entry['group']} less "
-                    f"{entry['reference']}, {number(composition)} is composition: where the groups are treated, "
-                    "which is no cause yet.",
+                    f"{entry['reference']}, {number(composition)} ({LEVEL_TEXT} interval {number(low)} to "
+                    f"{number(high)}) is composition: where the groups are treated, which is no cause yet.",
                 )
         share, group, site = _most_influence(coverage)
         if share > 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.verdict import REQUIRED_CONTROLS
+from equipoise.server.report.level_down import by_chance, who_got_worse
 from equipoise.server.report.words import (
     LEVEL_TEXT,
     POINT_LABELS,
@@ -34,7 +35,7 @@ def summary(report: Json) -> Json:
     return {
         "headline": headline(report),
         "plain": _plain_words(report),
-        "worse": _who_got_worse(report) if judged else [],
+        "worse": who_got_worse(report, _change(report)) if judged else [],
         "cannot": cannot_speak(report),
         "others": [*_margin_words(report), *_other_controls(report), *_noise_words(report)] if judged else [],
         "warnings": _warnings(report),
@@ -48,7 +49,8 @@ def headline(report: Json) -> str:
     lead = LEAD[report["verdict"]["outcome"]]
     if report["level_down"]:
         losers = list(dict.fromkeys(f"{row['group']} ({row['attribute']})" for row in report["level_down"]))
-        lead += f", and sensitivity or AUC fell for {listed(losers)}"
+        chance = by_chance(report["looked_at"]["level_down"])
+        lead += f", and sensitivity or AUC fell for {listed(losers)} ({len(report['level_down'])} of {chance})"
     return f"{lead}: {_gap_clause(report)}; {_gates_clause(report)}; {_controls_clause(report)}."
 
 
@@ -65,9 +67,14 @@ def sides(report: Json) -> list[tuple[str, str]]:
 
 def primary_change(report: Json, point: str = "rule") -> Json:
     """Change of the primary gap from the base to the method."""
-    change = change_between(report, BASE, method_name(report))
-    gaps: Json = change["attributes"][report["study"]["primary"]]["points"][point]["gaps"]
+    gaps: Json = _change(report)[report["study"]["primary"]]["points"][point]["gaps"]
     found: Json = gaps[report["study"]["evaluation"]["primary"]]
+    return found
+
+
+def _change(report: Json) -> Json:
+    """attribute -> changes from the base to the method."""
+    found: Json = change_between(report, BASE, method_name(report))["attributes"]
     return found
 
 
@@ -129,8 +136,9 @@ def cannot_speak(report: Json) -> list[str]:
 def _gap_clause(report: Json) -> str:
     metric, attribute = report["study"]["evaluation"]["primary"], report["study"]["primary"]
     method = method_name(report)
-    what = f"with {method}, the {metric} between the groups of {attribute}"
     change = primary_change(report)
+    judged = " that can be judged" if change["reason"] and change["value"] is not None else ""
+    what = f"with {method}, the {metric} between the groups of {attribute}{judged}"
     if change["value"] is None:
         return f"{what} cannot be compared ({change['reason']})"
     ends = [primary_gap(report, model)["value"] for model in (BASE, method)]
@@ -207,10 +215,13 @@ def _other_controls(report: Json) -> list[str]:
 
 
 def _margin_words(report: Json) -> list[str]:
-    """That the gap after is small, where its whole interval says so: the only way to say it (no gap is ever 0)."""
+    """That the gap after is small, where its whole interval says so: the only way to say it (no gap is ever 0).
+
+    Not where a declared group is left out, whose distance from the others nobody knows.
+    """
     margin = report["study"]["evaluation"]["margin"]
     gap = primary_gap(report, method_name(report))
-    if gap["value"] is None or gap["high"] > margin:
+    if gap["value"] is None or gap["reason"] or gap["high"] > margin:
         return []
     return [
         f"After {method_name(report)} the whole interval of {gap['metric']} ({number(gap['low'])} to "
@@ -264,26 +275,6 @@ def _subjects(report: Json) -> list[tuple[str, str]]:
     method = method_name(report)
     second = "the second model" if report["kind"] == "two_models" else f"the model after {method}"
     return [(BASE, "the model as delivered"), (method, second)]
-
-
-def _who_got_worse(report: Json) -> list[str]:
-    """One sentence per group that lost, or one that none did; then one per group with more false alarms."""
-    alarms = [
-        f"More false alarms for {row['group']} ({row['attribute']}): false positive rate at the {POINT_LABELS['rule']} "
-        f"{estimate_text(row, change=True)}."
-        for row in report["more_false_alarms"]
-    ]
-    if not report["level_down"]:
-        return [
-            "No group's true positive rate or AUC became lower with an interval that excludes 0 and, for the AUC, what "
-            "binning could have done (that is no proof that none did).",
-            *alarms,
-        ]
-    names = {"tpr_change": f"true positive rate at the {POINT_LABELS['rule']}", "auc_change": "AUC"}
-    return [
-        f"Worse for {row['group']} ({row['attribute']}): {names[row['metric']]} {estimate_text(row, change=True)}."
-        for row in report["level_down"]
-    ] + alarms
 
 
 def _warnings(report: Json) -> list[str]:

@@ -26,6 +26,7 @@ from equipoise.common.fairness.auc_change import (
 from equipoise.common.fairness.change import gap_change, overall_rate_change, rate_change_by_group
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.rates import expected_if_equal, gap, overall_rate, rate_by_group
+from equipoise.common.fairness.reference import difference
 from equipoise.common.fairness.tables import (
     UNKNOWN_NAME,
     Counts,
@@ -63,7 +64,7 @@ def coverage(study: Study, measured: Measured, hidden: Suppression) -> list[Json
     rows = []
     for attribute in study.attributes:
         # Counted in the decision table: fewer cells than a histogram has, so less noise where there is any.
-        decided, noise = (table[0] for table in measured.decisions(BASE, attribute.name))
+        decided, noise = (part[0] for part in measured.decisions(BASE, attribute.name))
         counts = decided.sum(axis=-1)
         shares = rate_by_group("prevalence", decided, attribute.groups, noise=noise)
 
@@ -79,6 +80,7 @@ def coverage(study: Study, measured: Measured, hidden: Suppression) -> list[Json
                 "primary": attribute.primary,
                 "of": attribute.of,
                 **shown(ALL),
+                "prevalence_shift": _prevalence_shift(decided, noise, attribute, hidden),
                 "groups": [
                     {
                         "group": share.group,
@@ -91,6 +93,24 @@ def coverage(study: Study, measured: Measured, hidden: Suppression) -> list[Json
             }
         )
     return rows
+
+
+def _prevalence_shift(counts: Counts, noise: Floats, attribute: Attribute, hidden: Suppression) -> list[str] | None:
+    """The groups with the lowest and the highest prevalence; None unless the interval of their difference excludes 0.
+
+    The extremes of many groups differ by chance, so it is Newcombe's with Bonferroni over the pairs of groups.
+    """
+    rates = rate_by_group("prevalence", counts, attribute.groups, noise=noise)[:-1]
+    seen = {
+        row: e.value for row, e in enumerate(rates) if e.value is not None and not hidden.hides(attribute.name, [row])
+    }
+    if len(seen) < 2:
+        return None
+    low, high = min(seen, key=lambda row: seen[row]), max(seen, key=lambda row: seen[row])
+    pairs = len(seen) * (len(seen) - 1) // 2
+    found = difference("prevalence", counts, high, low, attribute.groups, comparisons=pairs, noise=noise)
+    shown = found.low is not None and found.low > 0
+    return [attribute.groups[row] for row in (low, high)] if shown else None
 
 
 def thresholds(measured: Measured) -> Json:

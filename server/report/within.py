@@ -41,8 +41,10 @@ def _parts(attribute: str, contrasts: list[Json]) -> Table:
                 continue
             found = entry[role]
             lacking = "suppressed" if found["within"]["status"] == "suppressed" else "not estimable"
-            composition = lacking if found["composition"] is None else signed(found["composition"])
-            between = lacking
+            composition = between = lacking
+            if found["composition"] is not None:
+                low, high = found["composition_interval"]
+                composition = f"{signed(found['composition'])} [{signed(low)}, {signed(high)}]"
             if found["tau"] is not None:
                 ends = found["tau_interval"]
                 between = number(found["tau"]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")

@@ -37,7 +37,7 @@ from equipoise.common.fairness.tables import (
     pair_table,
 )
 from equipoise.common.fairness.thresholds import choose_threshold, parse_rule
-from equipoise.common.fairness.within import decompose, stratum_terms
+from equipoise.common.fairness.within import decompose
 from equipoise.common.files import write_whole
 from equipoise.common.study import Study
 from equipoise.common.study_file import load_study
@@ -146,8 +146,7 @@ def within(sites: list[Counts], names: Iterable[str]) -> list[dict[str, Any]]:
     for row, group in enumerate(groups):
         if row == reference:
             continue
-        terms = np.sum([stratum_terms(WITHIN, counts, row, reference) for counts in sites], axis=0)
-        parts = decompose(WITHIN, total, terms, row, reference, groups)
+        parts = decompose(WITHIN, np.stack(sites), row, reference, groups)
         found.append(
             {
                 "groups": f"{group} less {groups[reference]}",

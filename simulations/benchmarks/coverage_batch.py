@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
+from equipoise.common.fairness.auc_errors import correlated, noise_errors, normal_pairs, sampling_errors
 from equipoise.common.fairness.contrasts import gap_contrasts
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS
 from equipoise.common.fairness.intervals import mover, normal_quantile, score_limits
@@ -182,12 +183,13 @@ class Aucs:
         value, lows, highs = (np.max(column, axis=0) for column in zip(*found, strict=True))
         return _masked(self.there.all(axis=1), value, lows, highs)
 
-    @property
-    def guarded(self) -> Floats:
-        """`auc.BinnedAUC.guarded_variance`."""
-        replaced = (Z / (np.minimum(self.positives, self.negatives) + Z * Z)) ** 2
-        guarded: Floats = np.where(self.variance > 0, self.variance, replaced)
-        return guarded
+    def errors(self, group: int, x: Floats) -> Floats:
+        """(R, DRAWS) sampling errors of a group's AUC, as `auc_errors.sampling_errors`."""
+        fewest = np.minimum(self.positives, self.negatives)
+        centre, deviation, degrees, fewest = (
+            part[:, group] for part in (self.centre, np.sqrt(self.variance), self.degrees, fewest)
+        )
+        return sampling_errors(centre, deviation, degrees, fewest, x, Z)
 
 
 def auc_change(before: Aucs, after: Aucs, group: int, sums: Floats, total: Floats) -> Figure:
@@ -200,14 +202,22 @@ def auc_change(before: Aucs, after: Aucs, group: int, sums: Floats, total: Float
         scatter += np.where(total[:, [y]] >= 2, rows / (n * (n - 1))[:, None], 0.0)
     scale = np.sqrt(np.maximum(scatter[:, 0], 0) * np.maximum(scatter[:, 1], 0))
     phi = np.where(scale > 0, np.clip(scatter[:, 2] / np.where(scale > 0, scale, 1.0), -1, 1), 0.0)
-    own = before.guarded[:, group], after.guarded[:, group]
-    first, second = (part.influence[:, group].mean(axis=-1) for part in (before, after))
-    shared = before.noise.total * (first * second).sum(axis=-1) if before.noise.cell else 0.0
-    variance = own[0] + own[1] - 2 * phi * np.sqrt(own[0] * own[1])
-    variance = variance + before.added[:, group] + after.added[:, group] - 2 * shared
-    change, half = after.value[:, group] - before.value[:, group], Z * np.sqrt(np.maximum(variance, 0.0))
-    there = before.there[:, group] & after.there[:, group]
-    return _masked(there, change, np.maximum(change - half, -1.0), np.minimum(change + half, 1.0))
+    first, second = correlated(normal_pairs(), phi)
+    errors = after.errors(group, second) - before.errors(group, first)
+    if before.noise.cell:
+        errors += _noise_of_change(before, after, group)
+    change, there = after.value[:, group] - before.value[:, group], before.there[:, group] & after.there[:, group]
+    least, most = np.quantile(errors, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    low, high = np.minimum(change - most, change), np.maximum(change - least, change)
+    return _masked(there, change, np.maximum(low, -1.0), np.minimum(high, 1.0))
+
+
+def _noise_of_change(before: Aucs, after: Aucs, group: int) -> Floats:
+    """(R, DRAWS) errors of a change by noise alone."""
+    means = (part.influence[:, group].mean(axis=-1) for part in (before, after))
+    shared = before.noise.total * np.prod(list(means), axis=0).sum(axis=-1)
+    added = np.array([[before.added[:, group], shared], [shared, after.added[:, group]]])
+    return np.stack([np.diff(noise_errors(one), axis=0)[0] for one in np.moveaxis(added, -1, 0)])
 
 
 def coarse_sums(joint: Counts) -> tuple[Floats, Floats]:

@@ -40,3 +40,15 @@ def test_what_cannot_be_ruled_out_is_said() -> None:
     assert none.text == "nothing can be said (not_estimable: 3 positives, 10 needed)"
     with pytest.raises(ValueError, match="margin=0"):
         equivalence(gap(0, 1), 0.0)
+
+
+def test_no_margin_holds_where_a_declared_group_is_left_out() -> None:
+    gap = Estimate.of(
+        "equal_opportunity_difference", 0.01, 0.0, 0.02, n=900, method="", reason="without C: 6 positives"
+    )
+    found = equivalence(gap, 0.05)
+    assert (found.shown, found.equivalent) == (False, None)
+    assert found.text == (
+        "of the groups that can be judged, no gap is shown (0.000 to 0.020); no margin can hold for all groups without "
+        "C: 6 positives"
+    )

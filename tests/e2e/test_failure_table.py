@@ -183,7 +183,8 @@ def test_w302_composition_is_named_and_no_cause_is_claimed(icu: Path, equipoise:
     assert entry["composition"] < -0.2
     assert abs(entry["within"]["value"]) < 0.1
     assert entry["pooled"]["value"] == pytest.approx(entry["within"]["value"] + entry["composition"])
-    words = f"{entry['composition']:.3f}".replace("-", "−")
+    value, low, high = (f"{x:.3f}".replace("-", "−") for x in (entry["composition"], *entry["composition_interval"]))
+    words = f"{value} (95 % interval {low} to {high})"
     assert found == f"{words} is composition: where the groups are treated, which is no cause yet."
     assert found in html.unescape((out / "report.html").read_text())
     assert "Neither names a cause" in (out / "report.html").read_text()

@@ -14,6 +14,7 @@ from scipy.stats import mannwhitneyu
 from equipoise.common.evaluation import BASE
 from equipoise.server.report.blocks import Table
 from equipoise.server.report.comparison import comparison_sections
+from equipoise.server.report.notices import notices
 from equipoise.server.report.results import _gates, _patients
 from equipoise.server.report.runtime import run_time
 from equipoise.server.report.summary import headline, summary, summary_lines
@@ -147,7 +148,8 @@ def test_the_first_sentence_says_that_the_test_failed_and_why() -> None:
     first = headline(report)
     assert report["verdict"]["outcome"] == "fail"
     assert first.startswith(
-        "The declared test is failed, and sensitivity or AUC fell for light (tone) and dark (tone):"
+        "The declared test is failed, and sensitivity or AUC fell for light (tone) and dark (tone) "
+        "(4 of 4 changes looked at, 0.1 expected to be flagged by chance alone):"
     )
     assert "it failed" in first
     assert "balanced_accuracy" in first
@@ -165,7 +167,10 @@ def test_the_first_sentence_says_undecided_where_a_required_control_is_missing()
 def test_the_first_sentence_tells_a_pass_its_loser() -> None:
     _, report = repaired()
     assert report["verdict"]["outcome"] == "pass"
-    assert headline(report).startswith("The declared test is passed, and sensitivity or AUC fell for light (tone):")
+    assert headline(report).startswith(
+        "The declared test is passed, and sensitivity or AUC fell for light (tone) "
+        "(2 of 4 changes looked at, 0.1 expected to be flagged by chance alone):"
+    )
     change = report["changes"][0]["attributes"]["tone"]["points"]["rule"]["gaps"]["equalized_odds_difference"]
     assert f"fell by {-change['value']:.3f} (95 % interval {-change['high']:.3f} to {-change['low']:.3f})" in headline(
         report
@@ -202,7 +207,7 @@ def test_more_false_alarms_are_told_and_flagged_for_declared_groups_alone() -> N
     (row,) = report["more_false_alarms"]
     assert row["group"] == "dark"
     assert row["value"] == pytest.approx(shifted.rate(METHOD, 1, 0) - shifted.rate(BASE, 1, 0))
-    assert report["summary"]["worse"][-1].startswith(
+    assert report["summary"]["worse"][-2].startswith(
         f"More false alarms for dark (tone): false positive rate at the declared rule {row['value']:+.3f} ["
     )
     table = next(s for s in comparison_sections(report) if s.anchor == "worse").blocks[0]
@@ -210,6 +215,69 @@ def test_more_false_alarms_are_told_and_flagged_for_declared_groups_alone() -> N
     assert [(cells[1], cells[-1]) for cells in table.rows] == [
         ("light", "none shown"), ("dark", "more false alarms"), ("unknown", "none shown")
     ]  # fmt: skip
+
+
+def test_a_group_too_small_to_judge_is_named_where_nobody_is_said_to_be_worse_off() -> None:
+    equal = {BASE: [0, 0, 0], "plain": [0, 0, 0]}
+    people = draw([6000, 6000, 12], {**equal, METHOD: [0.2, 0.2, -9.0]}, spread=6.0)
+    assert (people.rate(BASE, 2, 1), people.rate(METHOD, 2, 1)) == (1.0, 0.0)  # all six diseased are missed afterwards
+    report = make_report(make_study(("A", "B", "C")), people)
+    worse = report["summary"]["worse"]
+    assert worse[0].startswith("Of the groups that can be judged, no group's true positive rate or AUC became lower")
+    assert worse[1] == (
+        "Cannot be judged, and may be worse off: tone: C (true positive rate, false positive rate and AUC)."
+    )
+    assert "between the groups of tone that can be judged" in headline(report)
+    assert report["summary"]["others"] == []  # not within any margin
+    statement = report["decisions"][METHOD]["tone"]["statement"]
+    assert (statement["shown"], statement["equivalent"]) == (False, None)
+    assert "no margin can hold for all groups without C" in statement["text"]
+    without = make_report(make_study(("A", "B")), draw([6000, 6000], {name: [0, 0] for name in (*equal, METHOD)}))
+    assert without["summary"]["worse"][0].startswith("No group's true positive rate or AUC became lower")
+    assert any("lies within the declared margin" in line for line in without["summary"]["others"])
+
+
+def test_the_number_of_changes_looked_at_stands_beside_the_flags() -> None:
+    age = {"name": "age", "levels": ["young", "old", "oldest"]}
+    both = {"name": "both", "kind": "intersection", "of": ["tone", "age"]}
+    people = draw([600, 600], {BASE: [0, 0], METHOD: [0, -1.5]})
+    ages = np.arange(1200) % 3
+    groups = {"age": ages, "both": people.group * 3 + ages}
+    people = Patients(people.label, people.group, people.logits, groups)
+    report = make_report(make_study(further=[age, both]), people)
+    # TPR and AUC of 2 + 3 + 6 groups, FPR of the same.
+    assert report["looked_at"] == {"level_down": 22, "more_false_alarms": 11}
+    assert report["summary"]["worse"][-1] == (
+        "Not corrected for their number: of true positive rates and AUCs 22 changes looked at, 0.6 expected to be "
+        "flagged by chance alone; of false positive rates 11 changes looked at, 0.3 expected to be flagged by chance "
+        "alone."
+    )
+    # Five gaps at three operating points of two attributes, but the two declared; the intersection has none.
+    assert any("The other 28 gaps" in line and "the 33 changes by group" in line for line in report["limits"])
+
+
+@pytest.mark.parametrize(("positives", "warned"), [((5, 3), False), ((30, 24), False), ((300, 240), True)])
+def test_another_prevalence_is_said_where_chance_does_not_explain_it(positives: tuple[int, int], warned: bool) -> None:
+    size = 2 * positives[0]
+    people = draw([size, size], {BASE: [0, 0], METHOD: [0, 0]})
+    group = people.group
+    label = np.concatenate([np.arange(size) < n for n in positives]).astype(np.int64)
+    report = make_report(make_study(), Patients(label, group, people.logits))
+    assert ("W301" in {notice["code"] for notice in report["notices"]}) == warned
+    assert report["attributes"][0]["prevalence_shift"] == (["dark", "light"] if warned else None)
+
+
+@pytest.mark.parametrize(("interval", "warned"), [([-0.02, 0.18], False), ([0.02, 0.14], True)])
+def test_composition_is_a_warning_where_its_interval_excludes_0(interval: list[float], warned: bool) -> None:
+    people = draw([120, 120], {BASE: [0, 0], METHOD: [0, 0]})
+    people = Patients(people.label, people.group, people.logits, site=np.arange(240) // 2 % 2)
+    report = make_report(make_study(controls=(), by_site=True), people)
+    first = report["hospitals"]["tone"]["contrasts"][0]["base"]
+    assert first["composition_interval"][0] < first["composition"] < first["composition_interval"][1]
+    first.update(composition=0.08, composition_interval=interval)
+    found = [notice["text"] for notice in notices(report) if notice["code"] == "W302"]
+    assert bool(found) == warned
+    assert all("0.080 (95 % interval 0.020 to 0.140) is composition" in text for text in found)
 
 
 def test_level_down_is_that_of_the_verdict_and_leaves_out_the_unknown() -> None:
