@@ -7,13 +7,17 @@ what was expected.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from equipoise.common.errors import StudyError
+from equipoise.common.patterns import IN_WORDS
 
 
 class Strict(BaseModel):
@@ -24,15 +28,23 @@ class Strict(BaseModel):
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _MERGE = "tag:yaml.org,2002:merge"
-# Pydantic's words for a type, in a user's words.
-_PLAINLY = {
-    "model_type": "expected a mapping of keys",
-    "model_attributes_type": "expected a mapping of keys",
-    "dict_type": "expected a mapping of keys",
-    "list_type": "expected a list",
-    "tuple_type": "expected a list",
-    "string_type": "expected text; put it in quotes",
+# Pydantic's words for what it expected, in a user's words.
+_EXPECTED = {
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "dict_type": "a mapping of keys",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
 }
+_KEY = "[key]"  # by which pydantic says that a key itself is wrong, not its value
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -66,8 +78,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read ({type(error).__name__})") from None
+    except IsADirectoryError:
+        raise StudyError(f"{path}: cannot be read: it is a folder; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path}: cannot be read: it is no text in UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from None
     try:
         value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -94,14 +110,26 @@ def validate(model: type[ModelT], value: Any, where: str) -> ModelT:
         raise StudyError(f"{where}: {explain(error, model, value)}") from None
 
 
+def as_text(value: Any) -> Any:
+    """A number as its text, since YAML reads 1 as one; all else as it is, for the schema to judge.
+
+    Above all a truth stays one: YAML reads yes and no so, and no word that a hospital writes is "True".
+    """
+    return str(value) if isinstance(value, int | float | date) and not isinstance(value, bool) else value
+
+
 def explain(error: ValidationError, model: type[BaseModel], value: Any) -> str:
     """The first fault that pydantic found in `value`, as one line for a person."""
-    first = error.errors()[0]
-    location = _keys(value, first["loc"], first["type"] == "missing")
+    faults = [(tuple(_keys(value, one["loc"], one["type"] == "missing")), one) for one in error.errors()]
+    # Where a value may be of several kinds, each has its fault, and those that looked into it say more, like our own.
+    inside = {place[:depth] for place, _ in faults for depth in range(len(place))}
+    deep = [(place, one) for place, one in faults if place not in inside or one["type"] == "value_error"]
+    location, first = deep[0]
     key = ".".join(location)
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    others = len({place for place, _ in deep}) - 1
+    more = f" ({others} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
+        known = _known_keys(model, list(location[:-1]))
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(sorted(known))
         return f"unknown key {key!r}; {hint}{more}"
@@ -109,8 +137,33 @@ def explain(error: ValidationError, model: type[BaseModel], value: Any) -> str:
         return f"key {key!r} is missing{more}"
     found = first.get("input")
     shown = f"={found!r}" if isinstance(found, str | int | float | bool) else ""
-    said = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    if first["loc"][-1:] == (_KEY,):
+        key, shown = ".".join(location[:-1]), f": key {found!r}"
+    said = _said([one for place, one in deep if place == location])
     return f"{key}{shown}{': ' if key else ''}{said[0].lower()}{said[1:]}{more}"
+
+
+def _said(faults: Sequence[ErrorDetails]) -> str:
+    """What was expected of one value; `faults` are of the kinds that it may be of."""
+    words = list(dict.fromkeys(word for fault in faults if (word := _expected(fault))))
+    if not words:
+        return faults[0]["msg"].removeprefix("Value error, ")
+    if "a number" in words and "an integer" in words:
+        words.remove("an integer")
+    text = f"expected {', '.join(words[:-1])}{' or ' if words[1:] else ''}{words[-1]}"
+    if words != ["text"]:
+        return text
+    truth = isinstance(faults[0]["input"], bool)
+    return f"{text}; put it in quotes" + (", since YAML reads yes, no, on and off as true and false" if truth else "")
+
+
+def _expected(fault: ErrorDetails) -> str | None:
+    context = fault.get("ctx", {})
+    if fault["type"] == "literal_error":
+        return str(context["expected"])
+    if fault["type"] == "string_pattern_mismatch":
+        return IN_WORDS.get(context["pattern"])
+    return _EXPECTED.get(fault["type"])
 
 
 def _keys(value: Any, location: tuple[int | str, ...], missing: bool) -> list[str]:
@@ -118,6 +171,9 @@ def _keys(value: Any, location: tuple[int | str, ...], missing: bool) -> list[st
     keys: list[str] = []
     for index, part in enumerate(location):
         places = range(len(value)) if isinstance(value, list | tuple) else value
+        if isinstance(places, dict):  # its keys may be numbers, whose text a validator has put there
+            places = {as_text(key): item for key, item in places.items()} | places
+            value = places
         if isinstance(places, range | dict) and part in places:
             value = value[part]
         elif not (missing and index == len(location) - 1):

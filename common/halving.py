@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from equipoise.common.errors import StudyError
+from equipoise.common.query import MOST_RELEASES
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def rungs_of(candidates: int, reduction: int, rounds: int) -> list[Rung]:
         rounds: a candidate has had at the top.
 
     Raises:
-        StudyError: too few rounds for the first rung to have one.
+        StudyError: too few rounds for the first rung to have one, or more releases than a plan may have.
     """
     levels = 0
     while candidates >= reduction ** (levels + 1):
@@ -62,6 +63,12 @@ def rungs_of(candidates: int, reduction: int, rounds: int) -> list[Rung]:
     for level in range(levels + 1):
         before = ladder[-1].rounds if ladder else 0
         ladder.append(Rung(candidates // reduction**level, before, rounds // reduction ** (levels - level)))
+    releases = sum(rung.spent + rung.candidates for rung in ladder)
+    if releases > MOST_RELEASES:  # told before anybody lists them
+        raise StudyError(
+            f"method: {candidates} candidates in {rounds} rounds take {releases} releases, and a study at most "
+            f"{MOST_RELEASES}; take fewer of either"
+        )
     return ladder
 
 

@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG")
 # 8-bit modes, which Pillow turns into RGB without a loss of range; it would cut 16-bit values off at 255.
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 PIXELS_MAX = 2**26  # refuses files that unpack to gigabytes
+ENLARGED_MAX = 4  # times in a side; what is blown up further shows the model nothing of the patient
 
 
 class ImageStore:
@@ -43,7 +44,7 @@ class ImageStore:
             size: side in pixels.
 
         Raises:
-            DataError: an image is missing, is not a PNG or JPEG, or is damaged; names the file and the row.
+            DataError: an image is missing, or `decode_image` refuses it; names the file and the row.
         """
         pixels = np.empty((len(names), size, size, 3), dtype=np.uint8)
         if self.path.is_dir():
@@ -69,7 +70,8 @@ class ImageStore:
 def decode_image(content: bytes, size: int, where: str) -> NDArray[np.uint8]:
     """One image as uint8 (size, size, 3), RGB.
 
-    An image of another size is cropped to its central square and resized (Lanczos); one of this size is unchanged.
+    An image of another size is cropped to its central square and resized (Lanczos); one of this size is unchanged. A
+    strip or a thumbnail, whose central square would be enlarged more than `ENLARGED_MAX` times in a side, is refused.
 
     Args:
         content: bytes of a PNG or JPEG file.
@@ -77,12 +79,17 @@ def decode_image(content: bytes, size: int, where: str) -> NDArray[np.uint8]:
         where: what the message of an error begins with.
 
     Raises:
-        DataError: not a PNG or JPEG, damaged, too large, or with more than 8 bits per channel.
+        DataError: not a PNG or JPEG, damaged, too large, far too small, or with more than 8 bits per channel.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > PIXELS_MAX:
             raise DataError(f"{where} has {image.width} x {image.height} pixels, at most {PIXELS_MAX} are read")
+        if min(image.size) < (least := -(-size // ENLARGED_MAX)):
+            raise DataError(
+                f"{where} has {image.width} x {image.height} pixels, expected at least {least} in each side for "
+                f"inputs.size={size} of the study; replace it, or leave its row out"
+            )
         if image.mode not in MODES:
             raise DataError(f"{where} has mode {image.mode}, expected 8 bits per channel; convert it")
         image = image.convert("RGB")

@@ -3,10 +3,15 @@
 CSV or Parquet; every value becomes text, so that both kinds of file mean the same: an empty cell, a null and a NaN are
 "", and a column of whole numbers that was saved as decimals ("1.0") reads as whole numbers ("1") where values are
 compared. In messages rows count from 1, the header left out.
+
+A cell of a CSV stands on one line. A quotation mark that somebody forgot to close makes one cell of every row after it,
+and these patients would be gone without a word; so a cell with a line break is refused.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -21,6 +26,7 @@ from equipoise.common.errors import DataError
 
 _OTHER_SEPARATORS = re.compile(r"[;\t|]")
 _NAMES = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_FIRST_LINE = re.compile(rb"[^\r\n]+")
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
@@ -62,8 +68,8 @@ def read_manifest(path: Path) -> Manifest:
     """Read a manifest; the ending of its name tells CSV (.csv) from Parquet (.parquet, .pq).
 
     Raises:
-        DataError: no such file, another ending, not readable, no rows, a column name twice, or values
-            that other marks than commas separate.
+        DataError: no such file, another ending, not readable, no rows, a column name twice, values
+            that other marks than commas separate, or a cell of a CSV that goes over several lines.
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -75,8 +81,8 @@ def read_manifest(path: Path) -> Manifest:
         reason = error.strerror or type(error).__name__
         raise DataError(f"{path}: the manifest cannot be read ({reason}); correct data.manifest") from None
     try:
-        table = reader(pa.BufferReader(content))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+        table = reader(content, path)
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable {path.suffix[1:]} table ({reason}); save it again") from None
     names = table.column_names
@@ -102,7 +108,13 @@ def same(value: str) -> str:
 
 
 def number(value: str) -> float | None:
-    """The finite number that `value` writes, or None."""
+    """The finite number that `value` writes, or None.
+
+    >>> number("40"), number("4_0"), number("inf")
+    (40.0, None, None)
+    """
+    if "_" in value:
+        return None  # Python reads 4_0 as 40; in a table it is a slip
     try:
         result = float(value)
     except ValueError:
@@ -110,17 +122,43 @@ def number(value: str) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def _read_csv(source: pa.BufferReader) -> pa.Table:
-    parsing = pa.csv.ParseOptions(newlines_in_values=True)
+def _read_csv(content: bytes, path: Path) -> pa.Table:
+    if b'"' in content:  # without one no cell can hold a line break
+        _check_quotes(content.decode("utf-8-sig"), path)
     # The header is read first: only columns that are named can be kept as the text that stands in the file.
-    names = pa.csv.open_csv(source, parse_options=parsing).schema.names
-    source.seek(0)
+    header = _FIRST_LINE.search(content)
+    names = pa.csv.read_csv(pa.BufferReader(header[0] + b"\n" if header else b"")).column_names
     as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return pa.csv.read_csv(source, parse_options=parsing, convert_options=as_text)
+    return pa.csv.read_csv(pa.BufferReader(content), convert_options=as_text)
 
 
-def _read_parquet(source: pa.BufferReader) -> pa.Table:
-    return pa.parquet.read_table(source)
+def _check_quotes(text: str, path: Path) -> None:
+    """Refuse a cell that goes over several lines, and so a quotation mark that is not closed.
+
+    Raises:
+        DataError: there is one; names the row and the column where it begins.
+    """
+    # The line at the end is for a mark that is open in a last line without its own end.
+    lines = [*io.StringIO(text, newline=""), "\n"]
+    reader, names, row = csv.reader(lines), list[str](), 0
+    while (begun := reader.line_num) < len(lines):
+        try:
+            cells = next(reader)
+            if reader.line_num == begun + 1:
+                names, row = names or cells, row + bool(cells)  # a blank line is no row
+                continue
+        except csv.Error:  # longer than any cell may be: of hundreds of rows
+            pass
+        column = len(next(csv.reader([lines[begun]])))
+        name = names[column - 1] if column <= len(names) else str(column)
+        raise DataError(
+            f"{path}: {f'data row {row}' if row else 'the header'}, column {name}: a quotation mark is not closed, or "
+            "the cell holds a line break; close or remove the mark, and write every cell on one line"
+        )
+
+
+def _read_parquet(content: bytes, path: Path) -> pa.Table:
+    return pa.parquet.read_table(pa.BufferReader(content))
 
 
 def _text(value: object) -> str:

@@ -32,6 +32,7 @@ Kind = Literal["patient_sum", "site_update"]
 SplitName = Literal["train", "validation", "test"]
 
 NOISY_STEPS = 2.0**48  # a noised sum may reach this many lattice steps; what is larger is no sum of patients
+MOST_RELEASES = 10_000  # of one plan; the methods need some hundreds, and a slip must not plan for days
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from equipoise.common.config import Strict, read_yaml, validate
+from equipoise.common.config import Strict, as_text, read_yaml, validate
 from equipoise.common.errors import StudyError
 from equipoise.common.identity import read_enrolment
+from equipoise.common.patterns import BYTES, IDENTITY, NAME, SHA256
 
 
 class FractionSplits(Strict):
@@ -41,9 +42,9 @@ class SiteData(Strict):
     patient: str = "patient"
     columns: dict[str, str] = {}
     splits: FractionSplits | ColumnSplits = FractionSplits(train=0.6, validation=0.2, test=0.2)
-    split_key: str = Field(default="", pattern="^([0-9a-f]{2})*$")
+    split_key: str = Field(default="", pattern=BYTES)
     synthetic: bool = False
-    account: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")  # of the ledger
+    account: str = Field(default="main", pattern=NAME)  # of the ledger
 
     @model_validator(mode="after")
     def _keyed(self) -> Self:
@@ -85,7 +86,7 @@ class Peers(Strict):
 
     minimum: int = Field(default=3, ge=2)
     folder: str = "peers"
-    keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}
+    keys: dict[str, Annotated[str, Field(pattern=IDENTITY)]] = {}
 
 
 class Socket(Strict):
@@ -99,29 +100,27 @@ class Socket(Strict):
 class Site(Strict):
     """A hospital's own file; see the module's text."""
 
-    site: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    site: str = Field(pattern=NAME)
     data: SiteData
     coding: dict[str, dict[str, str]] = {}
     caps: Caps = Caps()
     allow_none: list[str] = []
-    approve: Literal["manual"] | list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = "manual"
+    approve: Literal["manual"] | list[Annotated[str, Field(pattern=SHA256)]] = "manual"
     peers: Peers = Peers()
     socket: Socket = Socket()
 
     @field_validator("coding", mode="before")
     @classmethod
     def _as_strings(cls, value: Any) -> Any:
-        """YAML reads 1, true and M alike as they look; a manifest's values are compared as text."""
+        """YAML reads 1 as a number; a manifest's values are compared as text. An empty key is an empty cell."""
         if not isinstance(value, dict):
             return value
         return {
-            column: {_text(key): str(level) for key, level in mapping.items()} if isinstance(mapping, dict) else mapping
+            column: {"" if key is None else as_text(key): as_text(level) for key, level in mapping.items()}
+            if isinstance(mapping, dict)
+            else mapping
             for column, mapping in value.items()
         }
-
-
-def _text(key: object) -> str:
-    return "" if key is None else str(key)
 
 
 def load_site(path: Path) -> Site:

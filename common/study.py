@@ -15,8 +15,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from equipoise.common.attribute import Attribute, with_levels
 from equipoise.common.canonical import digest_json
-from equipoise.common.config import Strict
+from equipoise.common.config import Strict, as_text
 from equipoise.common.fairness.thresholds import parse_rule
+from equipoise.common.patterns import FACTORY, IDENTITY, NAME, SHA256
 from equipoise.common.study_privacy import Privacy
 from equipoise.common.study_simulation import Simulation
 
@@ -29,13 +30,13 @@ class Weights(Strict):
     """A safetensors file of model weights."""
 
     path: str
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern=SHA256)
 
 
 class ModelSpec(Strict):
     """The vendor's classifier: a factory `module:function`, its weights, and the prefix of its head."""
 
-    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    factory: str = Field(pattern=FACTORY)
     arguments: dict[str, Scalar] = {}
     weights: Weights | None = None  # None only where a simulation pretrains the vendor's model
     after: Weights | None = None  # of a second model of the same network, which method `audit` measures beside it
@@ -54,7 +55,7 @@ class Label(Strict):
     """
 
     column: str
-    positive: list[str]
+    positive: list[str] = Field(min_length=1)
     negative: list[str] | None = None
 
     @model_validator(mode="before")
@@ -64,7 +65,7 @@ class Label(Strict):
             return value
         given = {key: value[key] for key in ("positive", "negative") if value.get(key) is not None}
         lists = {key: items if isinstance(items, list) else [items] for key, items in given.items()}
-        return {**value, **{key: [str(item) for item in items] for key, items in lists.items()}}
+        return {**value, **{key: [as_text(item) for item in items] for key, items in lists.items()}}
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -210,7 +211,7 @@ class Sites(Strict):
     quorum: float = Field(default=0.8, gt=0, le=1)
     deadline_s: float = Field(default=600.0, gt=0)
     declared_patients: dict[str, Annotated[int, Field(ge=0)]] = {}
-    keys: dict[str, Annotated[str, Field(pattern="^ed25519:[A-Za-z0-9+/]{43}=$")]] = {}  # of the secure sum
+    keys: dict[str, Annotated[str, Field(pattern=IDENTITY)]] = {}  # of the secure sum
     colluding: int = Field(default=1, ge=0)  # sites that may act as one with the server
 
     def least(self, sites: int) -> int:
@@ -238,7 +239,7 @@ class Card(Strict):
 class Study(Strict):
     """A configured experiment; see the module's text."""
 
-    study: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    study: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)  # public: shuffles and permutations, never noise
     model: ModelSpec
     inputs: Annotated[Inputs, Field(discriminator="kind")]

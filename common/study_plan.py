@@ -31,7 +31,7 @@ from equipoise.common.models import load_factory
 from equipoise.common.privacy.accounting import PrivacyCost, cost_of
 from equipoise.common.privacy.calibration import TOLERANCE, calibrate
 from equipoise.common.privacy.plan import ReleasePlan
-from equipoise.common.query import Arrays, Query, SplitName
+from equipoise.common.query import MOST_RELEASES, Arrays, Query, SplitName
 from equipoise.common.study import ScoreInputs, Study
 
 EVALUATION = "evaluation"
@@ -76,7 +76,8 @@ class StudyPlan:
         """The templates of every arm and of the evaluation, placed; neither weights nor data are read.
 
         Raises:
-            StudyError: a method, control or rule is unknown, or has no private form that the study asks for.
+            StudyError: a method, control or rule is unknown, or has no private form that the study asks for; or the
+                queries are more than any study needs.
             ModelError: no such factory.
         """
         network = load_factory(study.model.factory, study.model.arguments)
@@ -93,6 +94,12 @@ class StudyPlan:
             (EVALUATION, STUDY if shared else _payer(query, study.method.name), query)
             for query in evaluation.plan(study, models, study.method.name)
         ]
+        if len(rows) > MOST_RELEASES:
+            most, count = Counter(arm for arm, _, _ in rows).most_common(1)[0]
+            raise StudyError(
+                f"method: the study asks for {len(rows)} releases ({most}: {count}), expected at most "
+                f"{MOST_RELEASES}; take fewer rounds"
+            )
         plan = cls(tuple(Entry(arm, account, query.placed(i)) for i, (arm, account, query) in enumerate(rows)))
         if study.privacy.private:
             for entry in plan.entries:

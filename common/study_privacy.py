@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from equipoise.common.config import Strict
+from equipoise.common.patterns import SHA256
 
 
 class PublicPool(Strict):
@@ -17,7 +18,7 @@ class PublicPool(Strict):
     """
 
     path: str
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern=SHA256)
     labels: Literal["none"] = "none"
 
 

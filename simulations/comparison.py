@@ -42,6 +42,7 @@ from equipoise.simulations.contenders import Comparison
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.exact import measure_exactly
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
+from equipoise.simulations.outfolder import check_free
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.runner import simulate
 
@@ -68,7 +69,8 @@ def compare(
         note: told of every run before it begins.
 
     Raises:
-        StudyError: a method cannot run, or there is a comparison in `folder` already, or it is of another study.
+        StudyError: a method cannot run, there is a comparison in `folder` already, it is of another study, or something
+            else lies there.
         EquipoiseError: see `equipoise.common.errors`.
     """
     wanted.check()
@@ -108,6 +110,7 @@ def compare(
 def _begin(wanted: Comparison, folder: Path, resume: bool) -> Comparison:
     """Note what is compared, or find that the comparison there is of the same study; what it had stays in it."""
     file = folder / "compared.json"
+    check_free(folder, file.name)
     study = wanted.study.model_dump(mode="json", by_alias=True)
     if study["simulation"] is not None:
         study["simulation"].pop("workers")  # which change no result

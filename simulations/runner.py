@@ -38,6 +38,7 @@ from equipoise.simulations.doors import open_hospital, open_site, site_identity,
 from equipoise.simulations.flower import run_in_flower
 from equipoise.simulations.grid import run_in_process
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
+from equipoise.simulations.outfolder import BEFORE_THE_TASK, check_free
 from equipoise.simulations.preflight import Census, check_census, check_study
 from equipoise.simulations.pretrain import pretrain
 
@@ -69,7 +70,7 @@ def simulate(
         say: told the steps that are no releases.
 
     Raises:
-        StudyError: there is a run in `folder` already, or it is of another study.
+        StudyError: there is a run in `folder` already, it is of another study, or the folder holds something else.
         EquipoiseError: see `equipoise.common.errors`.
     """
     if engine not in ENGINES:
@@ -78,6 +79,7 @@ def simulate(
     run = RunFolder(folder)
     if run.task_file.exists() and not resume:
         raise StudyError(f"{folder}: holds a run already; go on with --resume, or give another folder with --out")
+    check_free(folder, run.task_file.name, BEFORE_THE_TASK)
     say("writing the hospitals")
     built = build_hospitals(study, hospitals or folder / "hospitals")
     say("reading the hospitals")

@@ -18,7 +18,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
 from equipoise.common.methods.group_dro import onto_simplex
 from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced, refuse_privacy
-from equipoise.common.query import Query
+from equipoise.common.query import MOST_RELEASES, Query
 from equipoise.common.study import Study
 
 
@@ -27,7 +27,7 @@ class Afl(Strict):
 
     lr: float = Field(default=0.1, gt=0)
     eta: float = Field(default=0.1, gt=0)  # step of the weights
-    rounds: int = Field(default=20, ge=1)
+    rounds: int = Field(default=20, ge=1, le=MOST_RELEASES)
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:

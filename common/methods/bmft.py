@@ -40,7 +40,7 @@ from equipoise.common.methods.masked import tensor_sensitivities
 from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps, changed
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
-from equipoise.common.query import Query, Sum
+from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
@@ -50,8 +50,8 @@ Vector = NDArray[np.float64]
 class Rounds(Strict):
     """Rounds of each phase."""
 
-    impair: int = Field(default=5, ge=0)
-    repair: int = Field(default=5, ge=0)
+    impair: int = Field(default=5, ge=0, le=MOST_RELEASES)
+    repair: int = Field(default=5, ge=0, le=MOST_RELEASES)
 
 
 class Bmft(LocalSteps):

@@ -26,7 +26,7 @@ from equipoise.common.config import validate
 from equipoise.common.errors import StudyError
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
 from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced, refuse_privacy
-from equipoise.common.query import Query
+from equipoise.common.query import MOST_RELEASES, Query
 from equipoise.common.study import Study
 
 Metric = Literal["equal_opportunity", "demographic_parity"]
@@ -39,7 +39,7 @@ class FairFed(LocalSteps):
     beta: float = Field(default=0.5, ge=0)
     loss: Literal["plain", "classes", "cells", "independent"] = "plain"  # each hospital's own training
     weight_cap: float = Field(default=4.0, gt=0)
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:

@@ -38,7 +38,7 @@ from equipoise.common.methods.whitened import Whitened
 from equipoise.common.models import load_factory
 from equipoise.common.objective import Name
 from equipoise.common.parts import Bit, Tying, bits_of, fixed_masks, parts_of, tensors_of
-from equipoise.common.query import Query, Sum
+from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.searcher import Kind, Proposal, Searcher
 from equipoise.common.study import Study
 
@@ -84,9 +84,9 @@ class FairTune(Strict):
     stages: int = Field(default=4, ge=1)
     outside: bool = False
     blocks: str | None = None
-    candidates: int | None = Field(default=None, ge=5)
+    candidates: int | None = Field(default=None, ge=5, le=MOST_RELEASES)
     reduction: int = Field(default=3, ge=2)
-    rounds: int = Field(default=27, ge=1)
+    rounds: int = Field(default=27, ge=1, le=MOST_RELEASES)
     lr: Rates | None = None
     bins: int | None = Field(default=None, ge=8)
     final: Literal["kept", "retrained"] | None = None

@@ -17,7 +17,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
 from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, plain_and_balanced, refuse_privacy
-from equipoise.common.query import Query
+from equipoise.common.query import MOST_RELEASES, Query
 from equipoise.common.study import Study
 
 
@@ -28,7 +28,7 @@ class FedProx(LocalSteps):
     loss: Literal["plain", "classes", "cells"] = "cells"
     weight_cap: float = Field(default=4.0, gt=0)
     local_epochs: int = Field(default=2, ge=1)
-    rounds: int = Field(default=5, ge=1)
+    rounds: int = Field(default=5, ge=1, le=MOST_RELEASES)
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:

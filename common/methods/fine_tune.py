@@ -32,7 +32,7 @@ from equipoise.common.methods.averaging import (
 from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
-from equipoise.common.query import Query
+from equipoise.common.query import MOST_RELEASES, Query
 from equipoise.common.study import Study
 
 
@@ -43,7 +43,7 @@ class FineTune(LocalSteps):
     part: Literal["whole", "head"] = "whole"
     weight_cap: float = Field(default=4.0, gt=0)
     step: Step | None = None
-    rounds: int = Field(default=5, ge=1)  # of fedavg and full_gradient
+    rounds: int = Field(default=5, ge=1, le=MOST_RELEASES)  # of fedavg and full_gradient
     whitened: Whitened = Whitened()
     dp_sgd: DpSgd = DpSgd()  # of fedavg where noise protects the patients
 

@@ -21,7 +21,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import LocalSteps
 from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, plain_and_balanced, refuse_privacy
-from equipoise.common.query import Query
+from equipoise.common.query import MOST_RELEASES, Query
 from equipoise.common.study import Study
 
 
@@ -30,7 +30,7 @@ class QFfl(LocalSteps):
 
     q: float = Field(default=1.0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)  # L = 1 / lr is the step of plain descent
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:

@@ -44,7 +44,7 @@ from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd
 from equipoise.common.methods.private_averaging import Rounds as PrivateRounds
 from equipoise.common.methods.whitened import Whitened
-from equipoise.common.query import Query, Sum
+from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
@@ -58,8 +58,8 @@ OF_OTHER_ROUNDS = {
 class Rounds(Strict):
     """Rounds of each phase."""
 
-    extractor: int = Field(default=5, ge=0)
-    head: int = Field(default=5, ge=0)
+    extractor: int = Field(default=5, ge=0, le=MOST_RELEASES)
+    head: int = Field(default=5, ge=0, le=MOST_RELEASES)
 
 
 class Swift(LocalSteps):

@@ -31,7 +31,7 @@ from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import attendance
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.private_step import CollapseGuard, Descent, Scores, acting, round_weights, split_total
-from equipoise.common.query import Arrays, Query, Sum
+from equipoise.common.query import MOST_RELEASES, Arrays, Query, Sum
 from equipoise.common.space import RANK, Kind, Space
 from equipoise.common.study import Study
 from equipoise.common.whitening import CANNOT_SEE, CLIP_PERCENTILE, check_pool, pool_gradients, whiten
@@ -44,7 +44,7 @@ Weigh = Callable[[Classifier], Generator[Query, Sum, tuple[Cells, Cells]]]
 class Whitened(Strict):
     """Parameters of the rounds; the defaults are those of the space `whole` (docs/decisions, measured)."""
 
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)
     lr: float = Field(default=0.4, gt=0)
     momentum: float = Field(default=0.8, ge=0, lt=1)
     beta: float = Field(default=0.9, ge=0, le=1)  # share of the task loss

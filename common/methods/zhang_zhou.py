@@ -41,7 +41,7 @@ from equipoise.common.methods.averaging import LocalSteps, averaged_round, check
 from equipoise.common.methods.method import Method, Outcome, Steps, changed, plain_and_balanced
 from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
 from equipoise.common.pool import Pool, network_of
-from equipoise.common.query import Query, Sum
+from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.space import MIXED_KERNELS
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -63,7 +63,7 @@ class ZhangZhou(LocalSteps):
     importance: Literal["groups", "ones", "permuted"] = "groups"
     loss: Literal["plain", "classes", "cells"] = "plain"
     weight_cap: float = Field(default=4.0, gt=0)
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)
     lr: float = Field(default=3e-3, gt=0)
     whitened: Whitened = Whitened(beta=1.0)  # under noise
 

@@ -323,8 +323,9 @@ class TestImages:
             (png(PIXELS)[:-40], "cannot be decoded"),
             (png(PIXELS, "GIF", "P"), "is not a PNG or JPEG"),
             (png(PIXELS[..., 0].astype(np.uint16)), "expected 8 bits per channel"),
+            (png(np.zeros((5000, 1, 3), dtype=np.uint8)), "has 1 x 5000 pixels, expected at least 2 in each side"),
         ],
-        ids=["missing", "text", "truncated", "gif", "16 bits"],
+        ids=["missing", "text", "truncated", "gif", "16 bits", "a strip"],
     )
     def test_a_malformed_image_names_its_file_and_row(
         self, tmp_path: Path, store: str, content: bytes | None, reason: str
@@ -346,6 +347,14 @@ class TestImages:
         assert (tall == 200).all()
         square = Image.fromarray(PIXELS).resize((4, 4), Image.Resampling.LANCZOS)
         np.testing.assert_array_equal(decode_image(png(PIXELS), 4, "image"), np.asarray(square))
+
+    def test_an_image_is_enlarged_four_times_and_no_further(self) -> None:
+        """A square of a few pixels shows the model nothing of the patient."""
+        assert decode_image(png(PIXELS), 32, "image").shape == (32, 32, 3)
+        with pytest.raises(
+            DataError, match=r"image has 8 x 8 pixels, expected at least 9 in each side for inputs\.size"
+        ):
+            decode_image(png(PIXELS), 33, "image")
 
     def test_every_8_bit_mode_becomes_rgb(self) -> None:
         for mode in ("L", "LA", "P", "RGBA", "1"):

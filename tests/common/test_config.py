@@ -180,11 +180,81 @@ def test_what_is_not_a_mapping_in_yaml_is_one_line(tmp_path: Path, text: str, wo
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no such file"):
         read_yaml(tmp_path / "nothing.yaml")
-    with pytest.raises(StudyError, match="cannot be read"):
+    with pytest.raises(StudyError, match="it is a folder; give the path of a YAML file"):
         read_yaml(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
-    with pytest.raises(StudyError, match="cannot be read"):
+    with pytest.raises(StudyError, match=r"cannot be read: .*; save it as UTF-8"):
         read_yaml(tmp_path / "latin.yaml")
+
+
+QUOTES = "expected text; put it in quotes, since YAML reads yes, no, on and off as true and false"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("coding: {disease: {yes: 1, no: 0}}", "coding.disease: key True: "),
+        ("coding: {disease: {1: yes}}", "coding.disease.1=True: "),
+        ("coding: {on: {a: b}}", "coding: key True: "),
+    ],
+)
+def test_a_truth_in_a_site_file_is_no_word_of_the_manifest(tmp_path: Path, text: str, where: str) -> None:
+    """As text it would be "True", which no cell says: all patients of the hospital would count as healthy."""
+    file = tmp_path / "site.yaml"
+    file.write_text(f"site: a\ndata: {{manifest: m.csv, splits: {{column: s}}}}\n{text}\n")
+    with pytest.raises(StudyError) as caught:
+        load_site(file)
+    assert f"{file}: {where}{QUOTES}" in str(caught.value)
+    file.write_text(file.read_text().replace(text, 'coding: {disease: {"yes": 1, "no": 0}}'))
+    assert load_site(file).coding == {"disease": {"yes": "1", "no": "0"}}
+
+
+@pytest.mark.parametrize("columns", [{"disease": True}, {True: "dis"}])
+def test_a_truth_is_no_column(columns: dict[Any, Any]) -> None:
+    assert QUOTES in complaint(Site, with_key(GOOD_SITE, "data.columns", columns))
+
+
+@pytest.mark.parametrize(
+    ("label", "where"),
+    [
+        ({"column": "disease", "positive": True}, "label.positive=True: "),
+        ({"column": "disease", "positive": ["1", True]}, "label.positive.1=True: "),
+        ({"column": "disease", "positive": "1", "negative": False}, "label.negative=False: "),
+        ({"column": True, "positive": "1"}, "label.column=True: "),
+    ],
+)
+def test_a_truth_in_a_study_is_no_label(label: dict[str, Any], where: str) -> None:
+    assert where + QUOTES in complaint(Study, study_value("label", label))
+
+
+def test_no_label_and_an_empty_one_are_none() -> None:
+    assert "label.positive: " in complaint(Study, study_value("label", {"column": "disease", "positive": []}))
+    assert "label.positive.0: expected text" in complaint(Study, study_value("label.positive", [None]))
+    assert "coding.sex.f: expected text" in complaint(Site, with_key(GOOD_SITE, "coding", {"sex": {"f": None}}))
+    assert validate(Study, study_value("label.positive", [1, 2.5]), "file.yaml").label.positive == ["1", "2.5"]
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "value", "words"),
+    [
+        (Study, "model.arguments", {"a": [1]}, "model.arguments.a: expected true or false, a number or text"),
+        (Study, "evaluation.gates.balanced_accuracy", [1], "expected a number or text"),
+        (Site, "approve", 3, "approve=3: expected 'manual' or a list"),
+        (Site, "approve", ["x"], "approve.0='x': expected 64 hexadecimal digits (0-9 a-f)"),
+        (Site, "caps.methods", [3], "caps.methods.0=3: expected text; put it in quotes"),
+        (Study, "study", "A study", "study='A study': expected up to 64 lower-case letters, digits"),
+        (Site, "data.split_key", "xyz", "expected an even number of hexadecimal digits"),
+        (Site, "peers", {"keys": {"b": "c"}}, "expected a public key as its site shows it, beginning with ed25519:"),
+        (Study, "model.factory", "os.system", "model.factory='os.system': expected module:function"),
+        (Study, "seed", 1.5, "seed=1.5: expected an integer"),
+    ],
+)
+def test_what_was_expected_is_said_in_words(model: Any, path: str, value: Any, words: str) -> None:
+    good = study_value() if model is Study else GOOD_SITE
+    text = complaint(model, with_key(good, path, value))
+    assert words in text
+    assert "more)" not in text  # kinds of one value are one fault
+    assert "pattern" not in text
 
 
 def test_overrides_change_a_copy() -> None:

@@ -65,3 +65,8 @@ def test_the_winner_is_of_the_highest_rung_and_never_below_the_floor() -> None:
     assert winner_of([low, high]) == (1, 1)
     assert winner_of([low, {1: fallen(0.99)}]) == (0, 0)
     assert winner_of([{0: fallen(1.0)}, {0: fallen(1.0)}]) is None
+
+
+def test_a_search_of_more_releases_than_a_plan_may_have_is_refused_at_once() -> None:
+    with pytest.raises(StudyError, match="10000 candidates in 1 rounds take 20000 releases, and a study at most"):
+        rungs_of(10_000, 20_000, 1)
