@@ -42,6 +42,7 @@ from equipoise.simulations.contenders import Comparison
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.exact import measure_exactly
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
+from equipoise.simulations.preflight import check_study
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.runner import simulate
 
@@ -68,10 +69,12 @@ def compare(
         note: told of every run before it begins.
 
     Raises:
+        ModelError: the network or its weights do not fit the study.
         StudyError: a method cannot run, or there is a comparison in `folder` already, or it is of another study.
         EquipoiseError: see `equipoise.common.errors`.
     """
     wanted.check()
+    check_study(wanted.study)  # before anything is written or pretrained
     wanted = _begin(wanted, folder, resume)
     variants, tried = wanted.variants(), list[Json]()
     if wanted.tune:
