@@ -30,7 +30,7 @@ from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_weights
-from equipoise.common.study_simulation import SyntheticHospitals
+from equipoise.common.study_simulation import FolderHospitals, PublicHospitals
 from equipoise.server.engine import Watcher
 from equipoise.server.report.side_by_side import findings, seed_figures, summarise, to_csv
 from equipoise.server.report.side_by_side_page import render
@@ -246,8 +246,8 @@ def _digest(run: RunFolder) -> str:
 
 
 def resplit_of(study: Study, hospitals: Hospitals) -> dict[str, int] | None:
-    """Training and test patients that every seed splits anew; None where a seed draws patients of its own."""
-    if study.simulation is None or isinstance(study.simulation.hospitals, SyntheticHospitals):
+    """Training and test patients that every seed splits anew; None where it draws its own, or splits none anew."""
+    if study.simulation is None or not isinstance(study.simulation.hospitals, PublicHospitals):
         return None
     cohorts = [open_hospital(study, [path]) for path in hospitals.sites.values()]
     splits: tuple[SplitName, ...] = ("train", "test")
@@ -275,6 +275,8 @@ def _value(
             "evaluation": rendered["evaluation"],
             "own_base_model": study.model.weights is None,
             "resplit": resplit,
+            # The split of a folder is its site file's own, and no seed enters it.
+            "same_split": study.simulation is not None and isinstance(study.simulation.hospitals, FolderHospitals),
             "simulation": rendered["simulation"],
         },
         "seeds": seeds,
