@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from equipoise.client.cohort import Split
 from equipoise.common.errors import ModelError
+from equipoise.common.factory import load_factory
 from equipoise.common.losses import cell_index
-from equipoise.common.models import load_factory, normalise
+from equipoise.common.models import normalise
 from equipoise.common.study import Study
 
 SCORE_BATCH = 128  # larger ones leave the cache

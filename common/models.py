@@ -1,38 +1,33 @@
-"""The classifiers that a study can name, and how a classifier and its weights are loaded.
+"""The classifiers that a study can name, and how a classifier's weights are loaded.
 
 Every factory here returns a module whose `forward` maps a normalised float batch to one logit per row, shape (m,).
 The last layer is one `torch.nn.Linear` called `head`; all other parameters form the extractor.
 
->>> model = load_factory("equipoise.common.models:mlp", {"features": 6})
->>> model(torch.zeros(2, 6)).shape
+>>> mlp(features=6)(torch.zeros(2, 6)).shape
 torch.Size([2])
 
 Design notes:
 
-* Normalisation is by groups of channels (Wu & He 2018, arXiv:1803.08494). Batch normalisation makes one patient's
-  output depend on the other patients of the batch: per-patient gradients, which clipping and accounting need, do not
-  exist then, and the running statistics leave the site outside every guarantee. A model that holds one is refused.
+* Normalisation is by groups of channels (Wu & He 2018, arXiv:1803.08494), never over a batch, which mixes patients
+  (`equipoise.common.factory`).
 * No operation works in place, since per-patient gradients (`torch.func`, Opacus hooks) need the inputs of each layer.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from equipoise.common import group_norm
 from equipoise.common.canonical import sha256 as sha256_of
 from equipoise.common.errors import ModelError
-from equipoise.common.study import ImageInputs, Inputs, ModelSpec, Scalar
+from equipoise.common.factory import load_factory
+from equipoise.common.study import ImageInputs, Inputs, ModelSpec
 
 
 class ResidualBlock(nn.Module):
@@ -129,11 +124,16 @@ def mlp(features: int, hidden: Sequence[int] = (64, 32)) -> nn.Module:
         hidden: widths of the hidden layers.
 
     Raises:
-        ModelError: a width is not positive.
+        ModelError: a width is no whole number, or not positive.
     """
-    if min(features, *hidden) < 1:
-        raise ModelError(f"mlp: features={features}, hidden={tuple(hidden)}: widths must be >= 1")
-    return TableClassifier((features, *hidden))
+    # Both come from a study file, where a quoted number is a text and a list cannot be given.
+    widths = (features, *hidden) if isinstance(hidden, Sequence) else ()
+    if not widths or not all(isinstance(width, int) and width >= 1 for width in widths):
+        raise ModelError(
+            f"mlp: features={features!r}, hidden={hidden!r}: expected a whole number and a list of them, all >= 1; "
+            "correct model.arguments"
+        )
+    return TableClassifier(widths)
 
 
 def densenet121(in_channels: int = 3) -> nn.Module:
@@ -191,69 +191,6 @@ def normalise(inputs: Inputs, batch: Tensor) -> Tensor:
     if isinstance(inputs, ImageInputs):
         return (batch.float() / 255 - inputs.mean) / inputs.std
     return batch
-
-
-def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:
-    """The module that `module:function` makes; the code is imported from what is installed, never received.
-
-    Raises:
-        ModelError: the module or the function does not exist or does not declare that it returns a
-            `torch.nn.Module` (it is then not called), the arguments do not fit, or the network mixes patients.
-    """
-    place, _, name = factory.partition(":")
-    try:
-        module = importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"model.factory={factory}: no module {error.name!r} is installed; "
-            "install it on this machine or correct the name"
-        ) from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ModelError(f"model.factory={factory}: {place} has no function {name!r}")
-    if not _returns_network(function):
-        # A study or a run folder may come from someone else: `os:system` must not even be called.
-        raise ModelError(
-            f"model.factory={factory}: is no model factory; expected a subclass of torch.nn.Module, or a function "
-            "annotated to return one"
-        )
-    try:
-        inspect.signature(function).bind(**arguments)
-    except (TypeError, ValueError) as error:  # ValueError: a builtin that declares no signature
-        raise ModelError(f"model.arguments={dict(arguments)} do not fit {factory}: {error}") from None
-    model: nn.Module = function(**arguments)
-    refuse_mixing(model)
-    group_norm.guard(model)
-    return model
-
-
-def _returns_network(function: Callable[..., Any]) -> bool:
-    """Whether a callable declares that it makes a network."""
-    made: object = function
-    if not isinstance(function, type):
-        try:
-            made = get_type_hints(function).get("return")
-        except (TypeError, NameError):
-            return False
-    return isinstance(made, type) and issubclass(made, nn.Module)
-
-
-def refuse_mixing(model: nn.Module) -> None:
-    """Refuse a model that computes one patient's output from other patients' inputs.
-
-    Raises:
-        ModelError: a batch normalisation, or an instance normalisation with running statistics.
-    """
-    for name, module in model.named_modules():
-        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm) or (
-            isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
-        )
-        if mixes:
-            raise ModelError(
-                f"model layer {name!r} is a {type(module).__name__}: its batch statistics mix patients, so no "
-                "patient's contribution can be bounded; replace it by GroupNorm "
-                "(opacus.validators.ModuleValidator.fix) and train the model again"
-            )
 
 
 def load_weights(model: nn.Module, path: Path, sha256: str | None) -> None:
@@ -330,6 +267,8 @@ def build(spec: ModelSpec) -> nn.Module:
         ModelError: the factory, the weights, the head or the device do not fit.
     """
     model = load_factory(spec.factory, spec.arguments)
+    if spec.device.startswith("meta"):  # to which torch moves a network, and its weights are gone
+        raise ModelError(f"model.device={spec.device}: holds no values; try cpu")
     split_parameters(model, spec.head)
     if spec.weights is not None:
         load_weights(model, Path(spec.weights.path), spec.weights.sha256)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from equipoise.common.canonical import digest_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
+from equipoise.common.factory import load_factory
 from equipoise.common.features import feature_table
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest
-from equipoise.common.models import load_factory, normalise
+from equipoise.common.models import normalise
 from equipoise.common.study import ImageInputs, Inputs, ScoreInputs, Study
 
 BATCH = 100

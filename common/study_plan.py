@@ -26,8 +26,8 @@ from equipoise.common import evaluation
 from equipoise.common.canonical import canonical_json, digest_arrays, digest_json
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import RefusedError, StudyError
+from equipoise.common.factory import load_factory
 from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
-from equipoise.common.models import load_factory
 from equipoise.common.privacy.accounting import PrivacyCost, cost_of
 from equipoise.common.privacy.calibration import TOLERANCE, calibrate
 from equipoise.common.privacy.plan import ReleasePlan

@@ -30,7 +30,7 @@ from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_weights
-from equipoise.common.study_simulation import SyntheticHospitals
+from equipoise.common.study_simulation import FolderHospitals, PublicHospitals
 from equipoise.server.engine import Watcher
 from equipoise.server.report.side_by_side import findings, seed_figures, summarise, to_csv
 from equipoise.server.report.side_by_side_page import render
@@ -43,6 +43,7 @@ from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.exact import measure_exactly
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.outfolder import check_free
+from equipoise.simulations.preflight import check_study
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.runner import simulate
 
@@ -69,11 +70,13 @@ def compare(
         note: told of every run before it begins.
 
     Raises:
+        ModelError: the network or its weights do not fit the study.
         StudyError: a method cannot run, there is a comparison in `folder` already, it is of another study, or something
             else lies there.
         EquipoiseError: see `equipoise.common.errors`.
     """
     wanted.check()
+    check_study(wanted.study)  # before anything is written or pretrained
     wanted = _begin(wanted, folder, resume)
     variants, tried = wanted.variants(), list[Json]()
     if wanted.tune:
@@ -246,8 +249,8 @@ def _digest(run: RunFolder) -> str:
 
 
 def resplit_of(study: Study, hospitals: Hospitals) -> dict[str, int] | None:
-    """Training and test patients that every seed splits anew; None where a seed draws patients of its own."""
-    if study.simulation is None or isinstance(study.simulation.hospitals, SyntheticHospitals):
+    """Training and test patients that every seed splits anew; None where it draws its own, or splits none anew."""
+    if study.simulation is None or not isinstance(study.simulation.hospitals, PublicHospitals):
         return None
     cohorts = [open_hospital(study, [path]) for path in hospitals.sites.values()]
     splits: tuple[SplitName, ...] = ("train", "test")
@@ -275,6 +278,8 @@ def _value(
             "evaluation": rendered["evaluation"],
             "own_base_model": study.model.weights is None,
             "resplit": resplit,
+            # The split of a folder is its site file's own, and no seed enters it.
+            "same_split": study.simulation is not None and isinstance(study.simulation.hospitals, FolderHospitals),
             "simulation": rendered["simulation"],
         },
         "seeds": seeds,

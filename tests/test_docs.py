@@ -8,20 +8,24 @@ from typing import Any, get_args, get_origin
 
 import click
 import pytest
+import torch
 import typer.main
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from equipoise.cli import app
 from equipoise.common import errors
 from equipoise.common.config import override, read_yaml, validate
+from equipoise.common.factory import load_factory
 from equipoise.common.methods import METHOD_CONTROLS, METHODS, SIMULATION_CONTROLS, resolve
 from equipoise.common.methods.whitened import Whitened
 from equipoise.common.sitefile import Caps, Site
 from equipoise.common.study import Study
 from equipoise.common.study_file import load_study
+from equipoise.simulations.preflight import check_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -34,6 +38,7 @@ FILES += [ROOT / ".pre-commit-config.yaml", ROOT / "pyproject.toml"]
 NOT_RUN = {
     ". .venv/bin/activate": "changes the reader's shell",
     "export EQUIPOISE_DATA=~/equipoise-data": "changes the reader's shell",
+    "export PYTHONPATH=.": "changes the reader's shell",
     "equipoise simulate configs/demo.yaml": "make demo runs it, with --out",
     "equipoise simulate configs/demo.yaml --resume": "the resume tests run it",
     "equipoise simulate configs/demo.yaml --set method.beta=0.7 --set seed=2 --out runs/beta-0.7": "minutes; parsed",
@@ -291,6 +296,24 @@ def test_yaml_in_the_pages_is_valid(page: Path) -> None:
         else:
             whole = {**MINIMAL_STUDY, **value} if block.startswith("# part of a study") else value
             resolve(validate(Study, whole, page.name))
+
+
+def test_the_model_of_the_quickstart_fits_its_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs/quickstart.md"
+    (code,) = blocks(page, "python")
+    (tmp_path / "mymodels.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (part,) = (yaml.safe_load(block) for block in blocks(page, "yaml") if "mymodels" in block)
+    part["model"]["weights"]["path"] = str(tmp_path / "vendor.safetensors")
+    study = validate(Study, {**MINIMAL_STUDY, **part}, page.name)
+    torch.manual_seed(0)
+    save_file(load_factory(study.model.factory, study.model.arguments).state_dict(), tmp_path / "vendor.safetensors")
+    check_study(study)
+    assert isinstance(load_factory("mymodels:Risk", study.model.arguments), torch.nn.Module)
+    assert "-> nn.Module:" in code
+    (tmp_path / "unannotated.py").write_text(code.replace("-> nn.Module:", ":"))
+    with pytest.raises(errors.ModelError, match="is no model factory"):
+        load_factory("unannotated:build", study.model.arguments)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)

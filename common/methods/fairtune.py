@@ -27,6 +27,7 @@ from equipoise.common.cells import WITHOUT_GROUPS, Balance, Cells
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
 from equipoise.common.errors import StudyError
+from equipoise.common.factory import load_factory
 from equipoise.common.halving import Judgement, Rung, rungs_of
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
@@ -35,7 +36,6 @@ from equipoise.common.methods.candidates import TRIAL, Candidate, Judge, Search
 from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, changed
 from equipoise.common.methods.trials import Averaging, Trainer, Whitening
 from equipoise.common.methods.whitened import Whitened
-from equipoise.common.models import load_factory
 from equipoise.common.objective import Name
 from equipoise.common.parts import Bit, Tying, bits_of, fixed_masks, parts_of, tensors_of
 from equipoise.common.query import MOST_RELEASES, Query, Sum

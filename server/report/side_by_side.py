@@ -1,10 +1,11 @@
 """Several methods over several seeds as one table: means, intervals over seeds, and changes paired by seed.
 
-A seed is a replicate: its own splits and shuffles, and in a simulation that makes them its own patients and base model.
+A seed is a replicate: its own shuffles, and in a simulation that makes them its own splits, patients and base model.
 Within a seed every method starts from the same base model and is measured on the same test patients, so differences are
 taken within seeds first. Intervals are t-intervals over seeds; they hold what differs from seed to seed, and nothing of
 hospitals that are not here. Where seeds split the same patients anew, runs share patients, and the intervals are too
-narrow for a statement on other patients: `findings` says what is left with a variance that allows for it.
+narrow for a statement on other patients: `findings` says what is left with a variance that allows for it. Hospitals in
+folders keep one split for all seeds: there intervals show the randomness of training alone.
 """
 
 from __future__ import annotations
@@ -137,6 +138,11 @@ def findings(value: Json) -> list[str]:
             f"statement on others. With the variance of Nadeau & Bengio (2003), which makes them {factor:.1f} times as "
             f"wide, smaller: {_listed([name for name in smaller if _below(apart[name], 0.0)])}; larger: "
             f"{_listed([name for name in larger if _above(apart[name], 0.0)])}."
+        )
+    if value["study"].get("same_split"):
+        text.append(
+            "All seeds have the same patients in the same split: intervals show the randomness of training alone, and "
+            "nothing of what other patients or another split would give."
         )
     text.append(
         f"Intervals are not widened for the {len(others)} methods that are looked at: {often} one in twenty lies "

@@ -151,7 +151,8 @@ def terms(value: Json) -> list[str]:
         "Within a seed all start from the same base model, hospitals, splits and shuffles; each seed has its own"
         + (", of the same patients." if study.get("resplit") else ".")
         if study["own_base_model"]
-        else "All start from the base model that the study names; a seed changes shuffles, and what a simulation draws."
+        else "All start from the base model that the study names; a seed changes shuffles"
+        + (" alone: patients and splits stay." if study.get("same_split") else ", and what a simulation draws.")
     )
     privacy = study["privacy"]
     budget = (

@@ -26,8 +26,8 @@ from scipy.stats import t as student
 from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View
 from equipoise.common.config import read_yaml, validate
+from equipoise.common.factory import load_factory
 from equipoise.common.files import write_whole
-from equipoise.common.models import load_factory
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_pool, pin_weights
 from equipoise.common.study_plan import arms_of

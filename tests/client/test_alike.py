@@ -15,7 +15,7 @@ from equipoise.client.cohort import Split
 from equipoise.client.scores import logits_alike, patient_means, patient_scores
 from equipoise.client.workbench import View
 from equipoise.common.errors import ModelError
-from equipoise.common.models import load_factory
+from equipoise.common.factory import load_factory
 from tests.tiny import FEATURES, WIDTH, People, draw_people, make_study, network, weights_file
 
 STUDY = make_study({"name": "swift"}, file=weights_file())

@@ -25,9 +25,9 @@ from equipoise.client.scores import ScoreCache
 from equipoise.common import catalogue, models
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import RefusedError, StudyError
+from equipoise.common.factory import load_factory
 from equipoise.common.losses import row_losses
 from equipoise.common.mask import SoftMask
-from equipoise.common.models import load_factory
 from equipoise.common.privacy.mechanisms import NoNoise
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import MOVED, Query

@@ -11,9 +11,9 @@ from safetensors.torch import save
 
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
+from equipoise.common.factory import load_factory
 from equipoise.common.methods import METHODS, control_of, resolve
 from equipoise.common.methods.method import Method, Outcome
-from equipoise.common.models import load_factory
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
 

@@ -7,7 +7,8 @@ NORMS_ALONE = """
 import sys
 import torch
 from equipoise.common import group_norm
-from equipoise.common.models import load_factory, resnet_small
+from equipoise.common.factory import load_factory
+from equipoise.common.models import resnet_small
 
 torch.manual_seed(0)
 model = load_factory("equipoise.common.models:resnet_small", {}) if sys.argv[1] == "guarded" else resnet_small()

@@ -15,13 +15,12 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from equipoise.common.errors import ModelError
+from equipoise.common.factory import load_factory, refuse_mixing
 from equipoise.common.models import (
     build,
-    load_factory,
     load_weights,
     mlp,
     normalise,
-    refuse_mixing,
     resnet18,
     resnet_small,
     split_parameters,
@@ -203,9 +202,10 @@ def test_a_head_prefix_that_does_not_split_is_refused(head: str, kind: str) -> N
         split_parameters(model, head)
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match=r"model\.device=nothing"):
-        build(ModelSpec(factory="equipoise.common.models:resnet_small", device="nothing"))
+@pytest.mark.parametrize("device", ["nothing", "meta", "meta:0"])
+def test_a_device_that_cannot_be_used_is_named(device: str) -> None:
+    with pytest.raises(ModelError, match=rf"model\.device={device}: .*try cpu"):
+        build(ModelSpec(factory="equipoise.common.models:resnet_small", device=device))
 
 
 def test_densenet_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

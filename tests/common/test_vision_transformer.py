@@ -7,7 +7,8 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from equipoise.common.errors import ModelError
-from equipoise.common.models import load_factory, refuse_mixing, split_parameters
+from equipoise.common.factory import load_factory, refuse_mixing
+from equipoise.common.models import split_parameters
 from equipoise.common.vision_transformer import Attention, positions, vit, vit_small
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

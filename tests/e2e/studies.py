@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from equipoise.common.models import load_factory
+from equipoise.common.factory import load_factory
 
 SITES = ("ash", "birch", "cedar")
 SPLITS = ("train", "train", "validation", "test")

@@ -40,6 +40,16 @@ def put(path: str, value: Any) -> Damage:
     return damage
 
 
+def own_network(factory: str) -> Damage:
+    """A study with a network of the user's own, and weights that fit it."""
+
+    def damage(desk: Desk) -> None:
+        desk.write_study(model={"factory": factory, "weights": {"path": "vendor.safetensors"}})
+        desk.write_weights()
+
+    return damage
+
+
 def text(content: str | bytes) -> Damage:
     """Replace the study file."""
     return lambda desk: desk.study.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -151,6 +161,25 @@ IN_THE_STUDY: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "no such head": (put("model.head", "tail."), MODEL, ("model.head='tail.'", "head.bias")),
     "no such device": (put("model.device", "cuda:77"), MODEL, ("model.device=cuda:77", "try cpu")),
     "a network of another width": (too_wide, MODEL, ("a batch (2, 6)", "`inputs`", "correct model.arguments")),
+    "a network on no device": (put("model.device", "meta"), MODEL, ("model.device=meta", "try cpu")),
+    "a factory that fails": (put("model", {"factory": "tests.wrong:raises"}), MODEL, ("ValueError: boom",)),
+    "a factory that ends the process": (put("model", {"factory": "tests.wrong:exits"}), MODEL, ("SystemExit: 3",)),
+    "weights that are tied": (
+        put("model", {"factory": "tests.wrong:Tied"}),
+        MODEL,
+        ("first.weight and again.weight are one; untie them",),
+    ),
+    "a network that mixes a batch": (
+        own_network("tests.wrong:Centred"),
+        MODEL,
+        ("model.factory=tests.wrong:Centred", "a logit depends on the other rows of its batch"),
+    ),
+    "a network that gives NaN": (own_network("tests.wrong:Undefined"), MODEL, ("(nan, nan)", "finite logits")),
+    "a network that loses the axis of one row": (
+        own_network("tests.wrong:Squeezed"),
+        MODEL,
+        ("a batch (1, 6)", "returns (), expected one logit a row: (1,)"),
+    ),
     "weights of another shape": (
         tensors(lambda state: state.update({"head.weight": torch.zeros(1, 5)})),
         MODEL,
@@ -247,6 +276,19 @@ def test_a_mistake_in_the_study_is_one_line_and_writes_nothing(what: str, desk: 
     assert ended.code == code
     assert not left_over(desk.folder)
     assert not desk.run.exists()
+
+
+def test_a_network_that_mixes_is_found_before_a_comparison_begins(desk: Desk, equipoise: Run) -> None:
+    own_network("tests.wrong:Centred")(desk)
+    ended = equipoise("compare", desk.study, "--methods", "reweighing", "--seeds", 1, "--out", desk.run)
+    assert (ended.code, "its batch or on chance" in ended.error) == (MODEL, True)
+    assert not desk.run.exists()
+
+
+def test_a_network_of_ones_own_runs(desk: Desk, equipoise: Run) -> None:
+    """With dropout, which is off wherever a hospital answers."""
+    own_network("tests.wrong:good")(desk)
+    assert equipoise("simulate", desk.study, "--out", desk.run).code == 0
 
 
 @pytest.mark.parametrize("what", IN_THE_HOSPITALS)

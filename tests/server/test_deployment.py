@@ -216,7 +216,7 @@ def test_a_run_asks_the_nodes_that_its_coordinator_let_in(place: Place, monkeypa
     config = {"folder": str(place.run.path), "coordinator": str(folder), "approval-wait-s": 60.0, "track": ""}
     with task_identity(1), InProcessGrid(stub, SITES) as grid:
         deployment.app(grid, Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), config))
-    assert given[2:] == [{"ash": 12345678901234567890}, 60.0, []]
+    assert given[2:] == [{"ash": 12345678901234567890}, 60.0, [], "1"]
 
 
 def test_one_process_at_a_time_works_on_a_run(place: Place) -> None:

@@ -147,6 +147,17 @@ def test_splits_of_the_same_patients_conclude_less(value: Json) -> None:
     assert "of the same patients" in render(value)
 
 
+def test_hospitals_in_folders_have_one_split_and_only_training_varies(value: Json) -> None:
+    value["study"] |= {"resplit": None, "same_split": True, "own_base_model": False}
+    text = " ".join(findings(value))
+    assert "the same split: intervals show the randomness of training alone" in text
+    assert "anew" not in text
+    assert "Nadeau" not in text
+    assert "a seed changes shuffles alone: patients and splits stay." in render(value)
+    value["study"]["same_split"] = False
+    assert "randomness of training alone" not in " ".join(findings(value))
+
+
 def test_a_model_that_some_seeds_lack_says_so() -> None:
     seeds = [seed(base=(0.4, 0.8), plain=(0.3, 0.8), m=(0.2 + k / 100, 0.8)) for k in range(4)]
     del seeds[1]["m"]

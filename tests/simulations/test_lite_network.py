@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, pad, relu6
 
-from equipoise.common.models import load_factory
+from equipoise.common.factory import load_factory
 from equipoise.simulations.benchmarks.lite_network import EPSILON, STAGES, folded, lite0
 
 FACTORY = "equipoise.simulations.benchmarks.lite_network:lite0"

@@ -18,6 +18,8 @@ from equipoise.common.errors import DataError, StudyError
 from equipoise.common.manifest import Manifest, read_manifest
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
+from equipoise.simulations.comparison import resplit_of
+from equipoise.simulations.hospitals import Hospitals
 from equipoise.simulations.public import PublicSites, public_data_folder, write_ham10000, write_heart
 from equipoise.simulations.sitefolder import SitePaths
 
@@ -128,6 +130,19 @@ class TestHeart:
         assert patients(again.vendor) == patients(heart.vendor)
         assert again.sites[0].site_file.read_text() == heart.sites[0].site_file.read_text()
         assert patients(other.vendor) != patients(heart.vendor)
+
+    def test_another_seed_splits_the_same_patients_anew_and_a_comparison_counts_them(
+        self, heart: PublicSites, data: Path, tmp_path: Path
+    ) -> None:
+        other = write_heart(tmp_path, data, 1)
+        before, after = (cohort(HEART_STUDY, place.sites[3]) for place in (heart, other))
+        assert {who for who, _ in before.members()} == {who for who, _ in after.members()}
+        assert sorted(before.members()) != sorted(after.members())
+        study = Study.model_validate({**HEART_STUDY, "simulation": {"hospitals": {"kind": "heart"}}})
+        hospitals = Hospitals({paths.site: paths.site_file for paths in heart.sites}, None)
+        cohorts = [cohort(HEART_STUDY, paths) for paths in heart.sites]
+        counted = {split: sum(one.split_patients(split) for one in cohorts) for split in ("train", "test")}
+        assert resplit_of(study, hospitals) == counted
 
     def test_the_unit_is_said(self, heart: PublicSites) -> None:
         assert "the unit is the row" in heart.note
