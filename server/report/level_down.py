@@ -56,9 +56,9 @@ def level_down(changes: Sequence[Json], study: Study, measured: Measured, method
 
 
 def by_chance(looked_at: int) -> str:
-    """`6 changes looked at, 0.1 expected to be flagged by chance alone`: one of 40 intervals lies below 0 by chance."""
+    """`6 changes, 0.1 expected by chance`: one of 40 intervals lies below 0 by chance alone."""
     expected = number(looked_at * (1 - LEVEL) / 2, 1)
-    return f"{looked_at} changes looked at, {expected} expected to be flagged by chance alone"
+    return f"{looked_at} changes, {expected} expected by chance"
 
 
 def who_got_worse(report: Json, change: Json) -> list[str]:

@@ -149,7 +149,7 @@ def test_the_first_sentence_says_that_the_test_failed_and_why() -> None:
     assert report["verdict"]["outcome"] == "fail"
     assert first.startswith(
         "The declared test is failed, and sensitivity or AUC fell for light (tone) and dark (tone) "
-        "(4 of 4 changes looked at, 0.1 expected to be flagged by chance alone):"
+        "(4 of 4 changes, 0.1 expected by chance):"
     )
     assert "it failed" in first
     assert "balanced_accuracy" in first
@@ -169,7 +169,7 @@ def test_the_first_sentence_tells_a_pass_its_loser() -> None:
     assert report["verdict"]["outcome"] == "pass"
     assert headline(report).startswith(
         "The declared test is passed, and sensitivity or AUC fell for light (tone) "
-        "(2 of 4 changes looked at, 0.1 expected to be flagged by chance alone):"
+        "(2 of 4 changes, 0.1 expected by chance):"
     )
     change = report["changes"][0]["attributes"]["tone"]["points"]["rule"]["gaps"]["equalized_odds_difference"]
     assert f"fell by {-change['value']:.3f} (95 % interval {-change['high']:.3f} to {-change['low']:.3f})" in headline(
@@ -248,9 +248,8 @@ def test_the_number_of_changes_looked_at_stands_beside_the_flags() -> None:
     # TPR and AUC of 2 + 3 + 6 groups, FPR of the same.
     assert report["looked_at"] == {"level_down": 22, "more_false_alarms": 11}
     assert report["summary"]["worse"][-1] == (
-        "Not corrected for their number: of true positive rates and AUCs 22 changes looked at, 0.6 expected to be "
-        "flagged by chance alone; of false positive rates 11 changes looked at, 0.3 expected to be flagged by chance "
-        "alone."
+        "Not corrected for their number: of true positive rates and AUCs 22 changes, 0.6 expected by chance; of false "
+        "positive rates 11 changes, 0.3 expected by chance."
     )
     # Five gaps at three operating points of two attributes, but the two declared; the intersection has none.
     assert any("The other 28 gaps" in line and "the 33 changes by group" in line for line in report["limits"])
