@@ -127,9 +127,9 @@ def _read_csv(content: bytes, path: Path) -> pa.Table:
         _check_quotes(content.decode("utf-8-sig"), path)
     # The header is read first: only columns that are named can be kept as the text that stands in the file.
     header = _FIRST_LINE.search(content)
-    names = pa.csv.read_csv(pa.BufferReader(header[0] + b"\n" if header else b"")).column_names
+    names = pa.csv.read_csv(_source(header[0] + b"\n" if header else b"")).column_names
     as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return pa.csv.read_csv(pa.BufferReader(content), convert_options=as_text)
+    return pa.csv.read_csv(_source(content), convert_options=as_text)
 
 
 def _check_quotes(text: str, path: Path) -> None:
@@ -158,7 +158,18 @@ def _check_quotes(text: str, path: Path) -> None:
 
 
 def _read_parquet(content: bytes, path: Path) -> pa.Table:
-    return pa.parquet.read_table(pa.BufferReader(content))
+    return pa.parquet.read_table(_source(content))
+
+
+def _source(content: bytes) -> pa.BufferReader:
+    """A copy in Arrow's own memory, as a file.
+
+    Its threads let go of a source when they please. If it were Python's and Python had ended by then, the process would
+    abort.
+    """
+    memory = pa.BufferOutputStream()
+    memory.write(content)
+    return pa.BufferReader(memory.getvalue())
 
 
 def _text(value: object) -> str:
