@@ -102,14 +102,19 @@ class Averages:
         """Take the rounds of one part, unless an earlier part collapsed."""
         if self.collapsed or not p.rounds:
             return
-        models, scores = [self.model], None
+        models = [self.model]
+        scores: Scores | None = None  # for the guard
+        gaps: Scores | None = None  # for the bias weights: of rounds that all sites answered
         guard = CollapseGuard(share=p.private.collapse_share)
         clips, separations = list[float](), list[float]()
         for round_ in range(p.rounds):
             query = p.query(self.study, models[-1], round_)
-            total, clip = yield from self._round(p, query, models[-1], scores, mask)
+            total, clip = yield from self._round(p, query, models[-1], gaps, mask)
             present = attendance(self.study, total.cohort)
-            scores = scores_of(total, present, self.counts).blended(scores, p.private.memory)
+            released = scores_of(total, present, self.counts)
+            scores = released.blended(scores, p.private.memory)
+            if present == 1.0:  # of whom somebody is missing the gap is of other patients, and may have another sign
+                gaps = released.blended(gaps, p.private.memory)
             guard = guard.watched(round_, scores)
             clips.append(clip)
             separations.append(scores.separation)
@@ -133,9 +138,9 @@ class Averages:
         }
 
     def _round(
-        self, p: Rounds, query: Query, model: Classifier, scores: Scores | None, mask: SoftMask | None
+        self, p: Rounds, query: Query, model: Classifier, gaps: Scores | None, mask: SoftMask | None
     ) -> Generator[Query, Sum, tuple[Sum, float]]:
-        sums = None if scores is None else scores.sums
+        sums = None if gaps is None else gaps.sums
         task, bias = round_weights(self.counts, sums, p.loss, smoothing=p.private.smoothing, balance=p.balance)
         inputs: dict[str, Any] = {**model.inputs(), "weights": {"task": task, "bias": bias}}
         names = list(model.layout(p.part).shapes)

@@ -86,14 +86,16 @@ def test_swift_asks_for_its_mask_and_averages_both_parts(tmp_path: Path) -> None
     assert moved == set(outcome.classifier.parameters)
 
 
-def answer(query: Query, separation: float | np.ndarray, counts: np.ndarray) -> Sum:
+def answer(
+    query: Query, separation: float | np.ndarray, counts: np.ndarray, cohort: tuple[str, ...] = ("a", "b")
+) -> Sum:
     """Everybody's change is an eighth, and positives (of each group) score so much higher than negatives."""
     offsets = 0.4 * separation * np.array([-0.5, 0.5]) * counts * query.plan.releases * query.plan.rate
     points = {
         "scores": np.rint(offsets / query.blocks["scores"].step).astype(np.int64),
         "change": query.blocks["change"].lattice.encode(np.full(query.blocks["change"].shape, 0.125), 1.0),
     }
-    return Sum(query, ("a", "b"), points)
+    return Sum(query, cohort, points)
 
 
 def test_rounds_that_forget_the_disease_end_at_the_last_model_that_was_well(tmp_path: Path) -> None:
@@ -229,3 +231,19 @@ def test_a_round_in_which_nothing_weighs_moves_nothing(tmp_path: Path) -> None:
     second = steps.send(answer(first, apart, counts))
     third = steps.send(answer(second, apart, counts))
     assert ("model.head" in second.inputs, "model.head" in third.inputs) == (False, True)
+
+
+def test_a_missing_site_turns_no_gap_round(tmp_path: Path) -> None:
+    """The patients of one site alone may have the other gap; only rounds that all answered tell it."""
+    study = study_of(tmp_path, {"name": "swift", "step": "fedavg"}, 3.0)
+    model, counts = classifier_of(study, FILE), np.array([[4000.0, 4000], [4000, 4000], [0, 0]])
+    steps = Averages(study, model, counts).advance(Rounds("head", 5, 0.5, LocalSteps(batch=40), DpSgd(memory=1.0)))
+    apart, turned = np.array([[0.5], [0.3], [0.0]]), np.array([[0.3], [0.5], [0.0]])
+    sent = [next(steps)]
+    for separation, cohort in ((turned, ("a",)), (apart, ("a", "b")), (turned, ("a",)), (turned, ("a", "b"))):
+        sent.append(steps.send(answer(sent[-1], separation, counts, cohort)))
+    bias = [query.inputs["weights"]["bias"] for query in sent]
+    assert not bias[1].any()  # no gap is known yet
+    assert bias[2].any()
+    np.testing.assert_array_equal(bias[3], bias[2])
+    assert (np.sign(bias[4][:2]) == -np.sign(bias[2][:2])).all()
