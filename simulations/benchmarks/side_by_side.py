@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from equipoise.quiet import quiet_flower
 from equipoise.server.report.side_by_side import MATCHED, findings, seeds_text
 from equipoise.server.report.side_by_side_page import cell_text, tuned_by
 from equipoise.simulations.benchmarks import operating_points
+from equipoise.simulations.benchmarks.origin import machine, origin
 
 Json = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -128,8 +130,16 @@ def _section(case: Case, value: Json) -> str:
         *(["Not run: " + "; ".join(left_out) + "."] if left_out else []),
         *([f"Left out for its length: {', '.join(case.left_out)}."] if case.left_out else []),
         *(["Methods without a private form are refused and not in the table."] if case.epsilon is not None else []),
+        *([_took(value)] if "took" in value else []),
     ]
     return "\n".join([f"## {TITLES[case.config]}, {how}", "", *rows, "", *notes, ""])
+
+
+def _took(value: Json) -> str:
+    """Of a case that was run in one go."""
+    runs = (len(value["methods"]) - 1) * len(value["seeds"])  # the base model is no run
+    machine_ = value["took"]["machine"]
+    return f"All {runs} runs took {value['took']['minutes']:.0f} minutes in one process ({machine_['cpu']})."
 
 
 def _rounds(parameters: Json, private: bool) -> str:
@@ -161,9 +171,12 @@ def run(name: str, folder: Path) -> Path:
     methods = [m for m in methods_for(study, ["all"], allow_group_thresholds=True)[0] if m not in case.left_out]
     wanted = Comparison(study, tuple(methods), tuple(range(case.seeds)), allow_group_thresholds=True, tune=case.tune)
     place = folder / name
-    found = compare(wanted, place, resume=(place / "compared.json").exists(), note=_note)
+    resumed, begun = (place / "compared.json").exists(), time.monotonic()
+    found = compare(wanted, place, resume=resumed, note=_note)
     value = json.loads(found.with_suffix(".json").read_text())
-    value["command"] = f"python -m equipoise.simulations.benchmarks.side_by_side {name}"
+    value |= {"command": f"python -m equipoise.simulations.benchmarks.side_by_side {name}", **origin()}
+    if not resumed:
+        value["took"] = {"minutes": (time.monotonic() - begun) / 60, "machine": machine()}
     file = RESULTS / f"compare-{name}.json"
     write_whole(file, json.dumps(value, indent=1).encode())
     return file
