@@ -10,11 +10,12 @@ import difflib
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from equipoise.common.errors import StudyError
 from equipoise.common.patterns import IN_WORDS
@@ -24,6 +25,29 @@ class Strict(BaseModel):
     """Base of every part of a study or site file: unknown keys are errors and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any) -> Any:
+        """Pydantic would take `yes` and `true` for 1, and a cap of `yes` for an epsilon of 1."""
+        truths = [key for key, one in value.items() if isinstance(one, bool)] if isinstance(value, dict) else []
+        for key in truths:
+            kinds = _kinds(cls.model_fields[key].annotation) if key in cls.model_fields else set()
+            if kinds & {int, float} and not kinds & {bool, Any}:
+                fault = InitErrorDetails(
+                    type="float_type" if float in kinds else "int_type", loc=(key,), input=value[key]
+                )
+                raise ValidationError.from_exception_data(cls.__name__, [fault])
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a value may have, without what containers hold."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) for kind in _kinds(part)}
+    return {annotation}
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -220,11 +244,15 @@ def override(value: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise StudyError(f"--set {assignment}: {parent!r} is not a mapping")
+                raise StudyError(
+                    f"--set {assignment}: {parent!r} has no keys; end the path there, as in {parent}=value"
+                )
         try:
             place[last] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise StudyError(f"--set {assignment}: the value is not valid YAML") from None
+            raise StudyError(
+                f"--set {assignment}: the value is not valid YAML; close its brackets and quotes"
+            ) from None
     return result
 
 

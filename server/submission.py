@@ -6,6 +6,7 @@ from pathlib import Path
 
 from equipoise.common.errors import StudyError
 from equipoise.common.methods import SIMULATION_CONTROLS, resolve
+from equipoise.common.probe import check_network
 from equipoise.common.study import Study
 from equipoise.common.study_file import load_study
 from equipoise.common.study_plan import arms_of, needs_pool
@@ -19,11 +20,12 @@ def prepare_run(coordinator: Coordinator, study_file: Path, assignments: list[st
     Raises:
         StudyError: the study is wrong, asks for what only a simulation can do, names a site that is not enrolled, or
             a run of this name is there.
-        ModelError: the weights are missing or differ from their digest.
+        ModelError: the weights are missing or differ from their digest, or the network does not fit the study.
     """
     study = load_study(study_file, assignments)
     resolve(study)
     _check(study, study_file, coordinator)
+    check_network(study.model_copy(update={"model": study.model.model_copy(update={"device": "cpu"})}))  # the sites'
     folder = RunFolder(coordinator.runs / (name or study.study))
     if folder.task_file.exists():
         raise StudyError(

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import nn
-
 from equipoise.client.cohort import SPLITS, SplitName
-from equipoise.common.errors import DataError, ModelError, StudyError
+from equipoise.common.errors import DataError, StudyError
 from equipoise.common.evaluation import splits_needed
 from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.methods import resolve
-from equipoise.common.models import build, normalise
-from equipoise.common.study import ImageInputs, Inputs, ScoreInputs, Study
+from equipoise.common.probe import check_network
+from equipoise.common.study import Study
 
-PROBED = 2  # rows in the batch that the network is tried with
 Census = Mapping[str, Mapping[SplitName, tuple[int, int]]]
 """Site -> split -> patients without and with the disease."""
 
@@ -32,7 +28,7 @@ def check_study(study: Study) -> None:
             mixes their rows or gives no finite logits.
     """
     resolve(study)
-    _check_network(study)
+    check_network(study)
 
 
 def check_census(study: Study, census: Census) -> None:
@@ -63,60 +59,3 @@ def _why_validation(study: Study, split: SplitName) -> str:
     if split != "validation" or parse_rule(study.evaluation.threshold.rule).needs_histogram:
         return ""
     return "; evaluation.rate_match chooses its threshold there: {rule: median, from: test} needs none"
-
-
-def _check_network(study: Study) -> None:
-    model = build(study.model)
-    rows = _plain_rows(study.inputs)
-    together = _logits(study, model, rows)
-    alone = torch.cat([_logits(study, model, row) for row in torch.split(rows, 1)])
-    where = f"model.factory={study.model.factory}: the network"
-    if not bool(torch.cat([together, alone]).isfinite().all()):
-        raise ModelError(
-            f"{where} gives {_shown(alone)} for ordinary rows alone and {_shown(together)} for them together, "
-            "expected finite logits; correct the factory or the weights"
-        )
-    # Half of the digits: kernels round otherwise for another batch size, and mixing is far larger.
-    tolerance = torch.finfo(together.dtype).eps ** 0.5 if together.is_floating_point() else 0.0
-    if float((together - alone).abs().max()) > tolerance * max(1.0, float(together.abs().max())):
-        raise ModelError(
-            f"{where} gives {_shown(alone)} for rows alone and {_shown(together)} for them together: a logit depends "
-            "on the other rows of its batch or on chance, so no patient's contribution can be bounded; make it depend "
-            "on its own row only"
-        )
-
-
-def _shown(logits: torch.Tensor) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in logits.tolist())})"
-
-
-def _plain_rows(inputs: Inputs) -> torch.Tensor:
-    """A few ordinary rows of the study's inputs, the same ones at every call, each unlike the others."""
-    draw = torch.Generator().manual_seed(0)
-    if isinstance(inputs, ImageInputs):
-        shape = (PROBED, inputs.channels, inputs.size, inputs.size)
-        return torch.randint(256, shape, generator=draw, dtype=torch.uint8)
-    width = 1 if isinstance(inputs, ScoreInputs) else 2 * len(inputs.features)
-    return torch.rand(PROBED, width, generator=draw)
-
-
-def _logits(study: Study, model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """One logit a row.
-
-    Raises:
-        ModelError: the network fails, or gives something else.
-    """
-    given = f"for a batch {tuple(rows.shape)}, which is what `inputs` gives,"
-    where = f"model.factory={study.model.factory}: {given} the network"
-    first = next(model.parameters())
-    try:
-        with torch.no_grad():
-            logits = model(normalise(study.inputs, rows).to(first.device, first.dtype))
-    except Exception as error:  # a factory is the user's own code and may raise anything
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise ModelError(f"{where} fails ({reason}); correct model.arguments or `inputs`") from error
-    expected = (len(rows),)
-    if not isinstance(logits, torch.Tensor) or logits.shape != expected:
-        returned = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(f"{where} returns {returned}, expected one logit a row: {expected}; correct the factory")
-    return logits

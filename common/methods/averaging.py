@@ -50,6 +50,26 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
             )
 
 
+def refuse_other_rounds(study: Study, chosen: Strict, remedies: Mapping[str, str]) -> None:
+    """Under a declared `step: whitened`, refuse chosen parameters of the other kinds of rounds.
+
+    Where the step is left out, one file serves with and without noise, and has the parameters of both.
+
+    Args:
+        remedies: as in `refuse_without_effect`, beside those of `LocalSteps`.
+
+    Raises:
+        StudyError: a parameter differs from its default.
+    """
+    if getattr(chosen, "step", None) == "whitened":
+        refuse_without_effect(study, chosen, "whitened rounds", {**OF_LOCAL_STEPS, **remedies})
+
+
+def rounds_unless_whitened(step: Step | None, rounds: int) -> dict[str, int]:
+    """The `rounds` of a control under the method's `step`; whitened rounds have a number of their own."""
+    return {} if step == "whitened" else {"rounds": rounds}
+
+
 class LocalSteps(Strict):
     """How a site trains between two averages."""
 
@@ -59,6 +79,13 @@ class LocalSteps(Strict):
     local_epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=64, ge=1)
     flips: bool = False
+
+
+OF_LOCAL_STEPS = {
+    **{key: f"whitened.{key}" for key in ("lr", "momentum")},
+    **dict.fromkeys(("weight_decay", "local_epochs", "batch", "flips"), ""),
+}
+"""Parameters of `LocalSteps` -> what whitened rounds have in their place; "" for nothing."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from equipoise.common.methods.averaging import (
     Weighting,
     check_form,
     check_labels,
+    refuse_other_rounds,
     refuse_without_effect,
+    rounds_unless_whitened,
     step_of,
 )
 from equipoise.common.methods.masked import tensor_sensitivities
@@ -45,6 +47,13 @@ from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
 Vector = NDArray[np.float64]
+
+OF_OTHER_ROUNDS = {
+    "rounds": "whitened.rounds and whitened_head.rounds",
+    "lr": "whitened_head.lr",
+    "impair_lr": "whitened.lr",
+    "weight_cap": "",
+}
 
 
 class Rounds(Strict):
@@ -93,6 +102,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     if step_of(study, p.step) == "whitened":
         own = {"smoothing": "whitened.smoothing and whitened_head.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {"form": "", **own})
+        refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
         if p.mask != "ones" and p.percentile == 100:
             raise StudyError(
                 "method.percentile=100: frees no tensor, and whitened rounds need one; write a smaller one"
@@ -255,7 +265,7 @@ def _fine_tuning(loss: str, part: str) -> Any:
             "fine_tune",
             loss=loss,
             part=part,
-            rounds=max(p.rounds.impair + p.rounds.repair, 1),
+            **rounds_unless_whitened(p.step, max(p.rounds.impair + p.rounds.repair, 1)),
             step=p.step,
             whitened=p.whitened.model_dump(),
             weight_cap=p.weight_cap,

@@ -26,6 +26,7 @@ from equipoise.common.methods.averaging import (
     averaged_round,
     check_labels,
     gradient_round,
+    refuse_other_rounds,
     step_of,
     training_query,
 )
@@ -58,6 +59,7 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     p = parameters_of(study)
     counts, layout = catalogue.cell_counts(study), model.layout(p.part)
     if step_of(study, p.step) == "whitened":
+        refuse_other_rounds(study, p, {"rounds": "whitened.rounds", "weight_cap": ""})
         return [counts, *plan_rounds(study, model, _task_only(p), _course(p))]
     if _averages_noise(study, p):
         return [counts, *(_private(p).query(study, model, r) for r in range(p.rounds))]

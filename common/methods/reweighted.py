@@ -25,6 +25,7 @@ from equipoise.common.methods.averaging import (
     attendance,
     averaged_round,
     gradient_round,
+    refuse_other_rounds,
     step_of,
     training_query,
 )
@@ -81,6 +82,7 @@ def plan_reweighted(study: Study, model: Classifier, p: Reweighted, loss_cap: fl
     """The queries of the rounds, planned; `loss_cap` is None for weights that stay."""
     asked = [] if loss_cap is None else [catalogue.cell_losses(study, PHASE, loss_cap)]
     if step_of(study, p.step) == "whitened":
+        refuse_other_rounds(study, p, {"rounds": "whitened.rounds"})
         return plan_rounds(study, model, p.whitened, Course("whole", PHASE), asked)
     layout = model.layout()
     return [query for r in range(p.rounds) for query in (*asked, _round_query(study, layout, p, r))]
@@ -150,7 +152,10 @@ def weights_by_round(study: Study, title: str, trace: Sequence[Cells]) -> dict[s
 
 def same_rounds(p: Reweighted, study: Study, loss: str) -> Study:
     """Fine-tuning in the rounds of `p`."""
-    return study.with_method("fine_tune", loss=loss, **p.model_dump(mode="json", include=set(Reweighted.model_fields)))
+    # In whitened rounds fine-tuning has no cap, and a number of rounds of their own.
+    unknown = {"rounds", "weight_cap"} if p.step == "whitened" else set()
+    given = p.model_dump(mode="json", include=set(Reweighted.model_fields) - unknown)
+    return study.with_method("fine_tune", loss=loss, **given)
 
 
 def _round_query(study: Study, layout: Layout, p: Reweighted, round_: int) -> Query:

@@ -35,7 +35,9 @@ from equipoise.common.methods.averaging import (
     check_form,
     check_labels,
     gradient_round,
+    refuse_other_rounds,
     refuse_without_effect,
+    rounds_unless_whitened,
     step_of,
     training_query,
 )
@@ -49,10 +51,7 @@ from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
 NO_PRIVATE_FORM = ("losses", "levels", "importance", "granularity", "scaling", "form")
-OF_OTHER_ROUNDS = {
-    **{key: f"whitened.{key}" for key in ("rounds", "lr", "momentum")},
-    **dict.fromkeys(("weight_decay", "local_epochs", "batch", "flips", "weight_cap", "head_reset"), ""),
-}
+OF_OTHER_ROUNDS = {"rounds": "whitened.rounds", "weight_cap": "", "head_reset": ""}
 
 
 class Rounds(Strict):
@@ -169,12 +168,10 @@ def _masked(study: Study, p: Swift) -> MaskedRounds:
     Raises:
         StudyError: a parameter is chosen that they do not have.
     """
-    own = {"beta": "whitened.beta", "smoothing": "whitened.smoothing"}
-    if p.step == "whitened":
-        # Where the step is left out, one file serves with and without noise, and has the parameters of both.
-        own |= OF_OTHER_ROUNDS
     if step_of(study, p.step) == "whitened":
+        own = {"beta": "whitened.beta", "smoothing": "whitened.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {**dict.fromkeys(NO_PRIVATE_FORM, ""), **own})
+        refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
     return MaskedRounds(p.mask, p.bias_loss, p.balance, p.floor, p.whitened)
 
 
@@ -290,7 +287,7 @@ def _fine_tuning(loss: str, part: str) -> Any:
             "fine_tune",
             loss=loss,
             part=part,
-            rounds=rounds,
+            **rounds_unless_whitened(p.step, rounds),
             step=p.step,
             whitened=p.whitened.model_dump(),
             dp_sgd=p.dp_sgd.model_dump(),

@@ -247,6 +247,10 @@ def test_no_label_and_an_empty_one_are_none() -> None:
         (Site, "peers", {"keys": {"b": "c"}}, "expected a public key as its site shows it, beginning with ed25519:"),
         (Study, "model.factory", "os.system", "model.factory='os.system': expected module:function"),
         (Study, "seed", 1.5, "seed=1.5: expected an integer"),
+        (Study, "seed", True, "seed=True: expected an integer"),  # as YAML reads yes
+        (Study, "sites.quorum", True, "sites.quorum=True: expected a number"),
+        (Site, "caps.epsilon", True, "caps.epsilon=True: expected a number"),
+        (Study, "simulation", {"hospitals": {"kind": "synthetic", "count": True}}, "count=True: expected an integer"),
     ],
 )
 def test_what_was_expected_is_said_in_words(model: Any, path: str, value: Any, words: str) -> None:

@@ -106,6 +106,42 @@ def test_a_declared_step_refuses_what_other_rounds_read_and_one_left_out_serves_
         assert remedy in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "remedy"),
+    [
+        *[
+            (name, key, value, remedy)
+            for name in ("fine_tune", "reweighing", "group_dro", "fedfb", "bmft")
+            for key, (value, remedy) in OF_OTHER_ROUNDS.items()
+            if key not in ("rounds", "weight_cap", "head_reset", *(["lr"] if name == "bmft" else []))
+        ],
+        *[(name, "rounds", 7, "write whitened.rounds") for name in ("fine_tune", "reweighing", "group_dro", "fedfb")],
+        ("fine_tune", "weight_cap", 2.0, "write weight_cap: 4.0"),
+        ("bmft", "rounds", {"impair": 2, "repair": 1}, "write whitened.rounds and whitened_head.rounds"),
+        ("bmft", "lr", 0.2, "write whitened_head.lr"),
+        ("bmft", "impair_lr", 0.2, "write whitened.lr"),
+        ("bmft", "weight_cap", 2.0, "write weight_cap: 4.0"),
+    ],
+)
+def test_so_does_that_of_the_other_methods(name: str, key: str, value: Any, remedy: str, tmp_path: Path) -> None:
+    for step, refused in ((None, False), ("whitened", True)):
+        place = private_town(tmp_path, name, step=step, **SMALL[name], **{key: value})
+        if not refused:
+            METHODS[name].plan(place.study, place.model)
+            continue
+        with pytest.raises(StudyError, match=rf"method\.{key}=.*whitened rounds \(method\.step=whitened") as found:
+            METHODS[name].plan(place.study, place.model)
+        assert remedy in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["swift", "bmft", "reweighing", "group_dro", "fedfb"])
+def test_controls_of_a_declared_step_are_planned(name: str, tmp_path: Path) -> None:
+    study = private_town(tmp_path, name, step="whitened", **SMALL[name])
+    for control in METHODS[name].controls.values():
+        variant = control(study.study)
+        assert METHODS[variant.method.name].plan(variant, study.model)
+
+
 @pytest.mark.parametrize("name", [name for name in PRIVATE if name in SMALL])
 def test_every_release_is_noised_and_all_of_them_cost_no_more_than_epsilon(name: str, tmp_path: Path) -> None:
     place = private_town(tmp_path, name, epsilon=3.0, **SMALL[name])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from equipoise.common.errors import EquipoiseError, StudyError, UnreachableError
+from equipoise.common.errors import EquipoiseError, ModelError, StudyError, UnreachableError
 from equipoise.common.identity import Enrolment, new_identity_key, new_node_key, public_identity, public_node_key
 from equipoise.common.supervision import QUIET, supervisor
 from equipoise.quiet import SETTINGS
@@ -322,6 +322,18 @@ def test_a_submission_takes_along_all_that_the_run_reads(coordinator: Coordinato
     after = run.placed(run.task().study).model.after
     assert after is not None
     assert Path(after.path).read_bytes() == (desk.folder / "vendor.safetensors").read_bytes()
+
+
+def test_a_network_that_no_hospital_could_use_is_found_before_any_is_asked(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    desk = Desk(tmp_path / "desk", TABLE)
+    network = {"factory": "tests.wrong:Centred", "weights": {"path": "vendor.safetensors"}}
+    desk.write_study(sites={"declared_patients": dict.fromkeys(SITES, 24)}, model=network)
+    desk.write_weights()
+    with pytest.raises(ModelError, match="depends on the other rows of its batch"):
+        prepare_run(enrolled(coordinator, *SITES), desk.study, [], None)
+    assert list((coordinator.folder / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
