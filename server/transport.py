@@ -7,17 +7,17 @@ that was asked (a dead node's error comes from the SuperLink, not from the node)
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
-from flwr.app import DEFAULT_TTL, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from equipoise import __version__
 from equipoise.common.errors import QuorumError
 from equipoise.envelope import HELLO, INTERNAL, RELEASE, get_bytes, get_code, get_hello, put_bytes
+from equipoise.server.exchange import Arrival, Exchange
 
 TIMEOUT = "timeout"
 """Code of a site that did not answer in time, or was lost."""
@@ -28,9 +28,6 @@ ASK_AGAIN = frozenset({TIMEOUT, "unreachable"})
 the same sealed reply, so that nothing is spent twice."""
 
 _LOST = frozenset({ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE})
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PAUSE_GROWTH = 0.02, 0.5, 1.5
-# A remote grid brings every reply that has arrived at once; in batches, few payloads are in memory together.
-_PULLED_AT_ONCE = 8
 _ASK_AGAIN_AFTER_S = 5.0
 
 
@@ -53,102 +50,6 @@ class Reply:
     bytes_down: int
     bytes_up: int
     seconds: float
-
-
-@runtime_checkable
-class LocalGrid(Protocol):
-    """A grid whose sites all live in this process: none can join or be lost, and they work in turn, inside a pull.
-
-    There a deadline is for each site's own work, not for the waiting of the last site in the queue, so that a slow
-    machine changes no result.
-    """
-
-    def work_seconds(self, message_id: str) -> float:
-        """Seconds that the site worked on a message whose reply has been pulled."""
-        ...
-
-    def discard(self, message_ids: Iterable[str]) -> None:
-        """Drop messages that no site has begun to work on."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    node: int
-    message: Message
-    seconds: float
-
-
-class _Exchange:
-    """Messages of one type that are out, and the replies to them; each is given out at most once."""
-
-    def __init__(self, grid: Grid, message_type: str, deadline_s: float) -> None:
-        self._grid = grid
-        self._type = message_type
-        self._deadline_s = deadline_s
-        self._end = time.monotonic() + deadline_s
-        self._pause_s = _FIRST_PAUSE_S
-        self._pending: dict[str, tuple[int, float]] = {}  # message id -> node, time of sending
-
-    @property
-    def local(self) -> bool:
-        return isinstance(self._grid, LocalGrid)
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._pending)
-
-    @property
-    def expired(self) -> bool:
-        return time.monotonic() >= self._end
-
-    def is_late(self, seconds: float) -> bool:
-        # A remote reply that is there at the last look has come in time.
-        return self.local and seconds > self._deadline_s
-
-    def send(self, contents: Mapping[int, RecordDict]) -> set[int]:
-        """Push one message a node; returns the nodes that the grid would not take a message for."""
-        # A message outlives its deadline a little, so that it is this side which decides what is late.
-        ttl = min(float(DEFAULT_TTL), self._deadline_s + 60.0)
-        # A list: a remote grid walks over the messages twice.
-        messages = [Message(content, node, self._type, ttl=ttl) for node, content in contents.items()]
-        accepted = set(self._grid.push_messages(messages))
-        now = time.monotonic()
-        refused = set()
-        for message in messages:
-            # The grid has written the id into the message; the list of ids it returns may have gaps.
-            if message.metadata.message_id in accepted:
-                self._pending[message.metadata.message_id] = (message.metadata.dst_node_id, now)
-            else:
-                refused.add(message.metadata.dst_node_id)
-        return refused
-
-    def collect(self) -> Iterator[_Arrival]:
-        """One look for replies: those that are there now; a local grid works on at least one message."""
-        ids = list(self._pending)
-        step = len(ids) if self.local else _PULLED_AT_ONCE
-        for start in range(0, len(ids), max(step, 1)):
-            for message in self._grid.pull_messages(ids[start : start + step]):
-                answered = message.metadata.reply_to_message_id
-                if answered not in self._pending:
-                    continue
-                node, sent = self._pending.pop(answered)
-                self._pause_s = _FIRST_PAUSE_S
-                seconds = time.monotonic() - sent
-                if isinstance(self._grid, LocalGrid):
-                    seconds = self._grid.work_seconds(answered)
-                yield _Arrival(node, message, seconds)
-
-    def pause(self) -> None:
-        """Sleep a little, longer each time, but never past the deadline."""
-        time.sleep(max(0.0, min(self._pause_s, self._end - time.monotonic())))
-        self._pause_s = min(self._pause_s * _PAUSE_GROWTH, _LONGEST_PAUSE_S)
-
-    def abandon(self) -> None:
-        """Wait for nothing any more."""
-        if isinstance(self._grid, LocalGrid):
-            self._grid.discard(self._pending)
-        self._pending.clear()
 
 
 class Transport:
@@ -194,7 +95,7 @@ class Transport:
         Raises:
             QuorumError: too few sites came in time, a site runs another version, or a node claims the name of another.
         """
-        exchange = _Exchange(self._grid, HELLO, deadline_s)
+        exchange = Exchange(self._grid, HELLO, deadline_s)
         # A name is what a node says; its id is the SuperLink's, which gives it to whoever has the site's node key.
         owners = None if enrolled is None else {enrolled[site]: site for site in sites if site in enrolled}
         found: dict[str, int] = {}
@@ -247,14 +148,14 @@ class Transport:
         if strangers:
             raise ValueError(f"site {strangers[0]} is not connected")
         contents = {id(request): put_bytes("request", request) for request in requests.values()}
-        exchange = _Exchange(self._grid, RELEASE, deadline_s)
+        exchange = Exchange(self._grid, RELEASE, deadline_s)
         mail = {self.nodes[site]: contents[id(request)] for site, request in requests.items()}
         refused = exchange.send(mail)
         sizes = {site: len(request) for site, request in requests.items()}
         return self._replies(exchange, sizes, mail, refused)
 
     def _replies(
-        self, exchange: _Exchange, sizes: Mapping[str, int], mail: Mapping[int, RecordDict], refused: set[int]
+        self, exchange: Exchange, sizes: Mapping[str, int], mail: Mapping[int, RecordDict], refused: set[int]
     ) -> Iterator[Reply]:
         started = time.monotonic()
         sites = {self.nodes[site]: site for site in sizes}
@@ -295,7 +196,7 @@ class Transport:
         finally:
             exchange.abandon()
 
-    def _read(self, site: str, bytes_down: int, arrival: _Arrival, late: bool) -> Reply:
+    def _read(self, site: str, bytes_down: int, arrival: Arrival, late: bool) -> Reply:
         payload: bytes | None = None
         if late:
             code: str | None = TIMEOUT
@@ -307,7 +208,7 @@ class Transport:
         return Reply(site, payload, code, bytes_down, bytes_up, arrival.seconds)
 
 
-def _payload_or_code(arrival: _Arrival) -> tuple[bytes | None, str | None]:
+def _payload_or_code(arrival: Arrival) -> tuple[bytes | None, str | None]:
     message = arrival.message
     if message.has_error():
         # The reason of an error is a remote exception's text: it is neither kept nor shown.

@@ -31,7 +31,7 @@ from scipy.sparse import csr_array
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.tables import Counts, Floats
-from equipoise.common.study import SMALLEST_CELLS
+from equipoise.common.study_evaluation import SMALLEST_CELLS
 
 HIDDEN = "hidden"
 NOTHING, SOMEBODY, SMALL = 0, 1, 2  # what a reader is told of a hidden count; the first two are its least value, too

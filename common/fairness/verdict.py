@@ -35,7 +35,7 @@ from equipoise.common.fairness.matching import Matching, flagged
 from equipoise.common.fairness.noise import CellNoise, HistogramNoise, cell_variances
 from equipoise.common.fairness.rates import overall_rate
 from equipoise.common.fairness.tables import Counts, Floats, Table, counts_after
-from equipoise.common.study import Evaluation
+from equipoise.common.study_evaluation import Evaluation
 
 __all__ = ["Bounds", "Evidence", "Gate", "Verdict", "judge", "lost", "verdict"]
 

@@ -20,7 +20,8 @@ from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.fairness.verdict import Bounds, Evidence, Verdict, verdict
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
-from equipoise.common.study import RateMatch, Study, Threshold
+from equipoise.common.study import Study
+from equipoise.common.study_evaluation import RateMatch, Threshold
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables

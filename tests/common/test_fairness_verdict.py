@@ -22,7 +22,7 @@ from equipoise.common.fairness.tables import (
 )
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate
 from equipoise.common.fairness.verdict import NOT_REPAIRABLE, Bounds, Evidence, Verdict, judge, lost, verdict
-from equipoise.common.study import Evaluation
+from equipoise.common.study_evaluation import Evaluation
 
 EDGES = hybrid_edges(None, 1024)
 NAMES = ("men", "women")

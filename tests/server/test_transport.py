@@ -16,7 +16,8 @@ from equipoise.client import door
 from equipoise.client.app import app as stub
 from equipoise.common.errors import QuorumError, RefusedError
 from equipoise.envelope import HELLO, get_bytes, put_hello
-from equipoise.server.transport import LocalGrid, Reply, Transport
+from equipoise.server.exchange import LocalGrid
+from equipoise.server.transport import Reply, Transport
 from equipoise.simulations.grid import InProcessGrid, node_id, task_identity
 
 SECRET = "/data/patient42/scan.png"
