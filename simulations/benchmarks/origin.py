@@ -14,11 +14,20 @@ from equipoise import __version__
 ROOT = Path(__file__).resolve().parents[2]
 
 
+WRITTEN = ("docs", "simulations/benchmarks/results")  # what benchmarks write, below ROOT
+
+
 def commit() -> str:
-    """The checked-out commit, with `+` where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+"]
+    """The checked-out commit, with `+` where files differ from it, but for those that an earlier benchmark wrote."""
+    others = [f":(exclude){place}" for place in WRITTEN]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *others)
+    return (_git("describe", "--always") or "unknown") + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    return found.stdout.strip() or "unknown"
+    return found.stdout.strip()
 
 
 def machine() -> dict[str, Any]:
