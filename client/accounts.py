@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.common.errors import RefusedError
 from equipoise.common.privacy.accounting import ORDERS, PrivacyCost, rdp_curve
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.life import LifeFilter
+from equipoise.common.privacy.plan import ReleasePlan
 
 Curve = NDArray[np.float64]
 Body = Mapping[str, Any]
@@ -88,17 +90,25 @@ class Account:
         names = {*self.charged, *(name for splits in self.reserved.values() for name in splits)}
         return sorted(names - {NOT_SPLIT}) or [NOT_SPLIT]
 
-    def worst(self, *, with_reserved: bool = True) -> Spend:
-        """The largest spend of any patient."""
-        total = Spend.nothing()
-        for split in self.splits:
-            total = total.larger(self.spent(split, with_reserved=with_reserved))
-        return total
-
     def filter(self, split: str, caps: PrivacyCost) -> LifeFilter:
         """The life filter of the patients of a split, under the site's caps."""
         spent = self.spent(split)
         return LifeFilter(caps, tuple(spent.honest.tolist()), tuple(spent.alone.tolist()))
+
+    def check_room(self, name: str, plans: Mapping[Any, Sequence[ReleasePlan]], caps: PrivacyCost) -> None:
+        """Whether releases by split fit under the caps beside what is spent and reserved; `name` is for the message.
+
+        Raises:
+            RefusedError: they do not.
+        """
+        for split, listed in plans.items():
+            if not self.filter(split, caps).admits(listed):
+                raise RefusedError(
+                    f"the study's releases on {split} do not fit under caps.epsilon={caps.epsilon:g} (and "
+                    f"{caps.epsilon_if_others_collude:g} if all others collude) beside what account {name!r} has "
+                    "spent and reserved (`equipoise ledger show`); decline the study, or raise the caps knowingly "
+                    "(E170)"
+                )
 
     def mixed(self) -> Account:
         """The account once its splits are no longer disjoint."""

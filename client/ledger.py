@@ -10,7 +10,8 @@ Kinds of entries, in the order in which a study makes them:
     seal      the reply as it will leave, by its digest; the reply itself lies in `sealed` until the run goes on
     close     the last transcript head of an arm; with `done`, what the run's plan did not ask is given back
 
-A release is written before a patient is read and sealed before its first byte leaves. A request that comes again gets
+A release is written before anything is computed of its patients, who by then are read and counted, and sealed before
+its first byte leaves. A request that comes again gets
 the sealed reply, byte for byte, a bounded number of times. A number is used once: another query under it, or the same
 after its reply was let go, is refused. Every `release` keeps the head of the coordinator's transcript as the request
 named it, and the reply names the head of the ledger, so each side can show that the other was set back.
@@ -127,15 +128,13 @@ class Ledger:
             self._chain.append(kind="study", study=study, run=run, account=account, plan=plan, reserved=reserved)
 
     def _admit(self, account: str, plans: Mapping[Any, Sequence[ReleasePlan]], caps: PrivacyCost) -> None:
-        held = self._accounts.account(account)
-        for split, listed in plans.items():
-            if not held.filter(split, caps).admits(listed):
-                raise RefusedError(
-                    f"the study's releases on {split} do not fit under caps.epsilon={caps.epsilon:g} (and "
-                    f"{caps.epsilon_if_others_collude:g} if all others collude) beside what account {account!r} has "
-                    "spent and reserved (`equipoise ledger show`); decline the study, or raise the caps knowingly "
-                    "(E170)"
-                )
+        self._accounts.account(account).check_room(account, plans, caps)
+
+    def runs(self) -> dict[tuple[str, str], bool]:
+        """Hash of the study and name of every run that has begun -> whether it has ended."""
+        with self._chain.lock:
+            self._chain.catch_up()
+            return {begun[:2]: begun[:2] in self._done for begun in self._begun}
 
     def check_caps(self, account: str, caps: PrivacyCost) -> None:
         """Whether what an account has spent and reserved is still within the caps.

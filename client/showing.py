@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
+from equipoise.client.accounts import Account
 from equipoise.client.approvals import Proposal
 from equipoise.client.ledger import Ledger
-from equipoise.client.policy import check_queries, check_study
+from equipoise.client.policy import check_queries, check_study, life_caps
 from equipoise.client.statement import statement
 from equipoise.common.audit import read_rows
 from equipoise.common.errors import EquipoiseError
@@ -22,10 +24,11 @@ from equipoise.common.study_plan import SPLITS, StudyPlan
 Json = dict[str, Any]
 
 
-def describe(proposal: Proposal, site: Site) -> Json:
+def describe(proposal: Proposal, site: Site, state: Path) -> Json:
     """A proposed study as JSON values: what runs, what it costs, and whether this site's file would let it.
 
-    The plan and its price are made again here, from the study alone and by this installation's code.
+    The plan and its price are made again here, from the study alone and by this installation's code. `state` is the
+    agent's folder, whose ledger says what is spent.
     """
     study = proposal.study
     plan = StudyPlan.of(study).calibrated(study)
@@ -67,17 +70,42 @@ def describe(proposal: Proposal, site: Site) -> Json:
         "releases": len(plan.entries),
         "sites": dict(study.sites.declared_patients),
         "code": __version__,
-        "policy": _policy(proposal, site, plan),
+        "policy": _policy(proposal, site, plan, state),
     }
 
 
-def _policy(proposal: Proposal, site: Site, plan: StudyPlan) -> str:
+def _policy(proposal: Proposal, site: Site, plan: StudyPlan, state: Path) -> str:
     try:
         check_study(site, proposal.study, {proposal.hash}, False)
         check_queries(site, proposal.study, plan, False)
+        if proposal.study.privacy.private:
+            _check_room(proposal, site, plan, state)
     except EquipoiseError as error:
         return str(error)
     return ""
+
+
+def _check_room(proposal: Proposal, site: Site, plan: StudyPlan, state: Path) -> None:
+    """As when the study begins; one that has begun has its room."""
+    name, account = site.data.account, Account()
+    with _ledger(state) as ledger:
+        if ledger is not None:
+            if any(study == proposal.hash for study, _ in ledger.runs()):
+                return
+            account = ledger.account(name)
+    account.check_room(name, {split: plan.plans(split) for split in SPLITS}, life_caps(site))
+
+
+@contextmanager
+def _ledger(state: Path) -> Iterator[Ledger | None]:
+    """The agent's ledger; None before its first release, since looking makes no file."""
+    file = state / "ledger.sqlite"
+    ledger = Ledger(file) if file.exists() else None
+    try:
+        yield ledger
+    finally:
+        if ledger is not None:
+            ledger.close()
 
 
 def show_lines(found: Json) -> Iterator[str]:
@@ -113,15 +141,10 @@ def show_lines(found: Json) -> Iterator[str]:
 def audit_rows(state: Path) -> list[Json]:
     """The rows of the audit log, with the cost of each release out of the ledger."""
     costs: dict[tuple[str, int], str] = {}
-    ledger_file = state / "ledger.sqlite"
-    if ledger_file.exists():
-        ledger = Ledger(ledger_file)
-        try:
-            for release in statement(ledger, 1e-5)["releases"]:
-                value = release["epsilon"]
-                costs[release["run"], release["number"]] = "no noise" if value is None else f"epsilon {value:.3f}"
-        finally:
-            ledger.close()
+    with _ledger(state) as ledger:
+        for release in [] if ledger is None else statement(ledger, 1e-5)["releases"]:
+            value = release["epsilon"]
+            costs[release["run"], release["number"]] = "no noise" if value is None else f"epsilon {value:.3f}"
     rows = []
     for row in read_rows(state / "audit.jsonl"):
         shown = {key: value for key, value in row.items() if key not in ("previous", "hash")}

@@ -51,13 +51,14 @@ def _key(body: Any) -> tuple[str, str, int]:
 
 def _account(ledger: Ledger, name: str, delta: float) -> Json:
     account = ledger.account(name)
-    charged, together = account.worst(with_reserved=False), account.worst()
+    charged = {split: _epsilons(account.spent(split, with_reserved=False), delta) for split in account.splits}
+    together = [_epsilons(account.spent(split), delta) for split in account.splits]
     return {
         "account": name,
-        "splits": {split: _epsilons(account.spent(split, with_reserved=False), delta)[0] for split in account.splits},
-        "epsilon": _epsilons(charged, delta)[0],
-        "epsilon_if_others_collude": _epsilons(charged, delta)[1],
-        "reserved_epsilon": _epsilons(together, delta)[0],
+        "splits": {split: honest for split, (honest, _) in charged.items()},
+        "epsilon": max(honest for honest, _ in charged.values()),
+        "epsilon_if_others_collude": max(alone for _, alone in charged.values()),
+        "reserved_epsilon": max(honest for honest, _ in together),
         "unprotected": account.unprotected,
     }
 

@@ -68,13 +68,20 @@ def export(ledger_file: LedgerFile) -> None:
 @app.command()
 def end(
     ledger_file: LedgerFile,
-    study: Annotated[str, typer.Argument(help="Hash of the study.")],
+    study: Annotated[str, typer.Argument(metavar="HASH", help="Hash of the study, or the beginning of it.")],
     run: Annotated[str, typer.Argument(help="Name of the run.")],
 ) -> None:
     """End a run that its coordinator abandoned: it may ask nothing more, and what it did not ask is given back."""
     from equipoise.client.request import Request
+    from equipoise.common.errors import StudyError
 
-    _open(ledger_file).end_run(Request(study, run, -1, ""), done=True)
+    ledger = _open(ledger_file)
+    there = [run_ for run_, ended in ledger.runs().items() if not ended]
+    found = [digest for digest, name in there if name == run and digest.startswith(study)]
+    if len(found) != 1:
+        listed = ", ".join(f"{name} of {digest[:12]}" for digest, name in there) or "none"
+        raise StudyError(f"{study} {run}: no run in progress, or several; in progress: {listed}; nothing was changed")
+    ledger.end_run(Request(found[0], run, -1, ""), done=True)
     typer.echo(f"run {run} has ended; what it had reserved and not asked is free")
 
 

@@ -114,7 +114,7 @@ def show(digest: HashArgument, folder: FolderOption = HERE, as_json: JsonOption 
     from equipoise.client.showing import describe, show_lines
 
     proposal = _approvals(folder).find(digest)
-    found = describe(proposal, _site(folder))
+    found = describe(proposal, _site(folder), folder / "agent")
     if as_json:
         typer.echo(json.dumps(found))
         return

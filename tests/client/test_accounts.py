@@ -73,8 +73,6 @@ def test_disjoint_splits_pay_each_for_their_own_releases(tmp_path: Path) -> None
     assert charged(ledger, split="train") == pytest.approx(cost(TRAIN))
     assert charged(ledger, split="test") == pytest.approx(cost(TEST))
     assert charged(ledger, split="validation") == 0
-    worst = float(ledger.account("main").worst(with_reserved=False).honest[AT])
-    assert worst == pytest.approx(max(cost(TRAIN), cost(TEST)))
 
 
 def test_a_moved_patient_mixes_the_splits_at_their_sum(tmp_path: Path) -> None:
@@ -463,7 +461,6 @@ def test_accounts_are_what_the_entries_say_whoever_reads_them(tmp_path: Path) ->
 def test_an_account_of_which_nothing_is_known_has_spent_nothing() -> None:
     assert not Account().spent("train").honest.any()
     assert Account().splits == [NOT_SPLIT]
-    assert not Account().worst().honest.any()
 
 
 # --- whatever happens ---------------------------------------------------------------------------------------------

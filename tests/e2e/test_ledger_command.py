@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from equipoise.client.ledger import Ledger
 from equipoise.common.canonical import digest_json
+from tests.client.books import STUDY, answer, begin, table, vector
 from tests.e2e.studies import Desk
 from tests.e2e.terminal import Run
 
@@ -85,6 +87,43 @@ def test_export_writes_every_entry_with_hashes_that_anybody_can_check(run: Path,
         assert row["previous"] == before["hash"]
     assert {row["body"]["kind"] for row in rows} >= {"study", "release", "seal", "close"}
     assert all(row["hash"] == digest_json([row["seq"], row["body"], row["previous"]]) for row in rows)
+
+
+def test_an_account_has_spent_what_its_dearest_split_has(
+    tmp_path: Path, equipoise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of splits that are dearest at different Renyi orders, not the dearest order of each."""
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(LEDGER)
+    queries = [vector(0, noise=1.0), *(table(i, noise=2.0) for i in range(1, 4))]
+    begin(ledger, queries)
+    for query in queries:
+        answer(ledger, query)
+    ledger.close()
+    found = json.loads(equipoise(*line("show"), "--json").out)["accounts"][0]
+    assert len(set(found["splits"].values())) == 2
+    assert found["epsilon"] == max(found["splits"].values())
+    assert found["reserved_epsilon"] == found["epsilon"]
+
+
+def test_end_takes_the_beginning_of_a_hash_and_says_when_no_such_run_is_in_progress(
+    tmp_path: Path, equipoise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(LEDGER)
+    begin(ledger, [vector(0), vector(1)])
+    answer(ledger, vector(0))
+    ledger.close()
+    before = equipoise(*line("export")).out
+    for study, run in (("0123456789ab", "run"), (STUDY[:12], "no-such-run")):
+        ended = equipoise("ledger", "end", LEDGER, study, run)
+        assert ended.code == 2
+        assert f"no run in progress, or several; in progress: run of {STUDY[:12]}; nothing was changed" in ended.err
+    assert equipoise(*line("export")).out == before
+    assert "has ended" in equipoise("ledger", "end", LEDGER, STUDY[:12], "run").out
+    account = json.loads(equipoise(*line("show"), "--json").out)["accounts"][0]
+    assert account["reserved_epsilon"] == account["epsilon"]
+    assert "in progress: none" in equipoise("ledger", "end", LEDGER, STUDY[:12], "run").err
 
 
 def test_a_file_that_is_no_ledger_is_one_line(equipoise: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
