@@ -40,8 +40,8 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     p = _parameters(study)
     refuse_privacy(
         study,
-        "a private round is one step from the round's model, where its pull is 0, so that it would be fine_tune; "
-        "choose that",
+        "a whitened round is one step from the round's model, where its pull is 0, and averages of DP-SGD do not have "
+        "it; choose fine_tune",
     )
     return [catalogue.cell_counts(study), *(_round_query(study, model, p, r) for r in range(p.rounds))]
 
@@ -78,7 +78,7 @@ METHOD = Method(
     paper="FedProx: Li et al., MLSys 2020, arXiv:1812.06127",
     travels="cell counts, one change of the model a round",
     costs="5 rounds of the whole model, two epochs each",
-    private="none: a private round is one step, in which the pull is 0",
+    private="none: a whitened round is one step, in which the pull is 0, and averages of DP-SGD do not have it",
     parameters=FedProx,
     plan=plan,
     run=run,

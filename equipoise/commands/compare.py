@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from equipoise.commands.results import Format, FormatOption, OutOption, Sets
+from equipoise.commands.results import Format, FormatOption, Sets
 
 
 def compare(
@@ -17,7 +17,7 @@ def compare(
         str, typer.Option("--methods", metavar="A,B,...", help="Methods by name; `all` for all that can run.")
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Replicates, from the study's seed on.")] = 5,
-    out: OutOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison; runs/compare-<study> by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; methods and seeds may be added.")] = False,
     allow_group_thresholds: Annotated[
         bool, typer.Option("--allow-group-thresholds", help="Let group_thresholds decide by group.")

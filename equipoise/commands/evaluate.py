@@ -37,6 +37,12 @@ def evaluate(
         raise StudyError(
             f"{study_file}: method.name={study.method.name}: evaluate trains nothing; leave `method` out, or simulate"
         )
+    here = {"--out": out is not None, "--resume": resume, "--format": output is not Format.TEXT}
+    elsewhere = {"--name": name is not None, "--wait": wait}
+    without_effect = [option for option, given in (elsewhere if coordinator is None else here).items() if given]
+    if without_effect:
+        remedy = "give --coordinator" if coordinator is None else "leave --coordinator out"
+        raise StudyError(f"{', '.join(without_effect)}: no effect here; leave it out, or {remedy}")
     if coordinator is not None:
         submit(study_file, coordinator, name, changes, wait=wait)
         return

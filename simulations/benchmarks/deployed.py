@@ -231,7 +231,7 @@ def page(result: dict[str, Any]) -> str:
     )
     real = "\n".join(
         f"| {row['sites']} | {row['seconds_a_release']:.1f} | {row['cpu_s_a_release']:.1f} | {row['peak_mib']:.0f} | "
-        f"{row['peak_mib'] / row['sites']:.0f} | {row['server_peak_mib']:.0f} | {row['load']:.0f} |"
+        f"{row['peak_mib'] / row['sites']:.0f} | {row['server_peak_mib']:.0f} | {row['load']:.0f} | {row['commit']} |"
         for row in result["load"]
     )
     here = "\n".join(
@@ -241,7 +241,8 @@ def page(result: dict[str, Any]) -> str:
     return f"""# Speed and memory of a deployment
 
 Written by `{result["command"]}` on {result["date"]}, commit {result["commit"]}; the figures behind it are in
-[simulations/benchmarks/results/deployed.json](../simulations/benchmarks/results/deployed.json).
+[simulations/benchmarks/results/deployed.json](../simulations/benchmarks/results/deployed.json). A row of *Sites*
+that was measured apart has a commit of its own.
 Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}; Python {on["python"]}, torch {on["torch"]},
 flwr {on["flwr"]}. All processes of all sites share it, so that seconds are upper bounds; a site of its own is quicker.
 
@@ -267,11 +268,12 @@ A short study through the secure sum; every site has {SMALL["patients"]} patient
 A run over many sites takes long, so rows can be measured one by one (`--only load --counts N`).
 With processes of its own for every site (a SuperNode, its executor, a site agent, and a process for each message):
 
-| sites | seconds a release | CPU seconds a release | MiB of all | MiB by site | MiB of the ServerApp | machine's load |
-|---|---|---|---|---|---|---|
+| sites | seconds a release | CPU seconds a release | MiB of all | MiB by site | MiB of the ServerApp | load | commit |
+|---|---|---|---|---|---|---|---|
 {real}
 
-Memory is proportional set size, at its peak; CPU is of all processes together. The same study in one process:
+Memory is proportional set size, at its peak; CPU is of all processes together; the load is the machine's. The same
+study in one process:
 
 | sites | seconds a release | CPU seconds of the whole | peak memory, MiB |
 |---|---|---|---|

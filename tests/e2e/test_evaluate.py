@@ -108,6 +108,25 @@ def test_a_study_that_trains_is_sent_to_simulate(icu: Path, equipoise: Run) -> N
     assert "evaluate trains nothing" in error
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            ("--coordinator", "coordinator", "--out", "run"),
+            "--out: no effect here; leave it out, or leave --coordinator",
+        ),
+        (("--coordinator", "coordinator", "--resume", "--format", "json"), "--resume, --format: no effect here"),
+        (("--name", "a", "--wait"), "--name, --wait: no effect here; leave it out, or give --coordinator"),
+    ],
+)
+def test_an_option_of_the_other_place_is_refused(
+    options: tuple[str, ...], named: str, icu: Path, equipoise: Run
+) -> None:
+    ended = equipoise("evaluate", icu, *options)
+    assert ended.code == 2
+    assert named in ended.err
+
+
 def test_a_score_outside_its_scale_is_one_line(icu: Path, equipoise: Run) -> None:
     table = icu.parent / "icu" / "birch" / "cohort.csv"
     text = table.read_text().splitlines()
