@@ -298,7 +298,8 @@ def _methods(seeds: Sequence[int], variants: Mapping[str, Study], folder: Path) 
     for name, study in variants.items():
         entry = METHODS[study.method.name]
         runs = [read_rounds(folder / f"seed-{seed}" / name / "rounds.jsonl") for seed in seeds]
-        training = [[row for row in rows if row["run"] == study.method.name] for rows in runs]
+        # A row names its run and, within it, the arm: the method's own, named like it, or the evaluation.
+        training = [[row for row in rows if row["run"] == f"{name}/{study.method.name}"] for rows in runs]
         releases = [len(rows) for rows in training if rows]
         sent = [_bytes_a_hospital(rows) for rows in training if rows]
         yield {

@@ -77,19 +77,27 @@ compare](commands.md#equipoise-compare); a test checks that they agree. Within a
 same base model and is measured on the same test patients. No method was tuned, but where a heading says so: the
 study's own has the parameters of its file in `configs/`, the others their defaults, and the study's learning rate where
 it means the same in them. Nor do all train equally long: *rounds* are those of training, of all phases together, and
-plain and balanced fine-tuning (`fine_tune`) have those of the study's own method. Brackets hold 95 % t-intervals over
+plain and balanced fine-tuning (`fine_tune`) have those of the study's own method. *MB sent* is what a hospital sends in
+the training, means over hospitals and seeds. Brackets hold 95 % t-intervals over
 seeds; they are not widened for the number of methods. *Gap less plain's* is paired by seed, below 0 where the method's
 gap is smaller than after plain fine-tuning. Under privacy each method has the whole epsilon to itself, and the figures
 are exact ones, which only a simulation can show. No table of a paper is reproduced.
 
 What a number means here: these are small models, few hospitals and, but for bench A, no more patients than the
 public data have. An order of methods on one data set is no order on another.
-
-Not yet run again since errors were cured (CHANGELOG, *Fixed*), but for bench A at epsilon 8: rows of `bmft`, rows of
-`group_dro` under privacy, and gates, whose intervals of changes are now wider near rates and AUCs of 0 and 1.
 """
 GATE_WORDS = "gates of the runs: pass / fail / undecided"
-HEADS = ("rounds", "gap", "matched rate", "gap less plain's", "worst-group AUC", "AUC", "balanced accuracy", GATE_WORDS)
+HEADS = (
+    "rounds",
+    "MB sent",
+    "gap",
+    "matched rate",
+    "gap less plain's",
+    "worst-group AUC",
+    "AUC",
+    "balanced accuracy",
+    GATE_WORDS,
+)
 
 
 def page() -> str:
@@ -109,12 +117,14 @@ def _section(case: Case, value: Json) -> str:
     how = "without privacy" if case.epsilon is None else f"epsilon {case.epsilon:g}"
     how += ", three settings tried of a method" if case.tune else ""
     rounds = {row["name"]: _rounds(row["parameters"], case.epsilon is not None) for row in value["methods"]}
+    sent = {row["name"]: row.get("megabytes_up") for row in value["methods"]}
     rows = [f"| {' | '.join(('model', *HEADS))} |", f"|{'---|' * (len(HEADS) + 1)}"]
     for name, row in value["table"].items():
         figures = row["figures"]
         versus = figures[gap].get("versus_plain")
         cells = [
             rounds[name],
+            "-" if sent[name] is None else f"{sent[name]:.2g}",
             cell_text(figures[gap]["value"]),
             cell_text(figures[gap + MATCHED]["value"]),
             "-" if versus is None else cell_text(versus, change=True),

@@ -46,6 +46,17 @@ def test_one_table_of_kept_runs_that_verify(larger: Desk, equipoise: Run) -> Non
     assert value["per_seed"]["4"]["swift"]["figures"]["auc"] == report["auc"]["value"]
     sex = report["attributes"]["sex"]
     assert value["per_seed"]["4"]["swift"]["figures"]["worst_group_auc"] == sex["worst_group_auc"]["value"]
+    # What a method cost is what its own releases did, those of the evaluation apart.
+    (row,) = [row for row in value["methods"] if row["name"] == "swift"]
+    logs = [
+        [json.loads(line) for line in (larger.run / f"seed-{seed}" / "swift" / "rounds.jsonl").read_text().splitlines()]
+        for seed in value["seeds"]
+    ]
+    own = [[one for one in log if one["run"] == "swift/swift"] for log in logs]
+    assert row["releases"] == len(own[0]) < len(logs[0])
+    sent = [sum(sum(one["bytes_up"].values()) for one in log) / len(log[0]["bytes_up"]) for log in own]
+    assert row["megabytes_up"] == pytest.approx(sum(sent) / len(sent) / 1e6)
+    assert all(one["releases"] > 0 for one in value["methods"][1:])
     with (larger.run / "comparison.csv").open() as file:
         assert {row["model"] for row in csv.DictReader(file)} == set(value["table"])
     page = (larger.run / "comparison.html").read_text()
