@@ -24,7 +24,7 @@ from equipoise.quiet import quiet_flower
 from equipoise.server.report.side_by_side import MATCHED, findings, seeds_text
 from equipoise.server.report.side_by_side_page import cell_text, tuned_by
 from equipoise.simulations.benchmarks import operating_points
-from equipoise.simulations.benchmarks.origin import machine, origin
+from equipoise.simulations.benchmarks.origin import commit, machine, origin
 
 Json = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
@@ -141,6 +141,7 @@ def _section(case: Case, value: Json) -> str:
         *([f"Left out for its length: {', '.join(case.left_out)}."] if case.left_out else []),
         *(["Methods without a private form are refused and not in the table."] if case.epsilon is not None else []),
         *([_took(value)] if "took" in value else []),
+        *([f"`{value['command']}`, commit {value['commit']}."] if "commit" in value else []),
     ]
     return "\n".join([f"## {TITLES[case.config]}, {how}", "", *rows, "", *notes, ""])
 
@@ -148,8 +149,9 @@ def _section(case: Case, value: Json) -> str:
 def _took(value: Json) -> str:
     """Of a case that was run in one go."""
     runs = (len(value["methods"]) - 1) * len(value["seeds"])  # the base model is no run
-    machine_ = value["took"]["machine"]
-    return f"All {runs} runs took {value['took']['minutes']:.0f} minutes in one process ({machine_['cpu']})."
+    took = value["took"]
+    where = f"one process, commit {took['commit']}, {took['machine']['cpu']}"
+    return f"All {runs} runs in one go took {took['minutes']:.0f} minutes ({where})."
 
 
 def _rounds(parameters: Json, private: bool) -> str:
@@ -185,9 +187,11 @@ def run(name: str, folder: Path) -> Path:
     found = compare(wanted, place, resume=resumed, note=_note)
     value = json.loads(found.with_suffix(".json").read_text())
     value |= {"command": f"python -m equipoise.simulations.benchmarks.side_by_side {name}", **origin()}
-    if not resumed:
-        value["took"] = {"minutes": (time.monotonic() - begun) / 60, "machine": machine()}
     file = RESULTS / f"compare-{name}.json"
+    if not resumed:
+        value["took"] = {"minutes": (time.monotonic() - begun) / 60, "commit": commit(), "machine": machine()}
+    elif file.exists() and "took" in (before := json.loads(file.read_text())):
+        value["took"] = before["took"]  # the time of the day on which all of it was run
     write_whole(file, json.dumps(value, indent=1).encode())
     return file
 
