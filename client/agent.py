@@ -24,7 +24,7 @@ from equipoise.client.computations import COMPUTATIONS
 from equipoise.client.frozen import HeadInputs
 from equipoise.client.ledger import Charge, Ledger
 from equipoise.client.policy import check_cohort, check_queries, check_study, life_caps
-from equipoise.client.release import release
+from equipoise.client.release import NO_LIMIT, release
 from equipoise.client.request import Request
 from equipoise.client.scores import ScoreCache
 from equipoise.client.secure_session import Asked, Contribution, SecureSessions
@@ -94,17 +94,15 @@ class SiteAgent:
         try:
             with self._lock:
                 return self._release(request)
-        except EquipoiseError as error:
-            self._note(error.code, str(error))
-            # What was wrong with the data or the cohort is about patients: to the server it is one refusal.
-            told = isinstance(error, StorageError | SecureSumError)
-            return self._code(error.code if told else RefusedError.code)
         except _MissingInputsError:
             return self._code("need_inputs")
+        except EquipoiseError as error:
+            self._note(error.code, str(error))
+            return self._code(_code_of(error))
         except Exception as error:
             # The network must not learn what failed on which patient; the site's own log keeps all of it.
             self._note("internal", f"{type(error).__name__}: {error}")
-            return self._code("internal")
+            return self._code(_code_of(error))
 
     def _release(self, request: bytes) -> bytes:
         header, arrays = unpack(request)
@@ -130,7 +128,13 @@ class SiteAgent:
         sealed = self.ledger.recall(asked, query.digest)
         if sealed is not None:
             return sealed
-        charge, points = self._contribute(study, header["plan"], asked, entry, query)
+        try:
+            charge, points = self._contribute(study, header["plan"], asked, entry, query)
+        except _FailedError as failed:
+            # That it failed leaves, and may hang on patients and noise: it is all that this charge pays for, and what
+            # the same request gets from now on.
+            self.ledger.seal(failed.charge, self._code(_code_of(failed.reason)))
+            raise failed.reason from None
         reply = pack(
             {
                 "protocol": PROTOCOL,
@@ -146,9 +150,19 @@ class SiteAgent:
         return reply
 
     def _contribute(
-        self, study: Study, plan: str, asked: Request, entry: Entry, query: Query
+        self,
+        study: Study,
+        plan: str,
+        asked: Request,
+        entry: Entry,
+        query: Query,
+        most: Mapping[str, int] = NO_LIMIT,
     ) -> tuple[Charge, dict[str, NDArray[np.int64]]]:
-        """The site's integers for a query, charged; nothing of them has left yet."""
+        """The site's integers for a query, charged; nothing of them has left yet.
+
+        Raises:
+            _FailedError: the computation failed after it was charged.
+        """
         account = self.site.data.account if entry.account == STUDY else f"control {entry.account}"
         caps = None if self._scratch or not study.privacy.private else life_caps(self.site)
         self._begin(study, plan, entry, asked, account, caps)
@@ -157,9 +171,16 @@ class SiteAgent:
         if cohort.fingerprint != self._fingerprint:
             self._scores, self._heads = ScoreCache(), HeadInputs()
             self._fingerprint = cohort.fingerprint
-        split = cohort.split(query.split)
-        place = Workplace(study, self.site.site, query, split, self._scores, asked.number, self._heads)
-        return charge, release(charge, query, COMPUTATIONS[query.name](place))
+        try:
+            split = cohort.split(query.split)
+            place = Workplace(study, self.site.site, query, split, self._scores, asked.number, self._heads)
+            return charge, release(charge, query, COMPUTATIONS[query.name](place), most)
+        except StorageError:
+            raise  # of the disk, and not of patients: it may be tried again
+        except Exception as reason:
+            if not query.private:
+                raise
+            raise _FailedError(charge, reason) from None
 
     def _in_secure_sum(
         self,
@@ -177,14 +198,19 @@ class SiteAgent:
         terms = Terms.from_json(message.get("terms") if isinstance(message, dict) else None)
         _check_company(study, terms)
         patients = sum(study.sites.declared_patients.values())
-        parts = parts_of(query, rooms_of(query, noise_in(query), len(terms.cohort), patients))
+        rooms = rooms_of(query, noise_in(query), len(terms.cohort), patients)
+        parts = parts_of(query, rooms)
+        most = {name: room.bound_steps for name, room in rooms.items()}
         # The session holds the terms against this. The attempt is the coordinator's count; each one costs.
         held = Asked(asked.study, asked.run, asked.number, query.digest, parts, query.plan.honest)
         asked = replace(asked, attempt=terms.attempt)
         charges: list[Charge] = []
 
         def contribute() -> Contribution:
-            charge, points = self._contribute(study, plan, asked, entry, query)
+            try:
+                charge, points = self._contribute(study, plan, asked, entry, query, most)
+            except _FailedError as failed:
+                raise failed.reason from None  # the session lets nobody ask this attempt again
             charges.append(charge)
             return Contribution(points, {"ledger": charge.head})
 
@@ -303,6 +329,22 @@ def _check_company(study: Study, terms: Terms) -> None:
             f"{terms.colluding} of which may collude; the approved study has {len(approved)}, {least} and "
             f"{study.sites.colluding}",
         )
+
+
+class _FailedError(Exception):
+    """A private computation failed after it was charged."""
+
+    def __init__(self, charge: Charge, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.charge, self.reason = charge, reason
+
+
+def _code_of(error: Exception) -> str:
+    """What the coordinator learns of a failure."""
+    if isinstance(error, StorageError | SecureSumError):
+        return error.code
+    # What was wrong with the data or the cohort is about patients: to the server it is one refusal.
+    return RefusedError.code if isinstance(error, EquipoiseError) else "internal"
 
 
 class _MissingInputsError(Exception):

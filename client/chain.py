@@ -7,6 +7,7 @@ whoever writes has first taken in what the others wrote.
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import threading
 import time
@@ -104,8 +105,12 @@ class Chain:
         return self._head
 
     def append(self, **body: Any) -> None:
-        """Add an entry; inside `writing` only."""
-        timed = {**body, "time": round(time.time(), 3)}
+        """Add an entry; inside `writing` only.
+
+        The head goes to the coordinator, and entries hold what no noise protects, such as the data's fingerprint. The
+        nonce, which never leaves, keeps anybody from trying contents until one fits.
+        """
+        timed = {**body, "time": round(time.time(), 3), "nonce": secrets.token_hex(16)}
         entry = Entry(self._seq + 1, timed, self._head, "")
         digest = entry.expected_hash()
         text = canonical_json(timed).decode("ascii")

@@ -27,7 +27,7 @@ from equipoise.common.canonical import digest_json
 from equipoise.common.errors import DataError
 from equipoise.common.fairness.intersections import combined_group
 from equipoise.common.images import ImageStore
-from equipoise.common.manifest import read_manifest
+from equipoise.common.manifest import read_manifest, same
 from equipoise.common.sitefile import FractionSplits, Site
 from equipoise.common.study import ImageInputs, ScoreInputs, Study
 
@@ -79,7 +79,8 @@ class Cohort:
         coding = Coding(manifest, site)
         self.site = site.site
         self.fingerprint = _fingerprint(manifest.fingerprint, site)
-        identifiers = manifest.column(site.data.patient, "data.patient of the site file")
+        # A table that was saved again may write 17 as 17.0: it is the same patient, in one file and over the years.
+        identifiers = list(map(same, manifest.column(site.data.patient, "data.patient of the site file")))
         if "" in identifiers:
             where = coding.where(identifiers.index(""), site.data.patient)
             raise DataError(f"{where}: the patient identifier is empty; every row needs one")

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from equipoise.client.agent import SiteAgent
 from equipoise.client.approvals import Approvals
 from equipoise.client.resident import Resident
@@ -22,6 +20,7 @@ from equipoise.common.errors import StorageError
 from equipoise.common.identity import signing_identity
 from equipoise.common.secure_sum.keys import parse_key
 from equipoise.common.sitefile import Site, load_site
+from equipoise.common.threads import one_thread
 
 _GRACE_S = 20.0
 
@@ -63,8 +62,7 @@ def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
     os.umask(0o077)
     site = load_site(site_file)
     state.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # sums do not depend on the cores of a machine
-    with (state / "agent.lock").open("w") as lock, door_workers() as workers:
+    with (state / "agent.lock").open("w") as lock, one_thread(), door_workers() as workers:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

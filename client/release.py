@@ -8,6 +8,7 @@ and what is accounted cannot differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,22 @@ from equipoise.client.contribution import Contribution, Fills, Noised, Rows
 from equipoise.client.ledger import Charge
 from equipoise.common.errors import RefusedError
 from equipoise.common.privacy.rounding import clip_and_round
-from equipoise.common.query import Query
+from equipoise.common.query import Arrays, Query
 
 Points = NDArray[np.int64]
+NO_LIMIT: Mapping[str, int] = MappingProxyType({})
 
 
-def release(charge: Charge, query: Query, contribution: Contribution) -> dict[str, Points]:
+def release(
+    charge: Charge, query: Query, contribution: Contribution, most: Mapping[str, int] = NO_LIMIT
+) -> dict[str, Points]:
     """The site's integers for a query, by block.
 
     Args:
         charge: from `Ledger.reserve`, for this query; used up here.
         query: from the approved plan.
         contribution: what the computation of the query returned.
+        most: block -> the largest integer before noise that a secure sum has room for.
 
     Formal guarantee:
         Unit: patient, with all images; relation: add or remove one. The sum over patients before noise moves by at most
@@ -37,7 +42,9 @@ def release(charge: Charge, query: Query, contribution: Contribution) -> dict[st
 
     Edge cases:
         No patients: the noise alone. NaN or infinity in a vector: that patient contributes 0. A cell out of range: not
-        counted. Plan `none`: exact sums on the lattice, and no guarantee.
+        counted. A private sum beyond `most`, before its noise: cut to it, which moves no two cohorts farther apart; a
+        refusal would tell of the sum. A noised update beyond its bound: cut to it, NaN to 0, which is post-processing.
+        Plan `none`: exact sums on the lattice, and no guarantee.
 
     Raises:
         RefusedError: the charge is used up or of another query; a total where patients have to be bounded; vectors or
@@ -45,16 +52,27 @@ def release(charge: Charge, query: Query, contribution: Contribution) -> dict[st
     """
     charge.use(query.digest)
     if isinstance(contribution, Fills):
-        return _counted(query, contribution)
+        return _counted(query, contribution, most)
     if isinstance(contribution, Rows):
-        return _summed(query, contribution)
-    steps_are_noised = isinstance(contribution, Noised) and query.plan.kind == "dp_sgd"
-    if query.private and not steps_are_noised:
+        return _summed(query, contribution, most)
+    if not query.private:
+        return query.encode(contribution.values)
+    if not (isinstance(contribution, Noised) and query.plan.kind == "dp_sgd"):
         raise RefusedError(f"{query.name}: a total cannot be made private; nothing was sent")
-    return query.encode(contribution.values)
+    return query.encode(_within(query, contribution.values, most))
 
 
-def _counted(query: Query, fills: Fills) -> dict[str, Points]:
+def _within(query: Query, values: Arrays, most: Mapping[str, int]) -> Arrays:
+    """A noised update cut to what its blocks have room for."""
+    cut = dict(values)
+    for name, block in query.blocks.items():
+        bound = block.site_bound if name not in most else min(block.site_bound, most[name] * block.step)
+        wide = np.nan_to_num(np.asarray(values[name], dtype=np.float64), nan=0.0, posinf=bound, neginf=-bound)
+        cut[name] = np.clip(wide, -bound, bound)
+    return cut
+
+
+def _counted(query: Query, fills: Fills, most: Mapping[str, int]) -> dict[str, Points]:
     plan = query.plan
     if set(fills.cells) != set(query.blocks) or plan.kind not in ("counts", "none"):
         raise RefusedError(f"{query.name}: cells {sorted(fills.cells)} under a plan of kind {plan.kind}")
@@ -71,10 +89,18 @@ def _counted(query: Query, fills: Fills) -> dict[str, Points]:
     cells[:, 1:][cells[:, 1:] == cells[:, :-1]] = -1
     size = sum(block.size for block in query.blocks.values())
     counted = np.bincount(cells[cells >= 0], minlength=size).astype(np.int64)
-    return _blocks(query, counted + plan.sampler.noise((size,)))
+    return _blocks(query, _noised(query, counted, most))
 
 
-def _summed(query: Query, rows: Rows) -> dict[str, Points]:
+def _noised(query: Query, total: Points, most: Mapping[str, int]) -> Points:
+    """The sum and one draw of the plan's noise; the sum of a private release within `most`."""
+    if query.private and most:
+        limits = np.concatenate([np.full(block.size, most[name]) for name, block in query.blocks.items()])
+        total = np.clip(total, -limits, limits)
+    return total + query.plan.sampler.noise(total.shape)
+
+
+def _summed(query: Query, rows: Rows, most: Mapping[str, int]) -> dict[str, Points]:
     plan = query.plan
     size = sum(block.size for block in query.blocks.values())
     if not query.private:
@@ -90,7 +116,7 @@ def _summed(query: Query, rows: Rows) -> dict[str, Points]:
         if part.ndim != 2 or part.shape[1] != size:
             raise RefusedError(f"{query.name}: vectors of shape {part.shape[1:]}, the plan has {size} entries")
         total += clip_and_round(part, plan.clip, plan.step, plan.norm).sum(axis=0)
-    return _blocks(query, total + plan.sampler.noise((size,)))
+    return _blocks(query, _noised(query, total, most))
 
 
 def _cut(query: Query, flat: NDArray[np.generic]) -> list[tuple[str, NDArray[np.generic]]]:

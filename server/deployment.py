@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -99,7 +98,6 @@ def _carry_out(
     note: _Notes,
     trackers: Sequence[str],
 ) -> None:
-    torch.set_num_threads(1)
     task = folder.task()
     folder.mend()
     study = task.study

@@ -19,6 +19,7 @@ from equipoise.common.evaluation import BASE, Measured
 from equipoise.common.methods import resolve
 from equipoise.common.methods.method import Outcome
 from equipoise.common.study_plan import EVALUATION
+from equipoise.common.threads import one_thread
 from equipoise.server.engine import Engine, Watcher
 from equipoise.server.rounds import RoundLog
 from equipoise.server.rundir import Arm, RunFolder, Task
@@ -74,7 +75,8 @@ def run_arm(engine: Engine, folder: RunFolder, arm: Arm) -> Outcome:
     """Train one arm, or replay it."""
     base = folder.base(arm.study)
     study = folder.placed(arm.study)
-    return engine.drive(resolve(study).run(study, base), arm.name, folder.transcript(arm.study, arm.name))
+    with one_thread():
+        return engine.drive(resolve(study).run(study, base), arm.name, folder.transcript(arm.study, arm.name))
 
 
 def measure(engine: Engine, folder: RunFolder, task: Task) -> Measured:
@@ -84,4 +86,5 @@ def measure(engine: Engine, folder: RunFolder, task: Task) -> Measured:
     models.update({name: folder.result(name, base) for name in task.evaluate})
     method = task.arms[0].name if task.arms else None
     steps = evaluation.evaluate(folder.placed(task.study), models, method)
-    return engine.drive(steps, EVALUATION, folder.transcript(task.study, EVALUATION))
+    with one_thread():
+        return engine.drive(steps, EVALUATION, folder.transcript(task.study, EVALUATION))

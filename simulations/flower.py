@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import StudyError
+from equipoise.common.threads import one_thread
 from equipoise.quiet import quiet_flower
 from equipoise.simulations.grid import RunConfig, task_identity
 
@@ -48,7 +49,8 @@ class SitedClientApp(ClientApp):
         site = self._sited[int(context.node_config[PARTITION_ID_KEY])]
         # Flower refuses a context that came back with another configuration: the inner one is a copy.
         sited = replace(context, node_config={"site": site, **self._door}, run_config=dict(self._run_config))
-        return self._client_app(message, sited)
+        with one_thread():  # an actor is a process of its own
+            return self._client_app(message, sited)
 
 
 def run_in_flower(

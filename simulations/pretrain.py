@@ -7,9 +7,6 @@ and nothing of it runs at a hospital.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -20,6 +17,7 @@ from equipoise.common.models import build, normalise
 from equipoise.common.streams import stream_seed
 from equipoise.common.study import ImageInputs, Inputs, ModelSpec
 from equipoise.common.study_simulation import Recipe
+from equipoise.common.threads import one_thread
 
 
 def pretrain(model_spec: ModelSpec, inputs: Inputs, split: Split, recipe: Recipe, seed: int) -> dict[str, Tensor]:
@@ -45,7 +43,7 @@ def pretrain(model_spec: ModelSpec, inputs: Inputs, split: Split, recipe: Recipe
         raise DataError(
             f"pretraining: {int(label.sum())} of the vendor's {len(label)} rows are positive; both classes are needed"
         )
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "pretrain"))
         model = build(model_spec).train()
         device = next(model.parameters()).device
@@ -89,13 +87,3 @@ def random_flips(images: Tensor) -> Tensor:
         flip = torch.rand(len(images), 1, 1, 1) < 0.5
         images = torch.where(flip, images.flip(axis), images)
     return images
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
