@@ -41,7 +41,7 @@ from equipoise.common.methods.averaging import (
 from equipoise.common.methods.masked import tensor_sensitivities
 from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps, changed
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, HeadRounds, Whitened, WhitenedRounds, plan_rounds, run_rounds
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -83,7 +83,7 @@ class Bmft(LocalSteps):
     step: Step | None = None
     rounds: Rounds = Rounds()  # of fedavg and full_gradient
     whitened: Whitened = Whitened()
-    whitened_head: Whitened = Whitened(lr=1.5, directions=24, damp=0.01)
+    whitened_head: HeadRounds = HeadRounds()
 
     @model_validator(mode="after")
     def _agree(self) -> Bmft:
@@ -237,7 +237,7 @@ def _phases(study: Study, p: Bmft) -> tuple[Phase, Phase]:
     )
 
 
-def _courses(p: Bmft) -> tuple[tuple[Whitened, Course], tuple[Whitened, Course]]:
+def _courses(p: Bmft) -> tuple[tuple[WhitenedRounds, Course], tuple[WhitenedRounds, Course]]:
     """The same two phases. Weights of whitened rounds are those of twice the bias loss, so it gets half the share."""
     total = 1 + p.bias_share / 2
     impair = p.whitened.model_copy(update={"beta": 0.0})

@@ -29,7 +29,7 @@ from equipoise.common.methods.averaging import (
     step_of,
     training_query,
 )
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.study import Study
 
@@ -42,7 +42,7 @@ class Reweighted(LocalSteps):
     weight_cap: float = Field(default=4.0, gt=0)
     step: Step | None = None  # left out: whitened where noise protects the patients, else fedavg
     rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)  # of fedavg and full_gradient
-    whitened: Whitened = Whitened(beta=1.0)
+    whitened: TaskRounds = TaskRounds()
 
 
 class Weigher(Protocol):

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 
 from equipoise.common.classifier import Classifier
+from equipoise.common.config import Strict
 from equipoise.common.errors import StudyError
-from equipoise.common.methods import METHODS
+from equipoise.common.methods import METHODS, resolve
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from tests.driving import Driven, drive, parts_of, private_town, town
-from tests.tiny import Memory, declare
+from tests.tiny import Memory, declare, make_study
 
+LAYER = "extractor.0.weight"
 W: dict[str, Any] = {"rounds": 3, "directions": 8, "rank": 2, "accept_poor_pool": True}
 HEAD: dict[str, Any] = {"rounds": 3, "directions": 5, "accept_poor_pool": True}
 SMALL: dict[str, dict[str, Any]] = {
     "swift": {"whitened": W},
     "bmft": {"whitened": W, "whitened_head": HEAD},
-    "zhang_zhou": {"whitened": W, "layers": ["extractor.0.weight"], "ranks": [0.25, 0.5]},
+    "zhang_zhou": {"whitened": W, "layers": [LAYER], "ranks": [0.25, 0.5]},
     "dfr": {"whitened": HEAD},
     "reweighing": {"whitened": W},
     "group_dro": {"whitened": W},
@@ -177,3 +179,42 @@ def test_it_runs_and_every_partition_gives_the_same_where_noise_is_negligible(na
 
 def flat(model: Classifier) -> np.ndarray:
     return model.layout().flatten(model.state)
+
+
+PARTS = [
+    (name, part)
+    for name, method in METHODS.items()
+    for part, field in method.parameters.model_fields.items()
+    if isinstance(field.default, Strict)
+]
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS)
+def test_one_key_of_a_part_leaves_the_method_its_own_defaults_of_the_others(name: str, part: str) -> None:
+    parameters = METHODS[name].parameters
+    whole = parameters.model_fields[part].default
+    assert whole == type(whole)()  # defaults of the class: an instance's would be lost to the first key
+    assert getattr(parameters.model_validate({part: {}}), part) == whole
+    if name != "fairtune":  # its search sets three of the keys, and takes none of them
+        assert getattr(parameters.model_validate({part: whole.model_dump()}), part) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "beta"), [("dfr", 1.5, 1.0), ("zhang_zhou", 0.4, 1.0), ("reweighing", 0.4, 1.0)]
+)
+def test_a_written_number_of_rounds_puts_no_bias_loss_into_a_task_loss(
+    name: str, rate: float, beta: float, tmp_path: Path
+) -> None:
+    place = private_town(
+        tmp_path, name, whitened={"rounds": 5}, **({"layers": [LAYER]} if name == "zhang_zhou" else {})
+    )
+    given = METHODS[name].parameters.model_validate(place.study.method.parameters).model_dump()["whitened"]
+    assert (given["rounds"], given["lr"], given["beta"]) == (5, rate, beta)
+    rounds = [q for q in METHODS[name].plan(place.study, place.model) if q.name == "whitened_gradient"]
+    assert [query.parameters["beta"] for query in rounds] == [beta] * 5
+
+
+def test_a_head_has_no_filters_to_choose() -> None:
+    for method in ({"name": "private_head", "rank": 2}, {"name": "dfr", "whitened": {"rank": 2}}):
+        with pytest.raises(StudyError, match="unknown key '.*rank'"):
+            resolve(make_study(method))
