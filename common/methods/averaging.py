@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -34,7 +35,7 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
     Args:
         chosen: the method's parameters.
         where: in which rounds they do nothing.
-        remedies: parameter -> what to write in its place; "" where there is nothing.
+        remedies: parameter, a dot leading into a part -> what to write in its place; "" where there is nothing.
 
     Raises:
         StudyError: a parameter differs from its default.
@@ -42,7 +43,10 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
     step = getattr(chosen, "step", None)
     why = f"{f'method.step={step}, ' if step else ''}privacy.mode={study.privacy.mode}"
     for key, remedy in remedies.items():
-        value, default = getattr(chosen, key), type(chosen).model_fields[key].default
+        part, *inner = key.split(".")
+        value, default = (
+            reduce(getattr, inner, whole) for whole in (getattr(chosen, part), type(chosen).model_fields[part].default)
+        )
         if value != default:
             raise StudyError(
                 f"method.{key}={value}: has no effect in {where} ({why}); "

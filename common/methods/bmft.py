@@ -41,7 +41,15 @@ from equipoise.common.methods.averaging import (
 from equipoise.common.methods.masked import tensor_sensitivities
 from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps, changed
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
-from equipoise.common.methods.whitened import Course, HeadRounds, Whitened, WhitenedRounds, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import (
+    Course,
+    HeadRounds,
+    Whitened,
+    WhitenedRounds,
+    plan_rounds,
+    run_rounds,
+    without_bias,
+)
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -54,6 +62,9 @@ OF_OTHER_ROUNDS = {
     "impair_lr": "whitened.lr",
     "weight_cap": "",
 }
+
+
+SHARES = {"whitened.beta": "", "whitened_head.beta": "bias_share"}
 
 
 class Rounds(Strict):
@@ -96,9 +107,10 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order.
 
     Raises:
-        StudyError: a parameter is chosen that whitened rounds do not have, or no tensor is to move in them.
+        StudyError: a parameter is chosen that the rounds do not have, or no tensor is to move in them.
     """
     p = _parameters(study)
+    refuse_without_effect(study, p, "phases whose shares are bmft's own", SHARES)
     if step_of(study, p.step) == "whitened":
         own = {"smoothing": "whitened.smoothing and whitened_head.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {"form": "", **own})
@@ -267,7 +279,7 @@ def _fine_tuning(loss: str, part: str) -> Any:
             part=part,
             **rounds_unless_whitened(p.step, max(p.rounds.impair + p.rounds.repair, 1)),
             step=p.step,
-            whitened=p.whitened.model_dump(),
+            whitened=without_bias(p.whitened),
             weight_cap=p.weight_cap,
             **steps,
         )

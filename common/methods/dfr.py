@@ -33,7 +33,7 @@ from equipoise.common.fairness.tables import Counts, counts_at, hybrid_edges
 from equipoise.common.fairness.thresholds import nearest_edge
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
-from equipoise.common.methods.whitened import Course, HeadTaskRounds, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, HeadTaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.study import Study
 
@@ -239,7 +239,7 @@ def _parameters(study: Study) -> Dfr:
 
 def _fine_tuning(study: Study, loss: str) -> Study:
     p = _parameters(study)
-    return study.with_method("fine_tune", loss=loss, part="head", rounds=10, whitened=p.whitened.model_dump())
+    return study.with_method("fine_tune", loss=loss, part="head", rounds=10, whitened=without_bias(p.whitened))
 
 
 METHOD = Method(

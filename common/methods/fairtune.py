@@ -35,7 +35,7 @@ from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.candidates import TRIAL, Candidate, Judge, Search
 from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, changed
 from equipoise.common.methods.trials import Averaging, Trainer, Whitening
-from equipoise.common.methods.whitened import Whitened
+from equipoise.common.methods.whitened import Whitened, without_bias
 from equipoise.common.objective import Name
 from equipoise.common.parts import Bit, Tying, bits_of, fixed_masks, parts_of, tensors_of
 from equipoise.common.query import MOST_RELEASES, Query, Sum
@@ -295,7 +295,7 @@ def _fine_tuning(loss: str, part: str) -> Any:
         rates = p.lr or (WHITENED_RATES if study.privacy.private else AVERAGED_RATES)
         steps = {name: getattr(p, name) for name in ("momentum", "weight_decay", "local_epochs", "batch", "flips")}
         rounds = {"rounds": p.rounds, "lr": rates.start}
-        whitened = p.whitened.model_copy(update=rounds).model_dump()
+        whitened = without_bias(p.whitened.model_copy(update=rounds))
         # A full run of one candidate; what the search spent on the others has no counterpart here.
         return study.with_method(
             "fine_tune",

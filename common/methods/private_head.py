@@ -7,7 +7,6 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from equipoise.common import catalogue
@@ -16,7 +15,7 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Method, Outcome, Steps
-from equipoise.common.methods.whitened import Course, HeadTaskRounds, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, HeadTaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
@@ -54,7 +53,8 @@ def _course(p: PrivateHead) -> Course:
 
 def _fine_tuning(loss: str) -> Any:
     def build(study: Study) -> Study:
-        steps: Mapping[str, Any] = _parameters(study).model_dump(include=set(HeadTaskRounds.model_fields))
+        p = _parameters(study)
+        steps = {key: value for key, value in without_bias(p).items() if key in HeadTaskRounds.model_fields}
         return study.with_method("fine_tune", loss=loss, part="head", step="whitened", whitened=steps)
 
     return build

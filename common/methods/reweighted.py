@@ -29,7 +29,7 @@ from equipoise.common.methods.averaging import (
     step_of,
     training_query,
 )
-from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.study import Study
 
@@ -155,7 +155,7 @@ def same_rounds(p: Reweighted, study: Study, loss: str) -> Study:
     # In whitened rounds fine-tuning has no cap, and a number of rounds of their own.
     unknown = {"rounds", "weight_cap"} if p.step == "whitened" else set()
     given = p.model_dump(mode="json", include=set(Reweighted.model_fields) - unknown)
-    return study.with_method("fine_tune", loss=loss, **given)
+    return study.with_method("fine_tune", loss=loss, **{**given, "whitened": without_bias(p.whitened)})
 
 
 def _round_query(study: Study, layout: Layout, p: Reweighted, round_: int) -> Query:

@@ -45,7 +45,7 @@ from equipoise.common.methods.masked import MaskedRounds, mask_queries, plan_mas
 from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd
 from equipoise.common.methods.private_averaging import Rounds as PrivateRounds
-from equipoise.common.methods.whitened import Whitened
+from equipoise.common.methods.whitened import Whitened, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -289,8 +289,8 @@ def _fine_tuning(loss: str, part: str) -> Any:
             part=part,
             **rounds_unless_whitened(p.step, rounds),
             step=p.step,
-            whitened=p.whitened.model_dump(),
-            dp_sgd=p.dp_sgd.model_dump(),
+            whitened=without_bias(p.whitened),
+            dp_sgd=p.dp_sgd.model_dump(exclude={"smoothing"}),
             weight_cap=p.weight_cap,
             **steps,
         )

@@ -97,6 +97,11 @@ class HeadTaskRounds(HeadRounds):
     beta: float = Field(default=1.0, ge=0, le=1)
 
 
+def without_bias(p: WhitenedRounds) -> dict[str, Any]:
+    """The parameters for `fine_tune`, which has no bias loss and refuses what is of one."""
+    return p.model_dump(exclude={"beta", "smoothing"})
+
+
 @dataclass(frozen=True)
 class Course:
     """What rounds are about.

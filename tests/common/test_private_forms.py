@@ -216,5 +216,43 @@ def test_a_written_number_of_rounds_puts_no_bias_loss_into_a_task_loss(
 
 def test_a_head_has_no_filters_to_choose() -> None:
     for method in ({"name": "private_head", "rank": 2}, {"name": "dfr", "whitened": {"rank": 2}}):
-        with pytest.raises(StudyError, match="unknown key '.*rank'"):
+        with pytest.raises(StudyError, match=r"unknown key '.*rank'"):
             resolve(make_study(method))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "remedy"),
+    [
+        ("fine_tune", "whitened.beta", 0.5, r"leave it out, or write whitened.beta: 1\.0"),
+        ("fine_tune", "whitened.smoothing", 0.2, r"leave it out, or write whitened.smoothing: 0\.08"),
+        ("fine_tune", "dp_sgd.smoothing", 0.2, r"leave it out, or write dp_sgd.smoothing: 0\.08"),
+        ("bmft", "whitened.beta", 0.5, r"leave it out, or write whitened.beta: 0\.9"),
+        ("bmft", "whitened_head.beta", 0.5, "write bias_share"),
+    ],
+)
+@pytest.mark.parametrize("step", ["fedavg", "whitened", None])
+def test_a_share_of_a_loss_that_is_not_there_is_refused(
+    name: str, path: str, value: Any, remedy: str, step: str | None
+) -> None:
+    part, key = path.split(".")
+    place = town(name, step=step, **{part: {key: value}})
+    with pytest.raises(StudyError, match=rf"method\.{path}={value}: has no effect in .*; {remedy}$"):
+        METHODS[name].plan(place.study, place.model)
+
+
+OWN_SHARES: dict[str, dict[str, Any]] = {
+    "swift": {"whitened": {"beta": 0.5, "smoothing": 0.2}, "dp_sgd": {"smoothing": 0.2}},
+    "bmft": {"whitened": {"smoothing": 0.2}},
+    "zhang_zhou": {"whitened": {"beta": 0.5, "smoothing": 0.2}, "layers": [LAYER]},
+    "dfr": {"whitened": {"beta": 0.5, "smoothing": 0.2}},
+    "reweighing": {"whitened": {"beta": 0.5}},
+    "private_head": {"beta": 0.5, "smoothing": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", OWN_SHARES)
+def test_a_control_without_a_bias_loss_takes_the_rounds_and_not_the_share(name: str, tmp_path: Path) -> None:
+    place = private_town(tmp_path, name, **OWN_SHARES[name])
+    variant = METHODS[name].controls["plain"](place.study)
+    rounds = METHODS["fine_tune"].plan(variant, place.model)
+    assert {q.parameters["beta"] for q in rounds if q.name == "whitened_gradient"} == {1.0}
