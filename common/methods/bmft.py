@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from equipoise.common import catalogue
 from equipoise.common.cells import Balance, BiasLoss, Form, bias_weights, task_weights
@@ -96,12 +96,6 @@ class Bmft(LocalSteps):
     whitened: Whitened = Whitened()
     whitened_head: HeadRounds = HeadRounds()
 
-    @model_validator(mode="after")
-    def _agree(self) -> Bmft:
-        if self.step == "full_gradient" and (self.local_epochs != 1 or self.flips or self.weight_decay):
-            raise ValueError("step=full_gradient takes no local_epochs, flips or weight_decay")
-        return self
-
 
 def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order.
@@ -111,10 +105,10 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     """
     p = _parameters(study)
     refuse_without_effect(study, p, "phases whose shares are bmft's own", SHARES)
+    refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
     if step_of(study, p.step) == "whitened":
         own = {"smoothing": "whitened.smoothing and whitened_head.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {"form": "", **own})
-        refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
         if p.mask != "ones" and p.percentile == 100:
             raise StudyError(
                 "method.percentile=100: frees no tensor, and whitened rounds need one; write a smaller one"

@@ -65,9 +65,9 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     """
     p = parameters_of(study)
     refuse_without_effect(study, p, "rounds on the task loss alone", dict.fromkeys(OF_A_BIAS_LOSS, ""))
+    refuse_other_rounds(study, p, {"rounds": "whitened.rounds", "weight_cap": ""}, {"weight_cap": ""})
     counts, layout = catalogue.cell_counts(study), model.layout(p.part)
     if step_of(study, p.step) == "whitened":
-        refuse_other_rounds(study, p, {"rounds": "whitened.rounds", "weight_cap": ""})
         return [counts, *plan_rounds(study, model, p.whitened, _course(p))]
     if _averages_noise(study, p):
         return [counts, *(_private(p).query(study, model, r) for r in range(p.rounds))]

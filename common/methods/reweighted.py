@@ -79,10 +79,14 @@ def with_unknown(known: Cells, counts: Cells) -> Cells:
 
 
 def plan_reweighted(study: Study, model: Classifier, p: Reweighted, loss_cap: float | None) -> list[Query]:
-    """The queries of the rounds, planned; `loss_cap` is None for weights that stay."""
+    """The queries of the rounds, planned; `loss_cap` is None for weights that stay.
+
+    Raises:
+        StudyError: a parameter is chosen that the rounds do not have.
+    """
+    refuse_other_rounds(study, p, {"rounds": "whitened.rounds"})
     asked = [] if loss_cap is None else [catalogue.cell_losses(study, PHASE, loss_cap)]
     if step_of(study, p.step) == "whitened":
-        refuse_other_rounds(study, p, {"rounds": "whitened.rounds"})
         return plan_rounds(study, model, p.whitened, Course("whole", PHASE), asked)
     layout = model.layout()
     return [query for r in range(p.rounds) for query in (*asked, _round_query(study, layout, p, r))]

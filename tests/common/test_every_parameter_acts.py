@@ -71,7 +71,10 @@ CASES = [
 
 
 def place_of(name: str, **changes: Any) -> Town:
-    return town(name, 300 if name == "group_thresholds" else 60, **{**START[name], **changes})
+    parameters = {**START[name], **changes}
+    if parameters.get("step") == "full_gradient":
+        parameters.pop("batch")  # it has none, and refuses one
+    return town(name, 300 if name == "group_thresholds" else 60, **parameters)
 
 
 def trained(place: Town) -> Driven:

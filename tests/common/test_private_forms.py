@@ -256,3 +256,75 @@ def test_a_control_without_a_bias_loss_takes_the_rounds_and_not_the_share(name: 
     variant = METHODS[name].controls["plain"](place.study)
     rounds = METHODS["fine_tune"].plan(variant, place.model)
     assert {q.parameters["beta"] for q in rounds if q.name == "whitened_gradient"} == {1.0}
+
+
+WITH_A_STEP = [name for name, method in METHODS.items() if "step" in method.parameters.model_fields]
+NO_BATCHES: dict[str, Any] = {"weight_decay": 0.1, "local_epochs": 2, "batch": 8, "flips": True}
+
+
+@pytest.mark.parametrize("name", WITH_A_STEP)
+@pytest.mark.parametrize("key", NO_BATCHES)
+def test_full_gradients_refuse_what_is_of_batches(name: str, key: str) -> None:
+    place = town(name, step="full_gradient", **{key: NO_BATCHES[key]})
+    with pytest.raises(StudyError, match=rf"method\.{key}=.*full-gradient rounds \(method\.step=full_gradient"):
+        METHODS[name].plan(place.study, place.model)
+
+
+def test_a_batch_of_the_importance_is_read_beside_full_gradients_and_its_controls_have_none() -> None:
+    place = town("swift", step="full_gradient", importance="mini_batch", batch=8)
+    assert METHODS["swift"].plan(place.study, place.model)
+    for control in METHODS["swift"].controls.values():
+        variant = control(place.study)
+        assert METHODS[variant.method.name].plan(variant, place.model)
+
+
+@pytest.mark.parametrize("name", WITH_A_STEP)
+@pytest.mark.parametrize("step", ["fedavg", "full_gradient", "whitened"])
+def test_a_declared_step_refuses_the_parts_of_others(name: str, step: str) -> None:
+    fields = METHODS[name].parameters.model_fields
+    of_whitened = {part: {"directions": 5} for part in ("whitened", "whitened_head") if part in fields}
+    of_noise = {part: {"memory": 0.2} for part in ("dp_sgd",) if part in fields}
+    refused = of_noise if step == "whitened" else of_whitened | of_noise
+    for part, value in refused.items():
+        place, (key, number) = town(name, step=step, **{part: value}), next(iter(value.items()))
+        with pytest.raises(StudyError, match=rf"method\.{part}\.{key}={number}: has no effect .*method\.step={step}"):
+            METHODS[name].plan(place.study, place.model)
+        place = town(name, **{part: value})  # a step left out serves both worlds
+        assert METHODS[name].plan(place.study, place.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "remedy"),
+    [
+        ("swift", "weight_cap", 2.0, "write weight_cap: 4.0"),
+        ("swift", "smoothing", 0.2, "write dp_sgd.smoothing"),
+        ("swift", "whitened", {"memory": 0.2}, r"write whitened\.memory: 0\.5"),
+        ("fine_tune", "weight_cap", 2.0, "write weight_cap: 4.0"),
+        ("fine_tune", "whitened", {"memory": 0.2}, r"write whitened\.memory: 0\.5"),
+    ],
+)
+def test_noisy_averages_refuse_what_exact_ones_and_whitened_rounds_read(
+    name: str, key: str, value: Any, remedy: str, tmp_path: Path
+) -> None:
+    place = private_town(tmp_path, name, step="fedavg", **{key: value})
+    with pytest.raises(StudyError, match=rf"method\.{key}.*averages of DP-SGD \(method\.step=fedavg.*{remedy}"):
+        METHODS[name].plan(place.study, place.model)
+
+
+@pytest.mark.parametrize("name", WITH_A_STEP)
+@pytest.mark.parametrize("step", ["fedavg", "full_gradient"])
+def test_controls_of_exact_steps_are_planned(name: str, step: str) -> None:
+    place = town(name, step=step, lr=0.2, momentum=0.5, weight_cap=2.0)
+    for control in METHODS[name].controls.values():
+        variant = control(place.study)
+        assert METHODS[variant.method.name].plan(variant, place.model)
+
+
+@pytest.mark.parametrize("name", ["swift", "fine_tune"])
+def test_controls_of_noisy_averages_are_planned(name: str, tmp_path: Path) -> None:
+    dp_sgd = {"memory": 0.2, **({"smoothing": 0.2} if name == "swift" else {})}
+    place = private_town(tmp_path, name, step="fedavg", dp_sgd=dp_sgd, batch=8, local_epochs=2)
+    study = declare(place.study, {"a": 60})
+    for control in METHODS[name].controls.values():
+        variant = control(study)
+        assert METHODS[variant.method.name].plan(variant, place.model)

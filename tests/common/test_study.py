@@ -100,7 +100,7 @@ def test_weights_are_pinned_by_digest_and_path(tmp_path: Path) -> None:
         ({"name": "swift", "rounds": 3}, "method: rounds=3"),
         ({"name": "swift", "rounds": {"head": -1}}, "method: rounds.head=-1"),
         ({"name": "swift", "rounds": {"tail": 1}}, "unknown key 'rounds.tail'"),
-        ({"name": "swift", "step": "full_gradient", "local_epochs": 2}, "step=full_gradient takes no local_epochs"),
+        ({"name": "swift", "step": "full_gradient", "losses": "batch"}, "step=full_gradient has no batches"),
         ({"name": "fine_tune", "beta": 0.5}, "method: unknown key 'beta'"),
         ({"name": "fine_tune", "rounds": 0}, "method: rounds=0"),
         ({"name": "swift", "controls": ["placebo"]}, "method.controls: no control 'placebo'; there are: "),
