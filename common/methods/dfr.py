@@ -239,7 +239,8 @@ def _parameters(study: Study) -> Dfr:
 
 def _fine_tuning(study: Study, loss: str) -> Study:
     p = _parameters(study)
-    return study.with_method("fine_tune", loss=loss, part="head", rounds=10, whitened=without_bias(p.whitened))
+    whitened = without_bias(p.whitened)
+    return study.with_method("fine_tune", loss=loss, part="head", rounds=10, weight_cap=p.weight_cap, whitened=whitened)
 
 
 METHOD = Method(

@@ -286,9 +286,8 @@ def _parameters(study: Study) -> ZhangZhou:
 
 def _fine_tuning(study: Study, loss: str) -> Study:
     p = _parameters(study)
-    steps = {name: getattr(p, name) for name in LocalSteps.model_fields}
-    whitened = without_bias(p.whitened)
-    return study.with_method("fine_tune", loss=loss, rounds=p.rounds, whitened=whitened, **steps)
+    steps = {name: getattr(p, name) for name in ("rounds", "weight_cap", *LocalSteps.model_fields)}
+    return study.with_method("fine_tune", loss=loss, whitened=without_bias(p.whitened), **steps)
 
 
 METHOD = Method(
