@@ -216,6 +216,13 @@ class Study(Strict):
             raise ValueError("exactly one of `attributes` must have `primary: true`")
         return self
 
+    @model_validator(mode="after")
+    def _bins_once(self) -> Self:
+        edges, bins = self.inputs.edges if isinstance(self.inputs, ScoreInputs) else None, self.evaluation.bins
+        if edges is not None and bins is not None:
+            raise ValueError(f"evaluation.bins={bins}: inputs.edges say which bins there are; leave one of them out")
+        return self
+
     @property
     def primary(self) -> Attribute:
         """The attribute that the method acts on and the gates judge."""

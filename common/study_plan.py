@@ -123,6 +123,12 @@ class StudyPlan:
         """
         if not study.privacy.private:
             return self
+        asked = {entry.query.split for entry in self.entries}
+        for split in SPLITS:
+            if getattr(study.privacy.split, split) is not None and split not in asked:
+                raise StudyError(
+                    f"privacy.split.{split}: the study asks nothing of its {split} patients; leave the key out"
+                )
         noise: dict[int, float] = {}
         for account in dict.fromkeys(entry.account for entry in self.entries):
             for split in SPLITS:

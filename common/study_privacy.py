@@ -22,6 +22,9 @@ class PublicPool(Strict):
     labels: Literal["none"] = "none"
 
 
+NOISE_ALONE = ("epsilon", "delta", "split", "controls")
+"""Keys that say something where noise protects the patients, and there alone."""
+
 Shares = dict[str, Annotated[float, Field(gt=0, le=1)]]
 
 
@@ -64,8 +67,9 @@ class Privacy(Strict):
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
-        if self.mode == "none" and self.epsilon is not None:
-            raise ValueError("mode none has no epsilon; write mode: local, or leave it out")
+        for key in NOISE_ALONE:
+            if self.mode == "none" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"mode none has no {key}; write mode: local, or leave it out")
         if self.mode != "none" and self.epsilon is None:
             raise ValueError(f"mode {self.mode} needs an epsilon, for instance epsilon: 3")
         if self.mode == "distributed" and not self.secure_sum:

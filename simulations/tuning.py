@@ -23,7 +23,7 @@ from equipoise.common.fairness.tables import bin_scores, histogram, hybrid_edges
 from equipoise.common.methods import METHODS
 from equipoise.common.methods.averaging import step_of
 from equipoise.common.methods.method import RATE_FACTORS
-from equipoise.common.methods.whitened import Whitened
+from equipoise.common.methods.whitened import WhitenedRounds
 from equipoise.common.study import Study
 from equipoise.simulations.auc_noise import decided_scores
 
@@ -55,7 +55,7 @@ def _tuned(study: Study) -> Mapping[str, Sequence[float]]:
     own = _own(study)
     if step_of(study, getattr(own, "step", "fedavg")) != "whitened":
         return METHODS[study.method.name].tuned
-    return {f"{key}.lr": RATE_FACTORS for key, part in own if isinstance(part, Whitened)}
+    return {f"{key}.lr": RATE_FACTORS for key, part in own if isinstance(part, WhitenedRounds)}
 
 
 def _changed(own: Strict, factors: Mapping[str, float]) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def resolve(study: Study) -> Method:
     """The study's method, with the study's parameters and the rule of its threshold checked.
 
     Raises:
-        StudyError: unknown method, control or threshold rule, or a parameter that the method does not have.
+        StudyError: unknown method, control or threshold rule, a parameter that the method does not have, or a second
+            model that it does not measure.
     """
     check_rule(study)
     check_by_site(study)
@@ -73,6 +74,11 @@ def resolve(study: Study) -> Method:
     if method is None:
         raise StudyError(f"method.name={study.method.name}: no such method; there are: {', '.join(sorted(METHODS))}")
     validate(method.parameters, study.method.parameters, "method")
+    if study.model.after is not None and method is not audit.METHOD:
+        raise StudyError(
+            f"model.after.path={study.model.after.path}: only method audit measures a second model, and "
+            f"method.name={method.name}; leave model.after out"
+        )
     known = (*METHOD_CONTROLS, *SIMULATION_CONTROLS)
     for control in study.method.controls:
         if control not in known:

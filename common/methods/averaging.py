@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -34,7 +36,7 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
     Args:
         chosen: the method's parameters.
         where: in which rounds they do nothing.
-        remedies: parameter -> what to write in its place; "" where there is nothing.
+        remedies: parameter, a dot leading into a part -> what to write in its place; "" where there is nothing.
 
     Raises:
         StudyError: a parameter differs from its default.
@@ -42,7 +44,10 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
     step = getattr(chosen, "step", None)
     why = f"{f'method.step={step}, ' if step else ''}privacy.mode={study.privacy.mode}"
     for key, remedy in remedies.items():
-        value, default = getattr(chosen, key), type(chosen).model_fields[key].default
+        part, *inner = key.split(".")
+        value, default = (
+            reduce(getattr, inner, whole) for whole in (getattr(chosen, part), type(chosen).model_fields[part].default)
+        )
         if value != default:
             raise StudyError(
                 f"method.{key}={value}: has no effect in {where} ({why}); "
@@ -50,19 +55,45 @@ def refuse_without_effect(study: Study, chosen: Strict, where: str, remedies: Ma
             )
 
 
-def refuse_other_rounds(study: Study, chosen: Strict, remedies: Mapping[str, str]) -> None:
-    """Under a declared `step: whitened`, refuse chosen parameters of the other kinds of rounds.
+def refuse_other_rounds(
+    study: Study,
+    chosen: Strict,
+    whitened: Mapping[str, str],
+    private: Mapping[str, str] = MappingProxyType({}),
+    read: Collection[str] = (),
+) -> None:
+    """Under a declared step, refuse chosen parameters of the other kinds of rounds.
 
     Where the step is left out, one file serves with and without noise, and has the parameters of both.
 
     Args:
-        remedies: as in `refuse_without_effect`, beside those of `LocalSteps`.
+        whitened: what whitened rounds do not have, as in `refuse_without_effect`, beside `OF_LOCAL_STEPS`.
+        private: what averages of DP-SGD do not have.
+        read: keys of `OF_BATCHES` that the method reads under full gradients, too.
 
     Raises:
         StudyError: a parameter differs from its default.
     """
-    if getattr(chosen, "step", None) == "whitened":
-        refuse_without_effect(study, chosen, "whitened rounds", {**OF_LOCAL_STEPS, **remedies})
+    step, noise = getattr(chosen, "step", None), study.privacy.private
+    if step == "whitened":
+        refuse_without_effect(
+            study, chosen, "whitened rounds", {**OF_LOCAL_STEPS, **whitened, **_inside(chosen, "dp_sgd")}
+        )
+    elif step == "full_gradient":
+        without = {key: "" for key in OF_BATCHES if key not in read}
+        others = _inside(chosen, "whitened", "whitened_head", "dp_sgd")
+        refuse_without_effect(study, chosen, "full-gradient rounds", {**without, **others})
+    elif step == "fedavg" and noise:
+        others = _inside(chosen, "whitened", "whitened_head")
+        refuse_without_effect(study, chosen, "averages of DP-SGD", {**private, **others})
+    elif step == "fedavg":
+        refuse_without_effect(study, chosen, "averages", _inside(chosen, "whitened", "whitened_head", "dp_sgd"))
+
+
+def _inside(chosen: Strict, *parts: str) -> dict[str, str]:
+    """Every key of the parts that the parameters have, without a remedy."""
+    there = [part for part in parts if part in type(chosen).model_fields]
+    return {f"{part}.{key}": "" for part in there for key in type(getattr(chosen, part)).model_fields}
 
 
 def rounds_unless_whitened(step: Step | None, rounds: int) -> dict[str, int]:
@@ -81,10 +112,10 @@ class LocalSteps(Strict):
     flips: bool = False
 
 
-OF_LOCAL_STEPS = {
-    **{key: f"whitened.{key}" for key in ("lr", "momentum")},
-    **dict.fromkeys(("weight_decay", "local_epochs", "batch", "flips"), ""),
-}
+OF_BATCHES = ("weight_decay", "local_epochs", "batch", "flips")
+"""Parameters of `LocalSteps` that a step on the gradient of all patients does not have."""
+
+OF_LOCAL_STEPS = {**{key: f"whitened.{key}" for key in ("lr", "momentum")}, **dict.fromkeys(OF_BATCHES, "")}
 """Parameters of `LocalSteps` -> what whitened rounds have in their place; "" for nothing."""
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from equipoise.common import catalogue
 from equipoise.common.cells import Balance, BiasLoss, Form, bias_weights, task_weights
@@ -41,7 +41,15 @@ from equipoise.common.methods.averaging import (
 from equipoise.common.methods.masked import tensor_sensitivities
 from equipoise.common.methods.method import LOCAL_STEPS, RATE_FACTORS, Method, Outcome, Steps, changed
 from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import (
+    Course,
+    HeadRounds,
+    Whitened,
+    WhitenedRounds,
+    plan_rounds,
+    run_rounds,
+    without_bias,
+)
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
@@ -54,6 +62,9 @@ OF_OTHER_ROUNDS = {
     "impair_lr": "whitened.lr",
     "weight_cap": "",
 }
+
+
+SHARES = {"whitened.beta": "", "whitened_head.beta": "bias_share"}
 
 
 class Rounds(Strict):
@@ -83,26 +94,21 @@ class Bmft(LocalSteps):
     step: Step | None = None
     rounds: Rounds = Rounds()  # of fedavg and full_gradient
     whitened: Whitened = Whitened()
-    whitened_head: Whitened = Whitened(lr=1.5, directions=24, damp=0.01)
-
-    @model_validator(mode="after")
-    def _agree(self) -> Bmft:
-        if self.step == "full_gradient" and (self.local_epochs != 1 or self.flips or self.weight_decay):
-            raise ValueError("step=full_gradient takes no local_epochs, flips or weight_decay")
-        return self
+    whitened_head: HeadRounds = HeadRounds()
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
     """Every query of a run, in order.
 
     Raises:
-        StudyError: a parameter is chosen that whitened rounds do not have, or no tensor is to move in them.
+        StudyError: a parameter is chosen that the rounds do not have, or no tensor is to move in them.
     """
     p = _parameters(study)
+    refuse_without_effect(study, p, "phases whose shares are bmft's own", SHARES)
+    refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
     if step_of(study, p.step) == "whitened":
         own = {"smoothing": "whitened.smoothing and whitened_head.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {"form": "", **own})
-        refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
         if p.mask != "ones" and p.percentile == 100:
             raise StudyError(
                 "method.percentile=100: frees no tensor, and whitened rounds need one; write a smaller one"
@@ -237,7 +243,7 @@ def _phases(study: Study, p: Bmft) -> tuple[Phase, Phase]:
     )
 
 
-def _courses(p: Bmft) -> tuple[tuple[Whitened, Course], tuple[Whitened, Course]]:
+def _courses(p: Bmft) -> tuple[tuple[WhitenedRounds, Course], tuple[WhitenedRounds, Course]]:
     """The same two phases. Weights of whitened rounds are those of twice the bias loss, so it gets half the share."""
     total = 1 + p.bias_share / 2
     impair = p.whitened.model_copy(update={"beta": 0.0})
@@ -267,7 +273,7 @@ def _fine_tuning(loss: str, part: str) -> Any:
             part=part,
             **rounds_unless_whitened(p.step, max(p.rounds.impair + p.rounds.repair, 1)),
             step=p.step,
-            whitened=p.whitened.model_dump(),
+            whitened=without_bias(p.whitened),
             weight_cap=p.weight_cap,
             **steps,
         )

@@ -33,7 +33,7 @@ from equipoise.common.fairness.tables import Counts, counts_at, hybrid_edges
 from equipoise.common.fairness.thresholds import nearest_edge
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Method, Outcome, Steps, plain_and_balanced
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, HeadTaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.study import Study
 
@@ -52,7 +52,7 @@ class Dfr(Strict):
     inverse_penalties: list[float] = Field(default=[1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01], min_length=1)  # C
     weight_cap: float = Field(default=10.0, gt=0)
     newton_steps: int = Field(default=8, ge=1, le=MOST_RELEASES)  # for each C
-    whitened: Whitened = Whitened(lr=1.5, beta=1.0, directions=24, damp=0.01)  # under noise
+    whitened: HeadTaskRounds = HeadTaskRounds()  # under noise
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ def _parameters(study: Study) -> Dfr:
 
 def _fine_tuning(study: Study, loss: str) -> Study:
     p = _parameters(study)
-    return study.with_method("fine_tune", loss=loss, part="head", rounds=10, whitened=p.whitened.model_dump())
+    whitened = without_bias(p.whitened)
+    return study.with_method("fine_tune", loss=loss, part="head", rounds=10, weight_cap=p.weight_cap, whitened=whitened)
 
 
 METHOD = Method(

@@ -31,11 +31,11 @@ from equipoise.common.factory import load_factory
 from equipoise.common.halving import Judgement, Rung, rungs_of
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
-from equipoise.common.methods.averaging import check_labels
+from equipoise.common.methods.averaging import check_labels, refuse_without_effect
 from equipoise.common.methods.candidates import TRIAL, Candidate, Judge, Search
 from equipoise.common.methods.method import LOCAL_STEPS, Method, Outcome, Steps, changed
 from equipoise.common.methods.trials import Averaging, Trainer, Whitening
-from equipoise.common.methods.whitened import Whitened
+from equipoise.common.methods.whitened import Whitened, without_bias
 from equipoise.common.objective import Name
 from equipoise.common.parts import Bit, Tying, bits_of, fixed_masks, parts_of, tensors_of
 from equipoise.common.query import MOST_RELEASES, Query, Sum
@@ -45,6 +45,7 @@ from equipoise.common.study import Study
 FINAL = "final"  # phase of the plan
 CANDIDATES, PRIVATE_CANDIDATES = 27, 9
 PRIVATE_BINS = 8
+OF_THE_SEARCH = ("objective", "fewest", "floor", "search", "masks", "candidates", "reduction", "bins", "final")
 
 
 class Rates(Strict):
@@ -136,7 +137,8 @@ class Setting:
         """Resolve what the study leaves open.
 
         Raises:
-            StudyError: no blocks, too few rounds for the candidates, or a chosen bit that the model does not have.
+            StudyError: no blocks, too few rounds for the candidates, a chosen bit that the model does not have, or a
+                key of the search beside a chosen mask.
         """
         p = validate(FairTune, study.method.parameters, "method")
         private = study.privacy.private
@@ -157,6 +159,7 @@ class Setting:
             local |= {"batch": p.batch, "flips": p.flips}
             trainer = Averaging(study, model, layout, largest, local, p.balance, p.weight_cap)
         if p.chosen is not None:
+            refuse_without_effect(study, p, "a run of a chosen mask", dict.fromkeys(OF_THE_SEARCH, ""))
             unknown = sorted(set(p.chosen.bits) - {bit.name for bit in bits})
             if unknown:
                 raise StudyError(
@@ -168,7 +171,7 @@ class Setting:
             model,
             p,
             bits,
-            tuple(rungs_of(candidates, p.reduction, p.rounds)),
+            () if p.chosen is not None else tuple(rungs_of(candidates, p.reduction, p.rounds)),
             rates,
             not private if p.final is None else p.final == "retrained",
             p.bins or (PRIVATE_BINS if private else study.score_bins),
@@ -289,13 +292,24 @@ def _mask_notes(setting: Setting, tensors: tuple[str, ...]) -> dict[str, Any]:
     return {"mask": mask.summary(), "mask_mean": mask.mean}
 
 
+def _searching(control: str, **parameters: Any) -> Any:
+    def build(study: Study) -> Study:
+        if study.method.parameters.get("chosen") is not None:
+            raise StudyError(
+                f"method.controls: {control!r} is another search, and method.chosen searches nothing; leave it out"
+            )
+        return changed(**parameters)(study)
+
+    return build
+
+
 def _fine_tuning(loss: str, part: str) -> Any:
     def build(study: Study) -> Study:
         p = validate(FairTune, study.method.parameters, "method")
         rates = p.lr or (WHITENED_RATES if study.privacy.private else AVERAGED_RATES)
         steps = {name: getattr(p, name) for name in ("momentum", "weight_decay", "local_epochs", "batch", "flips")}
         rounds = {"rounds": p.rounds, "lr": rates.start}
-        whitened = p.whitened.model_copy(update=rounds).model_dump()
+        whitened = without_bias(p.whitened.model_copy(update=rounds))
         # A full run of one candidate; what the search spent on the others has no counterpart here.
         return study.with_method(
             "fine_tune",
@@ -325,8 +339,8 @@ METHOD = Method(
     tuned={},  # its rates are among what it searches
     shared=LOCAL_STEPS - {"lr"},  # which it searches
     controls={
-        "no_mask": changed(masks="all"),
-        "permuted": changed(search="random"),
+        "no_mask": _searching("no_mask", masks="all"),
+        "permuted": _searching("permuted", search="random"),
         "plain": _fine_tuning("plain", "whole"),
         "balanced": _fine_tuning("cells", "whole"),
         "head": _fine_tuning("cells", "head"),

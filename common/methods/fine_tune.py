@@ -27,14 +27,17 @@ from equipoise.common.methods.averaging import (
     check_labels,
     gradient_round,
     refuse_other_rounds,
+    refuse_without_effect,
     step_of,
     training_query,
 )
 from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds
 from equipoise.common.query import MOST_RELEASES, Query
 from equipoise.common.study import Study
+
+OF_A_BIAS_LOSS = ("whitened.beta", "whitened.smoothing", "dp_sgd.smoothing")
 
 
 class FineTune(LocalSteps):
@@ -45,7 +48,7 @@ class FineTune(LocalSteps):
     weight_cap: float = Field(default=4.0, gt=0)
     step: Step | None = None
     rounds: int = Field(default=5, ge=1, le=MOST_RELEASES)  # of fedavg and full_gradient
-    whitened: Whitened = Whitened()
+    whitened: TaskRounds = TaskRounds()
     dp_sgd: DpSgd = DpSgd()  # of fedavg where noise protects the patients
 
 
@@ -55,12 +58,17 @@ def parameters_of(study: Study) -> FineTune:
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
-    """Every query of a run, in order."""
+    """Every query of a run, in order.
+
+    Raises:
+        StudyError: a parameter is chosen that the rounds do not have.
+    """
     p = parameters_of(study)
+    refuse_without_effect(study, p, "rounds on the task loss alone", dict.fromkeys(OF_A_BIAS_LOSS, ""))
+    refuse_other_rounds(study, p, {"rounds": "whitened.rounds", "weight_cap": ""}, {"weight_cap": ""})
     counts, layout = catalogue.cell_counts(study), model.layout(p.part)
     if step_of(study, p.step) == "whitened":
-        refuse_other_rounds(study, p, {"rounds": "whitened.rounds", "weight_cap": ""})
-        return [counts, *plan_rounds(study, model, _task_only(p), _course(p))]
+        return [counts, *plan_rounds(study, model, p.whitened, _course(p))]
     if _averages_noise(study, p):
         return [counts, *(_private(p).query(study, model, r) for r in range(p.rounds))]
     return [counts, *(_round_query(study, layout, p, r) for r in range(p.rounds))]
@@ -73,7 +81,7 @@ def run(study: Study, model: Classifier) -> Steps:
     counts = cells.value("patients")
     check_labels(study, counts, by_group=p.loss == "cells")
     if step_of(study, p.step) == "whitened":
-        model, notes = yield from run_rounds(study, model, _task_only(p), _course(p), counts)
+        model, notes = yield from run_rounds(study, model, p.whitened, _course(p), counts)
         return Outcome(model, notes)
     if _averages_noise(study, p):
         averages = Averages(study, model, counts)
@@ -102,10 +110,6 @@ def _private(p: FineTune) -> Rounds:
 
 def _balance(p: FineTune) -> Balance:
     return "none" if p.loss == "plain" else p.loss
-
-
-def _task_only(p: FineTune) -> Whitened:
-    return p.whitened.model_copy(update={"beta": 1.0})
 
 
 def _course(p: FineTune) -> Course:

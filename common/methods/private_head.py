@@ -7,10 +7,7 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from pydantic import Field
 
 from equipoise.common import catalogue
 from equipoise.common.cells import WITHOUT_GROUPS, Balance, BiasLoss
@@ -18,18 +15,14 @@ from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
 from equipoise.common.methods.averaging import check_labels
 from equipoise.common.methods.method import Method, Outcome, Steps
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, HeadTaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import Query
 from equipoise.common.study import Study
 
 
-class PrivateHead(Whitened):
-    """Parameters; the defaults were chosen on seeds that are never reported."""
+class PrivateHead(HeadTaskRounds):
+    """Parameters."""
 
-    lr: float = Field(default=1.5, gt=0)
-    beta: float = Field(default=1.0, ge=0, le=1)
-    directions: int = Field(default=24, ge=1)
-    damp: float = Field(default=0.01, gt=0)
     bias_loss: BiasLoss = "equalized_odds"
     balance: Balance = "cells"
 
@@ -60,7 +53,8 @@ def _course(p: PrivateHead) -> Course:
 
 def _fine_tuning(loss: str) -> Any:
     def build(study: Study) -> Study:
-        steps: Mapping[str, Any] = _parameters(study).model_dump(include=set(Whitened.model_fields))
+        p = _parameters(study)
+        steps = {key: value for key, value in without_bias(p).items() if key in HeadTaskRounds.model_fields}
         return study.with_method("fine_tune", loss=loss, part="head", step="whitened", whitened=steps)
 
     return build

@@ -29,7 +29,7 @@ from equipoise.common.methods.averaging import (
     step_of,
     training_query,
 )
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.study import Study
 
@@ -42,7 +42,7 @@ class Reweighted(LocalSteps):
     weight_cap: float = Field(default=4.0, gt=0)
     step: Step | None = None  # left out: whitened where noise protects the patients, else fedavg
     rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)  # of fedavg and full_gradient
-    whitened: Whitened = Whitened(beta=1.0)
+    whitened: TaskRounds = TaskRounds()
 
 
 class Weigher(Protocol):
@@ -79,10 +79,14 @@ def with_unknown(known: Cells, counts: Cells) -> Cells:
 
 
 def plan_reweighted(study: Study, model: Classifier, p: Reweighted, loss_cap: float | None) -> list[Query]:
-    """The queries of the rounds, planned; `loss_cap` is None for weights that stay."""
+    """The queries of the rounds, planned; `loss_cap` is None for weights that stay.
+
+    Raises:
+        StudyError: a parameter is chosen that the rounds do not have.
+    """
+    refuse_other_rounds(study, p, {"rounds": "whitened.rounds"})
     asked = [] if loss_cap is None else [catalogue.cell_losses(study, PHASE, loss_cap)]
     if step_of(study, p.step) == "whitened":
-        refuse_other_rounds(study, p, {"rounds": "whitened.rounds"})
         return plan_rounds(study, model, p.whitened, Course("whole", PHASE), asked)
     layout = model.layout()
     return [query for r in range(p.rounds) for query in (*asked, _round_query(study, layout, p, r))]
@@ -155,7 +159,7 @@ def same_rounds(p: Reweighted, study: Study, loss: str) -> Study:
     # In whitened rounds fine-tuning has no cap, and a number of rounds of their own.
     unknown = {"rounds", "weight_cap"} if p.step == "whitened" else set()
     given = p.model_dump(mode="json", include=set(Reweighted.model_fields) - unknown)
-    return study.with_method("fine_tune", loss=loss, **given)
+    return study.with_method("fine_tune", loss=loss, **{**given, "whitened": without_bias(p.whitened)})
 
 
 def _round_query(study: Study, layout: Layout, p: Reweighted, round_: int) -> Query:

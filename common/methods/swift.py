@@ -27,6 +27,7 @@ from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, Scaling, SoftMask
 from equipoise.common.methods.averaging import (
+    OF_BATCHES,
     LocalSteps,
     Momentum,
     Step,
@@ -45,13 +46,14 @@ from equipoise.common.methods.masked import MaskedRounds, mask_queries, plan_mas
 from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd
 from equipoise.common.methods.private_averaging import Rounds as PrivateRounds
-from equipoise.common.methods.whitened import Whitened
+from equipoise.common.methods.whitened import Whitened, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 
 NO_PRIVATE_FORM = ("losses", "levels", "importance", "granularity", "scaling", "form")
 OF_OTHER_ROUNDS = {"rounds": "whitened.rounds", "weight_cap": "", "head_reset": ""}
+OF_EXACT_AVERAGES = {"weight_cap": "", "smoothing": "dp_sgd.smoothing"}
 
 
 class Rounds(Strict):
@@ -85,8 +87,6 @@ class Swift(LocalSteps):
 
     @model_validator(mode="after")
     def _agree(self) -> Swift:
-        if self.step == "full_gradient" and (self.local_epochs != 1 or self.flips or self.weight_decay):
-            raise ValueError("step=full_gradient takes no local_epochs, flips or weight_decay")
         if self.step == "full_gradient" and self.losses == "batch":
             raise ValueError("step=full_gradient has no batches; losses=batch needs step=fedavg")
         return self
@@ -98,8 +98,14 @@ def parameters_of(study: Study) -> Swift:
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
-    """Every query of a run, in order."""
+    """Every query of a run, in order.
+
+    Raises:
+        StudyError: a parameter is chosen that the rounds do not have.
+    """
     p = parameters_of(study)
+    read = ("batch",) if p.importance == "mini_batch" else ()
+    refuse_other_rounds(study, p, OF_OTHER_ROUNDS, OF_EXACT_AVERAGES, read)
     if step_of(study, p.step) == "whitened":
         return plan_masked(study, model, _masked(study, p))
     if _averages_noise(study, p):
@@ -171,7 +177,6 @@ def _masked(study: Study, p: Swift) -> MaskedRounds:
     if step_of(study, p.step) == "whitened":
         own = {"beta": "whitened.beta", "smoothing": "whitened.smoothing"}
         refuse_without_effect(study, p, "whitened rounds", {**dict.fromkeys(NO_PRIVATE_FORM, ""), **own})
-        refuse_other_rounds(study, p, OF_OTHER_ROUNDS)
     return MaskedRounds(p.mask, p.bias_loss, p.balance, p.floor, p.whitened)
 
 
@@ -280,7 +285,9 @@ def _round_query(study: Study, layout: Layout, p: Swift, phase: str, round_: int
 def _fine_tuning(loss: str, part: str) -> Any:
     def build(study: Study) -> Study:
         p = parameters_of(study)
-        steps = {name: getattr(p, name) for name in LocalSteps.model_fields}
+        # Full gradients have no batches; SWiFT's may be of its importance alone.
+        unknown = OF_BATCHES if p.step == "full_gradient" else ()
+        steps = {name: getattr(p, name) for name in LocalSteps.model_fields if name not in unknown}
         # As many rounds as SWiFT has in both phases: the same effort for the control.
         rounds = p.rounds.extractor + p.rounds.head
         return study.with_method(
@@ -289,8 +296,8 @@ def _fine_tuning(loss: str, part: str) -> Any:
             part=part,
             **rounds_unless_whitened(p.step, rounds),
             step=p.step,
-            whitened=p.whitened.model_dump(),
-            dp_sgd=p.dp_sgd.model_dump(),
+            whitened=without_bias(p.whitened),
+            dp_sgd=p.dp_sgd.model_dump(exclude={"smoothing"}),
             weight_cap=p.weight_cap,
             **steps,
         )

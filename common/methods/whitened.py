@@ -41,8 +41,12 @@ Weigh = Callable[[Classifier], Generator[Query, Sum, tuple[Cells, Cells]]]
 """Task and bias weights of a round by cell, (G + 1, 2) each, at the model there; it may ask for sums of its own."""
 
 
-class Whitened(Strict):
-    """Parameters of the rounds; the defaults are those of the space `whole` (docs/decisions, measured)."""
+class WhitenedRounds(Strict):
+    """Parameters of the rounds; the defaults are those of the space `whole` (docs/decisions, measured).
+
+    A method with other defaults has a class of its own: a default instance would lose them all to the first key that
+    a study writes.
+    """
 
     rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)
     lr: float = Field(default=0.4, gt=0)
@@ -51,11 +55,51 @@ class Whitened(Strict):
     directions: int = Field(default=32, ge=1)
     damp: float = Field(default=0.1, gt=0)
     clip_percentile: float = Field(default=CLIP_PERCENTILE, gt=0, le=100)
-    rank: int = Field(default=RANK, ge=1)
     smoothing: float = Field(default=0.08, gt=0)
     memory: float = Field(default=0.5, gt=0, le=1)  # weight of a round's own score sums against those before
     collapse_share: float = Field(default=0.5, gt=0, lt=1)  # of the separation at the start; below it the rounds end
     accept_poor_pool: bool = False
+
+    @property
+    def filters(self) -> int:
+        """Random filters a layer; a head has none, and is told the usual number."""
+        return RANK
+
+
+class Whitened(WhitenedRounds):
+    """Parameters of rounds in the space `whole`."""
+
+    rank: int = Field(default=RANK, ge=1)
+
+    @property
+    def filters(self) -> int:
+        """Random filters a layer."""
+        return self.rank
+
+
+class TaskRounds(Whitened):
+    """The same on the task loss alone."""
+
+    beta: float = Field(default=1.0, ge=0, le=1)
+
+
+class HeadRounds(WhitenedRounds):
+    """Parameters of rounds in the space `head`; the defaults were chosen on seeds that are never reported."""
+
+    lr: float = Field(default=1.5, gt=0)
+    directions: int = Field(default=24, ge=1)
+    damp: float = Field(default=0.01, gt=0)
+
+
+class HeadTaskRounds(HeadRounds):
+    """The same on the task loss alone."""
+
+    beta: float = Field(default=1.0, ge=0, le=1)
+
+
+def without_bias(p: WhitenedRounds) -> dict[str, Any]:
+    """The parameters for `fine_tune`, which has no bias loss and refuses what is of one."""
+    return p.model_dump(exclude={"beta", "smoothing"})
 
 
 @dataclass(frozen=True)
@@ -80,14 +124,14 @@ class Course:
 
 
 def plan_rounds(
-    study: Study, model: Classifier, p: Whitened, course: Course, asked: Sequence[Query] = ()
+    study: Study, model: Classifier, p: WhitenedRounds, course: Course, asked: Sequence[Query] = ()
 ) -> list[Query]:
     """The queries of the rounds, planned; `asked` are those of `course.weigh` in each round."""
     return [*asked, _query(study, model, p, course)] * p.rounds
 
 
 def run_rounds(
-    study: Study, model: Classifier, p: Whitened, course: Course, counts: Cells, mask: SoftMask | None = None
+    study: Study, model: Classifier, p: WhitenedRounds, course: Course, counts: Cells, mask: SoftMask | None = None
 ) -> Generator[Query, Sum, tuple[Classifier, dict[str, Any]]]:
     """The classifier after the rounds, and what the report shows of them.
 
@@ -121,17 +165,17 @@ class Prospect:
     rows: Tensor
 
     @classmethod
-    def of(cls, study: Study, model: Classifier, p: Whitened, course: Course) -> Prospect:
+    def of(cls, study: Study, model: Classifier, p: WhitenedRounds, course: Course) -> Prospect:
         """Look at the pool once."""
         # The filters belong to the vendor's weights, which every site has; the gradients to where the rounds start.
         pool, base = Pool.of(study), network_of(study, model, base=True)
-        space = Space.of(base, course.kind, head=study.model.head, seed=study.seed, rank=p.rank)
+        space = Space.of(base, course.kind, head=study.model.head, seed=study.seed, rank=p.filters)
         if course.filters is not None:
             space = space.with_filters(course.filters)
         return cls(space, *pool_gradients(space, network_of(study, model), pool.batches()), pool.normalised())
 
     def walk(
-        self, study: Study, model: Classifier, p: Whitened, course: Course, counts: Cells, mask: SoftMask | None
+        self, study: Study, model: Classifier, p: WhitenedRounds, course: Course, counts: Cells, mask: SoftMask | None
     ) -> Walk:
         """Rounds from the model under a mask, none of them done; see `run_rounds`."""
         query = _query(study, model, p, course)
@@ -163,7 +207,7 @@ class Walk:
 
     _study: Study
     _model: Classifier
-    _p: Whitened
+    _p: WhitenedRounds
     _course: Course
     _counts: Cells
     _query: Query
@@ -229,10 +273,10 @@ class Walk:
         }
 
 
-def _query(study: Study, model: Classifier, p: Whitened, course: Course) -> Query:
+def _query(study: Study, model: Classifier, p: WhitenedRounds, course: Course) -> Query:
     # The head has its own number of coordinates at most; a wider basis would release noise alone.
     directions = min(p.directions, model.layout("head").size) if course.kind == "head" else p.directions
-    return catalogue.whitened_gradient(study, course.phase, course.kind, p.rank, directions, p.beta)
+    return catalogue.whitened_gradient(study, course.phase, course.kind, p.filters, directions, p.beta)
 
 
 @dataclass(frozen=True)

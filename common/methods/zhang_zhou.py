@@ -39,7 +39,7 @@ from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask, units
 from equipoise.common.methods.averaging import LocalSteps, averaged_round, check_labels, training_query
 from equipoise.common.methods.method import Method, Outcome, Steps, changed, plain_and_balanced
-from equipoise.common.methods.whitened import Course, Whitened, plan_rounds, run_rounds
+from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.pool import Pool, network_of
 from equipoise.common.query import MOST_RELEASES, Query, Sum
 from equipoise.common.space import MIXED_KERNELS
@@ -65,7 +65,7 @@ class ZhangZhou(LocalSteps):
     weight_cap: float = Field(default=4.0, gt=0)
     rounds: int = Field(default=10, ge=1, le=MOST_RELEASES)
     lr: float = Field(default=3e-3, gt=0)
-    whitened: Whitened = Whitened(beta=1.0)  # under noise
+    whitened: TaskRounds = TaskRounds()  # under noise
 
 
 def plan(study: Study, model: Classifier) -> list[Query]:
@@ -286,9 +286,8 @@ def _parameters(study: Study) -> ZhangZhou:
 
 def _fine_tuning(study: Study, loss: str) -> Study:
     p = _parameters(study)
-    steps = {name: getattr(p, name) for name in LocalSteps.model_fields}
-    whitened = p.whitened.model_dump()
-    return study.with_method("fine_tune", loss=loss, rounds=p.rounds, whitened=whitened, **steps)
+    steps = {name: getattr(p, name) for name in ("rounds", "weight_cap", *LocalSteps.model_fields)}
+    return study.with_method("fine_tune", loss=loss, whitened=without_bias(p.whitened), **steps)
 
 
 METHOD = Method(

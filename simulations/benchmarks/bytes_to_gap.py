@@ -79,7 +79,7 @@ class Arm:
         return Design(self.name, self.method, "none", parameters=parameters)
 
 
-SUPPORT = {"balance": "cells", "tying": "parts", "outside": True, "candidates": 5, "reduction": 16}
+SUPPORT = {"balance": "cells", "tying": "parts", "outside": True}
 ARMS = (
     Arm(DENSE, "fine_tune", {"step": "fedavg", "loss": "cells"}, lr=0.01),
     Arm("averages, a random half of the parts", "fairtune", SUPPORT, lr=0.01, support=True),

@@ -71,7 +71,10 @@ CASES = [
 
 
 def place_of(name: str, **changes: Any) -> Town:
-    return town(name, 300 if name == "group_thresholds" else 60, **{**START[name], **changes})
+    parameters = {**START[name], **changes}
+    if parameters.get("step") == "full_gradient":
+        parameters.pop("batch")  # it has none, and refuses one
+    return town(name, 300 if name == "group_thresholds" else 60, **parameters)
 
 
 def trained(place: Town) -> Driven:
@@ -113,3 +116,9 @@ def test_none_is_forgotten(name: str) -> None:
 def test_the_methods_that_are_not_here_are_tested_by_parameter_elsewhere() -> None:
     # fairtune: test_fairtune.py, by objective, search, masks, tying, chosen; private_head: test_whitened_rounds.py.
     assert set(METHODS) - set(START) == {"fairtune", "private_head", "audit"}
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if "weight_cap" in METHODS[name].parameters.model_fields])
+def test_a_control_trains_under_the_cap_of_its_method(name: str) -> None:
+    place = town(name, weight_cap=1.75)
+    assert METHODS[name].controls["balanced"](place.study).method.parameters["weight_cap"] == 1.75

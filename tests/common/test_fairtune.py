@@ -367,11 +367,33 @@ def test_the_no_mask_control_searches_the_learning_rate_alone_and_the_permuted_o
 def test_a_chosen_mask_is_trained_and_nothing_is_searched() -> None:
     task = Task.of(0)
     chosen = {"bits": ["towers.1.linear"], "lr": 0.3}
-    outcome, asked, _ = searched(task, chosen=chosen, **{k: v for k, v in SMALL.items() if k != "lr"})
+    of_rounds = {key: value for key, value in SMALL.items() if key not in ("lr", "candidates")}
+    outcome, asked, _ = searched(task, chosen=chosen, **of_rounds)
     assert [query.name for query, _ in asked] == ["cell_counts"] + ["local_training"] * 9
     assert set(outcome.classifier.changed) == {"towers.1.weight", "head.weight", "head.bias"}
     with pytest.raises(StudyError, match=r"no bit 'tower'.*towers\.0\.linear"):
         plan(task.study(chosen={"bits": ["tower"], "lr": 0.3}), task.classifier)
+
+
+OF_THE_SEARCH: dict[str, Any] = {
+    "objective": "auc", "fewest": 5, "floor": 0.1, "search": "random", "masks": "all", "candidates": 9, "reduction": 2,
+    "bins": 16, "final": "kept",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OF_THE_SEARCH)
+def test_beside_a_chosen_mask_the_keys_of_the_search_are_refused(key: str) -> None:
+    task = Task.of(0)
+    value, chosen = OF_THE_SEARCH[key], {"bits": ["towers.1.linear"], "lr": 0.3}
+    with pytest.raises(StudyError, match=rf"method\.{key}={value}: has no effect in a run of a chosen mask"):
+        plan(task.study(chosen=chosen, rounds=9, tying="parts", **{key: value}), task.classifier)
+
+
+@pytest.mark.parametrize("control", ["no_mask", "permuted"])
+def test_beside_a_chosen_mask_there_is_no_control_by_another_search(control: str) -> None:
+    study = Task.of(0).study(chosen={"bits": ["towers.1.linear"], "lr": 0.3}, controls=[control])
+    with pytest.raises(StudyError, match=f"method.controls: '{control}' is another search"):
+        resolve(study)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from equipoise.common.methods import METHOD_CONTROLS, SIMULATION_CONTROLS, contr
 from equipoise.common.streams import numpy_stream, stream_seed, torch_stream
 from equipoise.common.study import Study
 from equipoise.common.study_file import load_study, pin_weights
-from tests.tiny import make_study, weights_file, write_study
+from equipoise.common.study_plan import StudyPlan
+from tests.tiny import make_study, private_study, weights_file, write_study
 
 STUDY = make_study()
 
@@ -52,6 +53,42 @@ def test_defaults_that_are_written_out_are_the_same_study() -> None:
     assert Study.model_validate(value).hash == STUDY.hash
     del value["privacy"], value["seed"]
     assert Study.model_validate({**value, "seed": 7}).hash == STUDY.hash
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epsilon", 3), ("delta", 1e-6), ("split", {"train": {"counts": 1}}), ("controls", "shared")]
+)
+def test_what_says_something_of_noise_is_refused_without_it(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"mode none has no {key}; write mode: local, or leave it out"):
+        make_study(privacy={"mode": "none", key: value})
+    make_study(privacy={"mode": "local", "epsilon": 3, key: value})
+
+
+def test_bins_stand_in_one_place() -> None:
+    given = {"kind": "score", "before": "risk", "edges": [0.2, 0.5]}
+    value = STUDY.model_dump(mode="json", by_alias=True, exclude={"model"}) | {"method": {"name": "audit"}}
+    with pytest.raises(ValueError, match=r"evaluation\.bins=64: inputs.edges say which bins there are; leave one"):
+        Study.model_validate({**value, "inputs": given})
+    for one in ({"inputs": {**given, "edges": None}}, {"inputs": given, "evaluation": {}}):
+        assert Study.model_validate({**value, **one})
+
+
+def test_a_second_model_is_of_an_audit_alone() -> None:
+    second = STUDY.model.model_copy(update={"after": STUDY.model.weights})
+    study = STUDY.model_copy(update={"model": second})
+    with pytest.raises(StudyError, match=r"model\.after\.path=vendor: only method audit .*method\.name=swift; leave"):
+        resolve(study)
+    assert resolve(study.with_method("audit")).name == "audit"
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_share_on_patients_of_whom_nothing_is_asked_is_refused(split: str) -> None:
+    study = private_study(privacy={"split": {split: {"histogram": 1}}})
+    plan = StudyPlan.of(study)
+    others = StudyPlan(tuple(entry for entry in plan.entries if entry.query.split == "train"))
+    with pytest.raises(StudyError, match=rf"privacy\.split\.{split}: the study asks nothing of its {split} patients"):
+        others.calibrated(study)
+    assert others.calibrated(private_study()).entries
 
 
 def test_a_study_does_not_change() -> None:
@@ -100,7 +137,7 @@ def test_weights_are_pinned_by_digest_and_path(tmp_path: Path) -> None:
         ({"name": "swift", "rounds": 3}, "method: rounds=3"),
         ({"name": "swift", "rounds": {"head": -1}}, "method: rounds.head=-1"),
         ({"name": "swift", "rounds": {"tail": 1}}, "unknown key 'rounds.tail'"),
-        ({"name": "swift", "step": "full_gradient", "local_epochs": 2}, "step=full_gradient takes no local_epochs"),
+        ({"name": "swift", "step": "full_gradient", "losses": "batch"}, "step=full_gradient has no batches"),
         ({"name": "fine_tune", "beta": 0.5}, "method: unknown key 'beta'"),
         ({"name": "fine_tune", "rounds": 0}, "method: rounds=0"),
         ({"name": "swift", "controls": ["placebo"]}, "method.controls: no control 'placebo'; there are: "),

@@ -456,7 +456,7 @@ def test_a_group_that_drops_out_gives_no_false_signal(tmp_path: Path, step: str)
     # whose scores are 0: the bias loss is dropped for that round, and no score is pushed down.
     people, file = full_cells(dtype=torch.float64)
     method = {
-        "name": "swift", "step": step, "mask": "ones", "head_reset": "none", "beta": 0.0, "lr": 0.2, "batch": N,
+        "name": "swift", "step": step, "mask": "ones", "head_reset": "none", "beta": 0.0, "lr": 0.2,
         "momentum": 0.0, "rounds": {"extractor": 3, "head": 0},
     }  # fmt: skip
     study = make_study(method, file=file, sites={"minimum": 1, "quorum": 0.5, "deadline_s": 60})

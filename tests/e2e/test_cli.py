@@ -178,7 +178,7 @@ PLANS = {
     "all controls": {**TABLE["method"], "controls": CONTROLS},
     "extreme levels": {**TABLE["method"], "levels": "extremes"},
     "mini-batch importance": {**TABLE["method"], "importance": "mini_batch", "granularity": "parameter"},
-    "whole gradients": {**TABLE["method"], "step": "full_gradient", "controls": ["no_mask"]},
+    "whole gradients": {**TABLE["method"], "step": "full_gradient", "batch": 64, "controls": ["no_mask"]},
     "no head phase": {**TABLE["method"], "rounds": {"extractor": 1, "head": 0}},
     "fine-tuning": {"name": "fine_tune", "rounds": 2, "controls": ["plain", "head"]},
 }
