@@ -376,3 +376,14 @@ class TestImages:
             Cohort(reads_images, site(tmp_path / "cohort.csv", images=str(tmp_path / "cohort.csv")))
         with pytest.raises(DataError, match="no column 'image'"):
             Cohort(reads_images, site(tmp_path / "cohort.csv", images=str(tmp_path)))
+
+
+def test_an_identifier_that_was_saved_as_a_decimal_is_the_same_patient(tmp_path: Path) -> None:
+    """In one file, where a patient would count twice; and over the years, where a split or an account would forget."""
+    splits = {"splits": {"train": 0.5, "validation": 0.2, "test": 0.3}, "split_key": "ab" * 16}
+    rows = "".join(f"{i},{i % 2},{20 + i},F,100,1,train\n" for i in range(40))
+    before = csv_cohort(tmp_path, rows, **splits)
+    again = csv_cohort(tmp_path, "".join(line.replace(",", ".0,", 1) + "\n" for line in rows.splitlines()), **splits)
+    assert again.members() == before.members()
+    both = csv_cohort(tmp_path, rows + "7.0,1,20,F,100,1,train\n", **splits)
+    assert both.patients == before.patients == 40

@@ -48,6 +48,23 @@ def price(*queries: Query) -> float:
     return float(rdp_curve([query.plan.event for query in queries], [2.0])[0])
 
 
+# --- the head ---
+
+
+def test_nobody_can_try_contents_until_one_fits_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head leaves with every reply, and entries name the data's fingerprint and the number of patients."""
+    monkeypatch.setattr(chain.time, "time", lambda: 1e9)
+    ledgers = [opened(tmp_path / name) for name in ("one", "other")]
+    for ledger in ledgers:
+        begin(ledger, [vector_query(0)])
+        ledger.pin_data(STUDY, "run", "f" * 64)
+    first, second = (ledger.entries() for ledger in ledgers)
+    nonces = {entry.body["nonce"] for entry in (*first, *second)}
+    assert len(nonces) == len(first) + len(second)
+    assert all(len(nonce) == 32 for nonce in nonces)
+    assert not {entry.hash for entry in first} & {entry.hash for entry in second}
+
+
 # --- reserve, seal, close -----------------------------------------------------------------------------------------
 
 

@@ -333,6 +333,7 @@ def test_replies_of_neighbouring_cohorts_differ_in_payload_alone(tmp_path: Path)
 def frozen_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger's head has the time in it."""
     monkeypatch.setattr("equipoise.client.chain.time.time", lambda: 1e9)
+    monkeypatch.setattr("equipoise.client.chain.secrets.token_hex", lambda size: "0" * 2 * size)
 
 
 # --- gradients by row ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from equipoise.client.release import release
 from equipoise.client.scores import ScoreCache
 from equipoise.common import catalogue
 from equipoise.common.classifier import Classifier
-from equipoise.common.errors import ModelError, RefusedError
+from equipoise.common.errors import DataError, ModelError, RefusedError, StorageError
 from equipoise.common.privacy.mechanisms import NoNoise
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import Arrays, Block, Query
@@ -430,6 +431,87 @@ def test_what_dp_sgd_has_noised_is_sent_under_its_own_plan_alone() -> None:
             release(charge_for(query), query, contribution)
 
 
+def test_what_dp_sgd_has_noised_is_cut_to_its_bound_since_a_refusal_would_tell_of_the_noise() -> None:
+    plan = ReleasePlan.dp_sgd(1.0, 4, noise=2.0, rate=0.1, steps=10)
+    query = Query("private_training", "site_update", "train", "t", {}, {"x": Block.noisy((4,), plan)}).under(plan)
+    block = query.blocks["x"]
+    values = {"x": np.array([math.nan, math.inf, -2 * block.site_bound, 0.5])}
+    sent = block.lattice.decode(release(charge_for(query), query, Noised(values))["x"])
+    assert sent.tolist() == [0.0, block.site_bound, -block.site_bound, 0.5]
+    assert release(charge_for(query), query, Noised(values), {"x": 3})["x"].tolist() == [0, 3, -3, 3]
+
+
+@pytest.mark.parametrize("name", ["cell_counts", "whitened_gradient of the head"])
+def test_a_private_sum_is_cut_to_the_room_of_the_secure_sum_before_its_noise(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = private_queries(MODEL)[name]
+    noise = {size: query.plan.sampler.noise((size,)) for size in {sum(block.size for block in query.blocks.values())}}
+    monkeypatch.setattr(type(query.plan.sampler), "noise", lambda self, shape: noise[shape[0]])
+
+    def before_noise(most: int) -> NDArray[np.int64]:
+        found = COMPUTATIONS[query.name](place_of(query, PEOPLE.split(range(40))))
+        sent = release(charge_for(query), query, found, dict.fromkeys(query.blocks, most))
+        flat = np.concatenate([part.reshape(-1) for part in sent.values()])
+        return flat - noise[flat.size]
+
+    exact = before_noise(2**60)
+    most = int(np.abs(exact).max()) // 2
+    assert most > 0
+    assert (before_noise(most) == np.clip(exact, -most, most)).all()
+
+
+def test_without_privacy_a_sum_keeps_its_size_and_the_secure_sum_refuses_it() -> None:
+    query = replace(private_queries(MODEL)["cell_counts"], plan=ReleasePlan.none())
+    found = COMPUTATIONS[query.name](place_of(query, PEOPLE.split(range(40))))
+    whole = release(charge_for(query), query, found)
+    cut = release(charge_for(query), query, found, dict.fromkeys(query.blocks, 1))
+    assert all((whole[name] == cut[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize("error", [DataError("an image cannot be read"), MemoryError()])
+def test_a_failure_after_the_charge_is_the_one_answer_that_it_pays_for(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hang on patients and on the noise, and each try would draw another."""
+    query = private_queries(MODEL)["cell_counts"]
+    cohort = Memory.everywhere(PEOPLE.split(range(40)))
+    agent = make_agent("a", cohort, tmp_path, [STUDY], check_plan=any_plan, scratch=True)
+    asked = request_for(STUDY, StudyPlan.single("private_head", [query]), query)
+    tries = []
+
+    def fail(place: Workplace) -> Contribution:
+        tries.append(place)
+        raise error
+
+    monkeypatch.setitem(COMPUTATIONS, query.name, fail)
+    first = agent.answer(asked)
+    assert unpack(first)[0]["code"] == ("refused" if isinstance(error, DataError) else "internal")
+    monkeypatch.undo()
+    assert agent.answer(asked) == first
+    agent.ledger.close()
+    again = make_agent("a", cohort, tmp_path, [STUDY], check_plan=any_plan, scratch=True)
+    assert again.answer(asked) == first
+    assert len(tries) == 1
+
+
+def test_a_full_disk_tells_of_no_patient_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = private_queries(MODEL)["cell_counts"]
+    cohort = Memory.everywhere(PEOPLE.split(range(40)))
+    agent = make_agent("a", cohort, tmp_path, [STUDY], check_plan=any_plan, scratch=True)
+    asked = request_for(STUDY, StudyPlan.single("private_head", [query]), query)
+
+    def full(place: Workplace) -> Contribution:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setitem(COMPUTATIONS, query.name, full)
+    assert unpack(agent.answer(asked))[0]["code"] == "storage"
+    monkeypatch.undo()
+    assert unpack(agent.answer(asked))[0]["code"] == "ok"
+
+
 def test_vectors_do_not_go_under_a_plan_of_cells_nor_cells_under_one_of_vectors() -> None:
     queries = private_queries(MODEL)
     counts, gradient = queries["cell_counts"], queries["whitened_gradient of the head"]
@@ -488,7 +570,9 @@ def wire(people: People, chosen: list[int], name: str, folder: Path) -> bytes:
 def test_replies_of_neighbouring_cohorts_differ_in_payload_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("equipoise.client.chain.time.time", lambda: 1e9)  # the ledger's head has the time in it
+    # The ledger's head has the time in it, and a nonce.
+    monkeypatch.setattr("equipoise.client.chain.time.time", lambda: 1e9)
+    monkeypatch.setattr("equipoise.client.chain.secrets.token_hex", lambda size: "0" * 2 * size)
     broken = torch.full((3, 2 * FEATURES), math.inf)
     people = People((*PEOPLE.rows, broken), *(np.append(v, 1) for v in (PEOPLE.label, PEOPLE.sex, PEOPLE.age)))
     cohorts = {"all": range(41), "without one": range(40), "one": [40], "nobody": []}

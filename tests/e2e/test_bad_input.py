@@ -313,7 +313,7 @@ def test_a_mistake_in_a_hospital_is_one_line_and_the_run_works_once_it_is_mended
         ("evaluation.treshold.rule=youden", ("unknown key 'evaluation.treshold'", "did you mean 'threshold'?")),
         ("method.lrr=1", ("method: unknown key 'lrr'", "'lr'")),
         ("method.lr", ("--set method.lr: expected key=value",)),
-        ("seed.x=1", ("--set seed.x=1: 'seed' is not a mapping",)),
+        ("seed.x=1", ("--set seed.x=1: 'seed' has no keys",)),
         ("method.lr=[", ("--set method.lr=[: the value is not valid YAML",)),
         ("method.lr=-1", ("method: lr=-1", "greater than 0")),
     ],
