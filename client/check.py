@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,8 @@ from equipoise import __version__
 from equipoise.common.attribute import UNKNOWN
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.errors import EquipoiseError
-from equipoise.common.sitefile import Site, load_site
+from equipoise.common.query import SplitName
+from equipoise.common.sitefile import ColumnSplits, Site, load_site
 from equipoise.common.study import Study
 
 LEAST_FREE_BYTES = 2**30
@@ -128,6 +129,7 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
         "" if enough else f"fewer than caps.cohort_minimum of {site.caps.cohort_minimum}: the site would answer nothing"
     )
     yield Row("patients", enough, f"{cohort.patients} (shown here only)", fix)
+    yield from _splits(site, {name: cohort.split_patients(name) for name in SPLITS})
     ill = sum(int(split.label.sum()) for split in splits.values())
     if ill in (0, cohort.patients):
         which = "no" if ill == 0 else "every"
@@ -141,6 +143,19 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
                 mine = split.groups[attribute.name] == number
                 counts.append(f"{name} {int((mine & (split.label == 1)).sum())}/{int(mine.sum())}")
             yield Row(f"{attribute.name} {group}", True, f"positive/all (shown here only): {', '.join(counts)}")
+
+
+def _splits(site: Site, patients: Mapping[SplitName, int]) -> Iterator[Row]:
+    """Splits too small to be asked about, as the policy has it; one that the site file leaves empty may be so."""
+    least, declared = site.caps.split_minimum, site.data.splits
+    for name, count in patients.items():
+        if count >= least:
+            continue
+        fix = f"fewer than caps.split_minimum of {least}: the site would answer nothing about this split"
+        if count == 0 and (isinstance(declared, ColumnSplits) or getattr(declared, name) == 0):
+            yield Row(f"split {name}", True, "nobody, as data.splits has it", fix)
+        else:
+            yield Row(f"split {name}", False, f"{count} (shown here only)", fix)
 
 
 def _ledger(file: Path) -> Iterator[Row]:

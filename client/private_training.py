@@ -235,7 +235,8 @@ def train_privately(
 def hooked(model: nn.Module) -> Iterator[Any]:
     """The network as it leaves the gradient of each row in `grad_sample` of what is trained; then as it was.
 
-    Hooks work in train mode alone.
+    Hooks work in train mode alone. Those of a convolution misread inputs whose channels come last in memory, as a site
+    holds images and filters: it is given them the other way.
     """
     try:
         rowwise = GradSampleModule(model, loss_reduction="sum")
@@ -244,13 +245,20 @@ def hooked(model: nn.Module) -> Iterator[Any]:
     for module in model.modules():
         # Not the others: dropout stays off.
         module.training = any(True for _ in module.parameters(recurse=False))
+    layouts = [m.register_forward_pre_hook(_channels_first) for m in model.modules() if isinstance(m, nn.Conv2d)]
     try:
         yield rowwise
     finally:
+        for layout in layouts:
+            layout.remove()
         rowwise.to_standard_module().eval()
         for parameter in model.parameters():
             parameter.grad = None
             parameter.__dict__.pop("summed_grad", None)
+
+
+def _channels_first(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in inputs)
 
 
 def check_rows(rowwise: Any, trained: list[nn.Parameter], like_these: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
@@ -14,14 +14,16 @@ from equipoise.client.accounts import Account
 from equipoise.client.approvals import Proposal
 from equipoise.client.ledger import Ledger
 from equipoise.client.policy import check_queries, check_study, life_caps
-from equipoise.client.statement import statement
+from equipoise.client.statement import epsilon_together
 from equipoise.common.audit import read_rows
 from equipoise.common.errors import EquipoiseError
 from equipoise.common.privacy.accounting import parallel_max
+from equipoise.common.privacy.events import Event
 from equipoise.common.sitefile import Site
 from equipoise.common.study_plan import SPLITS, StudyPlan
 
 Json = dict[str, Any]
+AUDIT_DELTA = 1e-5  # at which the audit log's costs are shown
 
 
 def describe(proposal: Proposal, site: Site, state: Path) -> Json:
@@ -140,17 +142,47 @@ def show_lines(found: Json) -> Iterator[str]:
 
 def audit_rows(state: Path) -> list[Json]:
     """The rows of the audit log, with the cost of each release out of the ledger."""
-    costs: dict[tuple[str, int], str] = {}
+    logged = read_rows(state / "audit.jsonl")
     with _ledger(state) as ledger:
-        for release in [] if ledger is None else statement(ledger, 1e-5)["releases"]:
-            value = release["epsilon"]
-            costs[release["run"], release["number"]] = "no noise" if value is None else f"epsilon {value:.3f}"
+        paid = [entry for entry in ([] if ledger is None else ledger.entries()) if entry.kind == "release"]
+    costs = _costs([entry.body for entry in paid])
+    studies = _studies(logged, {entry.hash: entry.body for entry in paid})
+    runs: dict[str, set[str]] = {}
+    for study, run, _ in costs:
+        runs.setdefault(run, set()).add(study)
     rows = []
-    for row in read_rows(state / "audit.jsonl"):
+    for row in logged:
         shown = {key: value for key, value in row.items() if key not in ("previous", "hash")}
         shown["time"] = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
         if row.get("code") == "ok" and row.get("event") == "request":
-            cost = costs.get((str(row.get("run")), int(row.get("release", -1))))
-            shown |= {} if cost is None else {"cost": cost}
+            run = str(row.get("run"))
+            # A log whose replies name no entry of the ledger: then the run's name has to be enough, if it can be.
+            named = studies.get(row.get("study"), runs[run] if len(runs.get(run, ())) == 1 else set())
+            for study in named:
+                cost = costs.get((study, run, int(row.get("release", -1))))
+                shown |= {} if cost is None else {"cost": cost}
         rows.append(shown)
     return rows
+
+
+def _costs(paid: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], str]:
+    """Study, run and number of each release -> what it cost, all attempts at it together: a row names none of them."""
+    events: dict[tuple[str, str, int], list[Event]] = {}
+    for body in paid:
+        events.setdefault((body["study"], body["run"], body["number"]), []).append(Event.from_json(body["event"]))
+    found = {}
+    for release, spent in events.items():
+        value = epsilon_together(spent, AUDIT_DELTA)
+        found[release] = "no noise" if value is None else f"epsilon {value:.3f}"
+        found[release] += f" ({len(spent)} attempts)" if len(spent) > 1 else ""
+    return found
+
+
+def _studies(logged: Sequence[Json], paid: Mapping[str, Mapping[str, Any]]) -> dict[Any, set[str]]:
+    """The digest by which requests name a study -> its hash, by the entries that their replies name."""
+    found: dict[Any, set[str]] = {}
+    for row in logged:
+        body = paid.get(str(row.get("ledger")), {})
+        if body and (body["run"], body["number"]) == (row.get("run"), row.get("release")):
+            found.setdefault(row.get("study"), set()).add(body["study"])
+    return found

@@ -19,34 +19,40 @@ Json = dict[str, Any]
 def statement(ledger: Ledger, delta: float) -> Json:
     """All releases and accounts as JSON values.
 
-    Keys: `releases`, oldest first, each with its own epsilon at `delta` (by PLD; None without noise) and its state
-    (`sealed`: the reply was made; `charged`: it was begun and may not have left); `accounts`, each with what its
-    patients have spent at most (by RDP, as the caps count).
+    Keys: `releases`, oldest first, each attempt at one by itself, with its own epsilon at `delta` (by PLD; None without
+    noise) and its state (`sealed`: the reply was made; `charged`: it was begun and may not have left); `accounts`, each
+    with what its patients have spent at most (by RDP, as the caps count).
     """
     releases: list[Json] = []
     sealed = {_key(e.body) for e in ledger.entries() if e.kind == "seal"}
     for entry in ledger.entries():
         if entry.kind != "release":
             continue
-        body, event = entry.body, Event.from_json(entry.body["event"])
+        body = entry.body
         releases.append(
             {
                 "time": datetime.fromtimestamp(body["time"], UTC).isoformat(timespec="seconds"),
                 "study": body["study"],
                 "run": body["run"],
                 "number": body["number"],
+                "attempt": body["attempt"],
                 "query": body["name"],
                 "split": body["split"],
                 "account": body["account"],
                 "state": "sealed" if _key(body) in sealed else "charged",
-                "epsilon": None if event.law == "none" else epsilon_of([event], delta),
+                "epsilon": epsilon_together([Event.from_json(body["event"])], delta),
             }
         )
     return {"releases": releases, "accounts": [_account(ledger, name, delta) for name in ledger.account_names()]}
 
 
-def _key(body: Any) -> tuple[str, str, int]:
-    return body["study"], body["run"], body["number"]
+def epsilon_together(events: Sequence[Event], delta: float) -> float | None:
+    """What releases cost the same patients together, by PLD; None where one of them has no noise."""
+    return None if any(event.law == "none" for event in events) else epsilon_of(events, delta)
+
+
+def _key(body: Any) -> tuple[str, str, int, int]:
+    return body["study"], body["run"], body["number"], body["attempt"]
 
 
 def _account(ledger: Ledger, name: str, delta: float) -> Json:

@@ -150,7 +150,7 @@ def status_lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  go on with `equipoise resume {found['run']}`"
 
 
-def wait_for_end(coordinator: Coordinator, run: RunFolder, say: Callable[[str], None]) -> int:
+def wait_for_end(run: RunFolder, say: Callable[[str], None]) -> int:
     """Wait until the last attempt has ended, telling what changes; its exit code."""
     last = attempts(run)[-1]
     shown = ""

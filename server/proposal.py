@@ -41,7 +41,7 @@ def propose(
         run: name of the run, for the sites' lists.
         sites: how many sites the study has, connected or not.
         wait_s: seconds until who has not decided is left out.
-        say: told the state of every connected site whenever one changed.
+        say: told the state of every connected site after the first look, and whenever one changed.
 
     Raises:
         QuorumError: too few sites approved.
@@ -50,15 +50,16 @@ def propose(
     digest = digest_arrays(document)
     request = pack_bundles({"protocol": PROTOCOL, "propose": True, "run": run, "study": digest}, {digest: document})
     states: dict[str, str] = dict.fromkeys(transport.nodes, PENDING)
+    said: dict[str, str] | None = None
     end = time.monotonic() + wait_s
     pause_s = _FIRST_PAUSE_S
     while True:
-        before = dict(states)
         # Who refused or approved is asked again too: a decision can be changed while others are waited for.
         for reply in transport.ask(dict.fromkeys(transport.nodes, request), study.sites.deadline_s):
             states[reply.site] = _state(reply, states[reply.site])
-        if states != before or before == dict.fromkeys(transport.nodes, PENDING):
-            say(states)
+        if states != said:  # each word is written to the disk, and a wait of days has thousands of looks
+            said = dict(states)
+            say(said)
         left_s = end - time.monotonic()
         if _DECIDED.issuperset(states.values()) or left_s <= 0:
             break

@@ -56,7 +56,7 @@ class Comparison:
                 "all patients"
             )
         if isinstance(self.study.inputs, ScoreInputs):
-            raise StudyError("inputs.kind=scores: nothing is trained on scores; compare methods on a model")
+            raise StudyError("inputs.kind=score: nothing is trained on scores; compare methods on a model")
         if self.tune and self.study.privacy.private:
             raise StudyError(
                 "--tune: every setting that is tried costs epsilon, which this comparison would not count; tune "

@@ -31,6 +31,7 @@ def show(ledger_file: LedgerFile, delta: DeltaOption = 1e-5, as_json: JsonOption
         typer.echo(
             f"{row['time']}  {row['run']:<28} {row['number']:>4}  {row['query']:<20} {row['split']:<10} "
             f"{row['account']:<12} {row['state']:<8} {_epsilon(row['epsilon'])}"
+            + (f"  attempt {row['attempt']}" if row["attempt"] else "")
         )
     for account in found["accounts"]:
         typer.echo(_account(account, delta))

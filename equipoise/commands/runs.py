@@ -44,7 +44,7 @@ def submit(
     start_attempt(coordinator, run, approval_hours * 3600, list(track or []))
     typer.echo(f"run {run.name} is started; study hash {run.task().study.hash}")
     if wait:
-        raise typer.Exit(wait_for_end(coordinator, run, _say))
+        raise typer.Exit(wait_for_end(run, _say))
 
 
 def status(run: RunArgument, folder: FolderOption = HERE, as_json: JsonOption = False) -> None:
@@ -113,7 +113,7 @@ def resume(
     start_attempt(coordinator, found, approval_hours * 3600, list(track or []))
     typer.echo(f"run {found.name} goes on")
     if wait:
-        raise typer.Exit(wait_for_end(coordinator, found, _say))
+        raise typer.Exit(wait_for_end(found, _say))
 
 
 def _run(coordinator: Coordinator, run: str) -> RunFolder:

@@ -41,6 +41,7 @@ from equipoise.server.report.score_curves import roc_curves
 from equipoise.server.report.score_figures import score_figures
 from equipoise.server.report.summary import summary, summary_lines
 from equipoise.server.report.suppression import Suppression
+from equipoise.server.report.training import training_of
 from equipoise.server.report.words import estimate_text, listed
 from equipoise.server.rounds import read_rounds
 from equipoise.server.run import measure
@@ -51,7 +52,6 @@ __all__ = ["FILES", "SCHEMA", "build_report", "compose", "derived_files", "repor
 
 SCHEMA = "equipoise-report/2"  # schema.json
 FILES = ("report.json", "report.html", "report.csv", "model_card.md")
-TRAINING = ("local_training", "gradient_sum")  # queries that are rounds
 
 Json = dict[str, Any]
 
@@ -150,7 +150,7 @@ def compose(
     report["averages"] = tables.averages(study, report["models"])
     report["verdict"] = None if alone else judged(study, measured, method, hidden).to_json()
     report |= NOBODY if alone else level_down(report["changes"], study, measured, method, hidden)
-    report["training"] = _training(notes, rows[method])
+    report["training"] = training_of(notes, rows[method], hidden)
     report["method_warnings"] = notes.get("warnings", [])
     if "alignment" in notes:
         alignment = Alignment.from_json(notes["alignment"])
@@ -273,33 +273,3 @@ def evidence(study: Study, measured: Measured, method: str, hidden: Suppression)
         control_noise={control: measured.pair_noise[control, method] for control in controls},
         shown=lambda found, control, point: hidden.figure(found, name, (control or BASE, method), point),
     )
-
-
-def _training(notes: Json, rows: Sequence[Row]) -> Json:
-    """The mask by tensor and the bias loss by round, where the method has them."""
-    training: Json = {}
-    if "mask" in notes:
-        training["mask"] = {
-            "tensors": notes["mask"],
-            "mean": notes["mask_mean"],
-            "source": _mask_source(notes.get("sensitivities")),
-        }
-    if "rounds" in notes:
-        training["rounds"] = notes["rounds"]
-    if "facts" in notes:
-        training["facts"] = notes["facts"]
-    if "bias_loss_by_round" in notes:
-        phases = [row.phase for row in rows if row.name in TRAINING]
-        losses = notes["bias_loss_by_round"]
-        training["bias_loss"] = [
-            {"round": number, "phase": phase, "value": value}
-            for number, (phase, value) in enumerate(zip(["before", *phases], losses, strict=True))
-        ]
-    return training
-
-
-def _mask_source(found: Json | None) -> Json:
-    """Who said where the bias sits, `patients` or `pool`, and the largest relative error that noise leaves in it."""
-    if found is None:
-        return {"source": "patients", "noise": 0.0}
-    return {"source": found["source"], "noise": found["largest_relative_error"]}

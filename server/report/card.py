@@ -13,6 +13,7 @@ from equipoise.server.report.blocks import Section, Table
 from equipoise.server.report.comparison import key_figures
 from equipoise.server.report.further import further_section
 from equipoise.server.report.results import result_sections
+from equipoise.server.report.training import STAMPS
 from equipoise.server.report.words import NOT_PROVIDED
 
 Json = dict[str, Any]
@@ -78,7 +79,8 @@ def _lines(report: Json) -> Iterator[str]:
             for block in section.blocks:
                 yield from _table(block if isinstance(block, Table) else block.table)
     yield from ("## Warnings and limits", "")
-    yield from (f"- {line}" for line in (*report["summary"]["warnings"], *report["limits"]))
+    came = (notice["text"] for notice in report["notices"] if notice["code"] in STAMPS)
+    yield from (f"- {line}" for line in (*came, *report["summary"]["warnings"], *report["limits"]))
     yield from ("", "## Privacy", "", report["privacy"]["text"], "", report["small_cells"]["text"], "")
     yield "A measurement on these patients, not a certificate."
 

@@ -12,6 +12,7 @@ from typing import Any
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS
 from equipoise.server.report.blocks import Section, Table
+from equipoise.server.report.training import training_notices
 from equipoise.server.report.words import LABELS, LEVEL_TEXT, known, listed, number
 
 Json = dict[str, Any]
@@ -27,6 +28,7 @@ def notices(report: Json) -> list[Json]:
         *_of_prevalence(report),
         *_of_hospitals(report),
         *_of_absences(report),
+        *training_notices(report),
     ]
     return [{"code": code, "text": text} for code, text in sorted(found, key=lambda row: row[0])]
 

@@ -17,6 +17,7 @@ from equipoise.server.report.notices import notices_section
 from equipoise.server.report.process import process_sections
 from equipoise.server.report.results import result_sections
 from equipoise.server.report.template import fill
+from equipoise.server.report.training import STAMPS
 from equipoise.server.report.within import within_section
 
 Json = dict[str, Any]
@@ -62,6 +63,7 @@ def _stamps(report: Json) -> list[str]:
     stamps = [] if report["verdict"] is None else [f"Declared test: {words[report['verdict']['outcome']]}"]
     if report["level_down"]:
         stamps.append("Level-down: sensitivity or AUC of a group fell")
+    stamps += [STAMPS[code] for code in dict.fromkeys(row["code"] for row in report["notices"]) if code in STAMPS]
     if "group_thresholds" in report:
         stamps.append(f"Thresholds by group: {report['study']['primary']} is needed at use")
     if report["privacy"]["mode"] == "none":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -10,142 +9,26 @@ import yaml
 from equipoise.common.evaluation import POINTS
 from equipoise.server.report.blocks import Figure, Panel, Section, Table
 from equipoise.server.report.plots.bars import Bar, bars
-from equipoise.server.report.plots.curve import loss_curve
 from equipoise.server.report.plots.svg import rounded_up
 from equipoise.server.report.privacy import privacy_section
 from equipoise.server.report.tables import LOCAL
+from equipoise.server.report.training import training_section
 from equipoise.server.report.words import POINT_LABELS, number, size
 
 Json = dict[str, Any]
-MOST_BARS = 45  # more tensors are drawn by layer
 MOST_SITES = 30
 
 
 def process_sections(report: Json) -> list[Section]:
     """In the order of the page."""
     return [
-        *_training(report),
+        *training_section(report),
         _thresholds(report),
         _hospitals(report),
         privacy_section(report),
         _limits(report),
         _reproduce(report),
     ]
-
-
-def _training(report: Json) -> list[Section]:
-    training, method = report["training"], report["study"]["method"]
-    blocks: list[Figure | Table] = []
-    if "bias_loss" in training:
-        rounds = training["bias_loss"]
-        axis = "bias loss (training patients)"
-        panel = Panel("bias loss by round", loss_curve("bias-loss", "Bias loss over the rounds", axis, rounds))
-        rows = [[str(row["round"]), row["phase"], number(row["value"], 4)] for row in rounds]
-        table = Table("Bias loss by round", ("round", "phase", "bias loss"), rows, frozenset({0, 1}))
-        caption = (
-            "The bias loss on the training patients, from the released sums of each round; 0 is the model as "
-            "delivered. It is what training minimises, not a test figure, and has no interval."
-        )
-        blocks.append(Figure(caption, [panel], table, _phase_legend(rounds)))
-    if "rounds" in training:
-        blocks.append(_rounds(training["rounds"]))
-    if "mask" in training:
-        blocks.append(_mask(training["mask"]))
-    blocks += [
-        Table(fact["title"], fact["columns"], fact["rows"], frozenset({0})) for fact in training.get("facts", [])
-    ]
-    if not blocks:
-        return []
-    text = f"{method['name']}: {method['title']} Source: {method['paper']}. What travels: {method['travels']}."
-    return [Section("training", "What the method did", (text.replace(" Source", ". Source", 1),), blocks)]
-
-
-def _rounds(rounds: Json) -> Table:
-    """What the whitened rounds moved, and what the guard against collapse saw."""
-    pool, separations = rounds["pool"], rounds["separation_by_round"]
-    guard = "stopped the rounds: the model was forgetting the disease" if rounds["collapsed"] else "saw no collapse"
-    if rounds["guard_blind"]:
-        guard = "could not see through the noise: nothing was guarded"
-    rows = [
-        ["space that moved", f"{rounds['space']}: {rounds['coordinates']} coordinates"],
-        ["directions released in each round", str(rounds["directions"])],
-        ["clip bound of a patient, from the public pool", number(rounds["clip_bound"], 4)],
-        ["mean score of diseased less healthy, by round", ", ".join(number(value, 2) for value in separations)],
-        ["guard against collapse", guard],
-        ["public pool", f"{pool['rows']} rows without labels"],
-        ["what speaks against the pool", "; ".join(pool["problems"]) or "nothing that shows without labels"],
-        ["what the check of the pool cannot see", pool["cannot_see"]],
-    ]
-    return Table("Whitened rounds", ("what", "value"), rows, frozenset({0, 1}))
-
-
-def _phase_legend(rounds: Sequence[Json]) -> list[tuple[str, str]]:
-    words = {"before": ("before", "as delivered"), "head": ("control", "phase head")}
-    phases = dict.fromkeys(row["phase"] for row in rounds)
-    return [words.get(phase, ("after", f"phase {phase}")) for phase in phases]
-
-
-def _mask(mask: Json) -> Figure:
-    tensors = mask["tensors"]
-    shown = tensors if len(tensors) <= MOST_BARS else _by_layer(tensors)
-    columns = 3 if len(shown) > 8 else 1
-    share = -(-len(shown) // columns)
-    panels = []
-    for number_, start in enumerate(range(0, len(shown), share)):
-        rows = [
-            Bar(row["tensor"], f"{number(row['mean'], 2)} · {row['parameters']:,}".replace(",", " "), (row["mean"],))
-            for row in shown[start : start + share]
-        ]
-        heading = "mask by tensor" if number_ == 0 else "continued"
-        title = f"Mean soft mask by tensor, part {number_ + 1}"
-        panels.append(
-            Panel(
-                heading,
-                bars(f"mask-{number_}", title, "mean mask (0: held, 1: free)", rows, high=1.0, line=mask["mean"]),
-            )
-        )
-    rows_ = [
-        [row["tensor"], str(row["parameters"]), number(row["mean"]), f"{100 * row['held']:.0f} %"] for row in tensors
-    ]
-    table = Table("Soft mask by tensor", ("tensor", "parameters", "mean mask", "share below 0.1"), rows_)
-    caption = (
-        _mask_source(mask["source"])
-        + " The soft mask: by how much of its step each part of the model moves. Beside each bar: mean mask and number "
-        f"of parameters; the upright line is the mean over all parameters, {number(mask['mean'])}. "
-        + ("" if shown is tensors else "Tensors are drawn together by layer; the table has each of them.")
-    )
-    return Figure(caption.strip(), panels, table)
-
-
-def _mask_source(source: Json) -> str:
-    """Who said where the bias sits: the patients' sensitivities, or the public pool where theirs drowned in noise."""
-    if source["source"] == "patients" and not source["noise"]:
-        return "From the sensitivities of the hospitals' patients."
-    if source["source"] == "patients":
-        return (
-            "From the noisy sensitivities of the hospitals' patients (largest relative error "
-            f"{number(source['noise'], 2)})."
-        )
-    return (
-        "From the public pool alone: the patients' sensitivities could not be told from the noise, so no patient said "
-        "where the bias sits."
-    )
-
-
-def _by_layer(tensors: Sequence[Json]) -> list[Json]:
-    """Tensors joined by the longest prefix of their names that leaves few enough rows; means weighted by parameters."""
-    deepest = max(row["tensor"].count(".") for row in tensors)
-    joined: dict[str, Json] = {}
-    for depth in range(deepest, 0, -1):
-        joined = {}
-        for row in tensors:
-            name = ".".join(row["tensor"].split(".")[:depth])
-            entry = joined.setdefault(name, {"tensor": name, "parameters": 0, "total": 0.0})
-            entry["parameters"] += row["parameters"]
-            entry["total"] += row["parameters"] * row["mean"]
-        if len(joined) <= MOST_BARS:
-            break
-    return [{**entry, "mean": entry["total"] / entry["parameters"]} for entry in joined.values()]
 
 
 def _thresholds(report: Json) -> Section:

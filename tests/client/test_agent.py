@@ -25,7 +25,7 @@ from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.common.query import Query
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
-from equipoise.common.study_plan import StudyPlan
+from equipoise.common.study_plan import SPLITS, StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, pack_bundles, split_bundles, unpack
 from equipoise.server.release import Delivered, PlainRelease, close_request, study_bundle
 from tests.tiny import (
@@ -39,6 +39,7 @@ from tests.tiny import (
     make_agent,
     make_study,
     network,
+    private_study,
     request_for,
     site_file,
     table_inputs,
@@ -411,6 +412,40 @@ def test_a_cohort_below_the_minimum_is_refused_outside_simulations(tmp_path: Pat
     site = site_file("a", caps={"cohort_minimum": patients, "models": ["tests.tiny:*"]})
     agent = open_agent(Counted(), tmp_path, [study], site, scratch=False)  # 30 patients in each of three splits
     assert code_of(agent.answer(request(study, cells(study)))) == code
+
+
+def test_data_that_are_exchanged_in_the_middle_of_a_run_are_refused(tmp_path: Path) -> None:
+    study = study_of()
+    agent = open_agent(Memory.everywhere(PEOPLE.split(range(30))), tmp_path, [study], scratch=False)
+    begun = agent._open_cohort
+    assert code_of(agent.answer(request(study, cells(study)))) == "ok"
+    # The same patients, of whom one has another label.
+    label = PEOPLE.label.copy()
+    label[0] = 1 - label[0]
+    edited = Memory.everywhere(People(PEOPLE.rows, label, PEOPLE.sex, PEOPLE.age).split(range(30)))
+    agent._open_cohort = lambda study, site: edited
+    before = kinds(agent)
+    assert code_of(agent.answer(request(study, bins(study), number=1))) == "refused"
+    assert "run run: the data changed since the run began" in log_of(tmp_path)[-1]["reason"]
+    assert kinds(agent) == before
+    agent._open_cohort = begun
+    assert code_of(agent.answer(request(study, bins(study), number=1))) == "ok"
+
+
+def test_accounts_that_join_above_the_cap_are_refused_before_anything_is_released(tmp_path: Path) -> None:
+    study = declare(private_study(file=FILE), {"a": 30})
+    plan = StudyPlan.of(study).calibrated(study)
+    asked = request_for(study, plan, plan.entries[0].query)
+    for cap, code in ((4, "refused"), (7, "ok")):  # the study's epsilon is 3, and another account has reserved as much
+        site = site_file("a", caps={"cohort_minimum": 1, "models": ["tests.tiny:*"], "epsilon": cap})
+        cohort, folder = Memory.everywhere(PEOPLE.split(range(30))), tmp_path / str(cap)
+        agent = open_agent(cohort, folder, [study], site, scratch=False)
+        plans = {split: plan.plans(split) for split in SPLITS}
+        agent.ledger.begin_study("0" * 64, "earlier", "other", "plan", plans, None)
+        agent.ledger.register("other", cohort.members(), "registered under another account")
+        assert code_of(agent.answer(asked)) == code
+        assert ("join" in kinds(agent), "release" in kinds(agent)) == (True, code == "ok")
+    assert "do not fit under caps.epsilon=4" in log_of(tmp_path / "4")[-1]["reason"]
 
 
 # --- nothing about a patient --------------------------------------------------------------------------------------

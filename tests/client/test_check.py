@@ -131,6 +131,41 @@ def test_a_coding_that_is_missing_is_named_with_its_row(site: Path, desk: Desk) 
     assert "coding" in row.fix
 
 
+def write_site(site: Path, **changes: object) -> None:
+    value = yaml.safe_load((site / "site.yaml").read_text())
+    value["data"]["splits"] = changes.pop("splits", value["data"]["splits"])
+    value["caps"] |= changes
+    (site / "site.yaml").write_text(yaml.safe_dump(value))
+
+
+def test_a_split_about_which_the_site_would_refuse_to_answer_is_named(site: Path, desk: Desk) -> None:
+    write_site(site, split_minimum=13)  # of 24, 12 and 12 patients
+    rows = by_name(check_site(site, desk.study, "127.0.0.1:9"))
+    assert rows["patients"].holds
+    assert "split train" not in rows
+    for name in ("validation", "test"):
+        row = rows[f"split {name}"]
+        assert (row.holds, row.found) == (False, "12 (shown here only)")
+        assert "fewer than caps.split_minimum of 13: the site would answer nothing about this split" in row.fix
+    write_site(site, split_minimum=12)
+    assert not any(name.startswith("split ") for name in by_name(check_site(site, desk.study, "127.0.0.1:9")))
+
+
+def test_a_split_that_the_site_file_leaves_empty_is_no_fault(site: Path, desk: Desk) -> None:
+    write_site(site, splits={"train": 0, "validation": 0, "test": 1})
+    rows = by_name(check_site(site, desk.study, "127.0.0.1:9"))
+    assert "split test" not in rows
+    for name in ("train", "validation"):
+        assert rows[f"split {name}"].holds
+        assert "would answer nothing about this split" in rows[f"split {name}"].fix
+    write_site(site, splits={"train": 0.0001, "validation": 0, "test": 0.9999})
+    row = by_name(check_site(site, desk.study, "127.0.0.1:9"))["split train"]
+    assert (row.holds, row.found) == (False, "0 (shown here only)")
+    write_site(site, splits={"column": "split"})
+    desk.write_rows("ash", [{**row, "split": "test"} for row in desk.rows("ash")])
+    assert by_name(check_site(site, desk.study, "127.0.0.1:9"))["split train"].holds
+
+
 def test_words_for_the_disease_that_the_study_does_not_know_are_asked_about(site: Path, desk: Desk) -> None:
     assert "labels" not in by_name(check_site(site, desk.study, "127.0.0.1:9"))
     rows = desk.rows("ash")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,6 +181,45 @@ def test_the_plan_is_the_studys_own_and_each_of_its_queries_is_allowed() -> None
             check_queries(site_of(queries=[other for other in names if other != name]), PRIVATE, plan, scratch=False)
     with pytest.raises(RefusedError, match="the study asks"):
         check_queries(site_of(), PRIVATE, StudyPlan(plan.entries[:-1]), scratch=False)
+
+
+def changed_plan(place: int, query: Query | None = None, **changes: Any) -> StudyPlan:
+    """The study's plan with one entry changed, as long as before."""
+    entries = list(StudyPlan.of(PRIVATE).calibrated(PRIVATE).entries)
+    entries[place] = replace(entries[place], query=query or entries[place].query, **changes)
+    return StudyPlan(tuple(entries))
+
+
+def places_of(split: str) -> list[int]:
+    return [place for place, entry in enumerate(StudyPlan.of(PRIVATE).entries) if entry.query.split == split]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_plan_with_less_noise_than_the_studys_epsilon_needs_is_refused(split: str) -> None:
+    for place in places_of(split):
+        query = changed_plan(place).entries[place].query
+        quieter = changed_plan(place, query.placed(place, noise=0.9 * query.plan.noise))
+        with pytest.raises(
+            RefusedError, match=rf"releases on {split} cost epsilon 3\.\d+, more than the 3 of the study"
+        ):
+            check_queries(site_of(), PRIVATE, quieter, scratch=False)
+        louder = changed_plan(place, query.placed(place, noise=1.1 * query.plan.noise))
+        check_queries(site_of(), PRIVATE, louder, scratch=False)
+
+
+def test_a_plan_of_other_queries_than_the_studys_is_refused() -> None:
+    entries = StudyPlan.of(PRIVATE).calibrated(PRIVATE).entries
+    counts, rounds = entries[0].query, entries[1].query
+    assert (counts.name, rounds.name) == ("cell_counts", "whitened_gradient")
+    wider = replace(rounds, parameters={**rounds.parameters, "beta": 0.5})
+    for place, other in ((0, changed_plan(0, rounds.placed(0))), (1, changed_plan(1, counts.placed(1))),
+                         (1, changed_plan(1, wider)), (1, changed_plan(1, rounds.placed(2))),
+                         (1, changed_plan(1, arm="plain")), (1, changed_plan(1, account="plain"))):  # fmt: skip
+        assert len(other.entries) == len(entries)
+        with pytest.raises(
+            RefusedError, match=rf"query {place} of the plan \({entries[place].query.name}\) is not the"
+        ):
+            check_queries(site_of(), PRIVATE, other, scratch=True)
 
 
 def test_a_controls_account_is_paid_by_nobody_but_a_simulation() -> None:

@@ -22,6 +22,7 @@ from equipoise.client.computations import COMPUTATIONS, Workplace
 from equipoise.client.private_training import LatticeOptimizer, check_rows, flipped_secretly, hooked
 from equipoise.client.release import release
 from equipoise.client.scores import ScoreCache
+from equipoise.client.workbench import _laid_out
 from equipoise.common import catalogue, models
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import RefusedError, StudyError
@@ -30,7 +31,7 @@ from equipoise.common.losses import row_losses
 from equipoise.common.mask import SoftMask
 from equipoise.common.privacy.mechanisms import NoNoise
 from equipoise.common.privacy.plan import ReleasePlan
-from equipoise.common.query import MOVED, Query
+from equipoise.common.query import MOVED, Query, Sum
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.vision_transformer import vit
@@ -252,8 +253,10 @@ def test_every_step_is_noised_anew_and_no_seed_reaches_it() -> None:
     for _ in range(100):
         torch.manual_seed(0)
         np.random.seed(0)
-        sample.append(query.blocks["scores"].lattice.decode(released(query, PEOPLE.split([]))["scores"]).ravel())
-    flat = np.concatenate(sample) / (query.plan.noise * math.sqrt(5))
+        total = Sum(query, (SITE,), released(query, PEOPLE.split([])))
+        sample.append(total.value("scores").ravel())
+    assert total.noise_variance == pytest.approx(5 * query.plan.noise**2, rel=1e-3)
+    flat = np.concatenate(sample) / math.sqrt(total.noise_variance)
     low, high = stats.chi2.ppf([1e-5, 1 - 1e-5], flat.size)
     assert low < float((flat**2).sum()) < high
 
@@ -363,13 +366,15 @@ def loop_over_rows(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 def check_backbone(model: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)  # as a site holds them
     expected = loop_over_rows(model.eval(), x)
     size = max(float(one.norm()) for one in expected)
     for found, wanted in zip(by_rows(model, x), expected, strict=True):
         assert found.shape == wanted.shape
         assert float((found - wanted).norm()) < 1e-5 * size
     assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
-    assert not any(module.training or module._forward_hooks for module in model.modules())
+    assert not any(module.training or module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     check_rows_of(model, shape)
 
 
@@ -383,6 +388,14 @@ def test_hooks_leave_the_gradients_of_a_loop_over_the_rows(name: str) -> None:
     make, shape = BACKBONES[name]
     torch.manual_seed(0)
     check_backbone(make(), shape)
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "resnet18", "vit", "conv"])
+def test_a_site_whose_filters_lie_channels_last_has_the_same_gradients(name: str) -> None:
+    make, shape = BACKBONES[name]
+    torch.manual_seed(0)
+    model = _laid_out(make())
+    check_backbone(model, shape)
 
 
 class AtAKink(nn.Module):
@@ -507,3 +520,38 @@ def test_images_are_mirrored_by_coins_of_the_site() -> None:
         assert all(400 < int((across == corner).sum()) < 600 for corner in range(4))
         found.append(mirrored)
     assert not torch.equal(*found)
+
+
+def trained_on_images(rows: tuple[Tensor, ...], flips: bool) -> dict[str, NDArray[np.int64]]:
+    """What one step of everybody gives without noise, of 40 patients with these images."""
+    study, drawn = study_of("conv"), draw_people(40, seed=4, images=True)
+    model = classifier_of(study, weights_file("conv"))
+    parameters = {"beta": 0.7, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "flips": flips, "round": 0}
+    query = catalogue.private_training(study, model.layout("whole"), "whole", parameters, 1000, 1)
+    query = query.with_inputs(**model.inputs(), weights=WEIGHTS, clip={"clip": np.array([CLIP])})
+    split = People(rows, drawn.label, drawn.sex, drawn.age).split(range(40))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReleasePlan, "sampler", NoNoise())
+        place = Workplace(study, SITE, query, split, ScoreCache(), 0)
+        return release(charge_for(query), query, COMPUTATIONS["private_training"](place))
+
+
+def test_flips_train_on_the_mirrored_images_and_leave_tables_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = draw_people(40, seed=4, images=True).rows
+    mirrored = tuple(row.flip(-1) for row in rows)
+    plain, other = (trained_on_images(images, flips=False) for images in (rows, mirrored))
+    seen = []
+
+    def all_across(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x.flip(-1)
+
+    monkeypatch.setattr(private_training, "flipped_secretly", all_across)
+    flipped = trained_on_images(rows, flips=True)
+    assert sum(seen) >= sum(len(row) for row in rows)
+    assert all((flipped[name] == other[name]).all() for name in flipped)
+    assert not all((flipped[name] == plain[name]).all() for name in flipped)
+    seen.clear()
+    assert all((trained_on_images(rows, flips=False)[name] == plain[name]).all() for name in plain)
+    released(query_of(flips=True), PEOPLE.split(range(40)))
+    assert not seen

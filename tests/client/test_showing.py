@@ -1,4 +1,4 @@
-"""What `equipoise site show` says of a study's price, beside what was spent already."""
+"""What `equipoise site show` says of a study's price beside what was spent, and `site audit` of each release's cost."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from equipoise.client.approvals import Proposal
-from equipoise.client.showing import describe, show_lines
+from equipoise.client.request import Request
+from equipoise.client.showing import audit_rows, describe, show_lines
+from equipoise.client.statement import statement
+from equipoise.common.audit import AuditLog
+from equipoise.common.privacy.accounting import epsilon_of
+from equipoise.common.query import Query
 from equipoise.common.sitefile import Site
 from equipoise.common.study_plan import SPLITS, StudyPlan
-from tests.client.books import begin, vector
+from tests.client.books import begin, open_count, vector
 from tests.client.books import opened as opened_below
 from tests.tiny import private_study, site_file
 
@@ -54,3 +59,56 @@ def test_a_study_that_has_begun_is_not_counted_twice(tmp_path: Path) -> None:
     ledger = opened_below(tmp_path)
     ledger.begin_study(STUDY.hash, "run", "main", "plan", NEEDS, None)
     assert shown(cap, tmp_path / "site") == "  site file   lets it"
+
+
+DOCUMENT = "d" * 64  # what a request calls a study: another digest than the hash that is approved
+
+
+def logged(log: AuditLog, ledger: Any, query: Query, asked: Request, *, study: str, broken_off: bool = False) -> None:
+    """A release as the agent charges, seals and logs it, or one that broke off before it was sealed."""
+    charge = ledger.reserve(asked, query, "main")
+    if broken_off:
+        return
+    ledger.seal(charge, b"reply")
+    log.append("request", run=asked.run, release=asked.number, study=study, code="ok", ledger=charge.head)
+
+
+def test_attempts_at_a_release_are_told_apart_in_the_statement(tmp_path: Path) -> None:
+    ledger, log = opened_below(tmp_path), AuditLog(tmp_path / "site" / "audit.jsonl")
+    query = vector(noise=2.0)
+    begin(ledger, [query])
+    logged(log, ledger, query, Request("5" * 64, "run/swift", 0, "head"), study=DOCUMENT, broken_off=True)
+    logged(log, ledger, query, Request("5" * 64, "run/swift", 0, "head", 1), study=DOCUMENT)
+    found = statement(ledger, 1e-5)["releases"]
+    assert [(one["attempt"], one["state"]) for one in found] == [(0, "charged"), (1, "sealed")]
+    ledger.close()
+    *_, row = audit_rows(tmp_path / "site")
+    both = epsilon_of([query.plan.event] * 2, 1e-5)
+    assert found[0]["epsilon"] < both
+    assert row["cost"] == f"epsilon {both:.3f} (2 attempts)"
+
+
+def test_a_release_costs_what_it_cost_in_its_own_study(tmp_path: Path) -> None:
+    ledger, log = opened_below(tmp_path), AuditLog(tmp_path / "site" / "audit.jsonl")
+    priced = {"5" * 64: vector(noise=2.0), "6" * 64: vector(noise=8.0), "7" * 64: open_count()}
+    for study, query in priced.items():
+        begin(ledger, [query], study=study)
+        logged(log, ledger, query, Request(study, "run/swift", 0, "head"), study=f"document of {study}")
+    # The stages of a secure sum before and after the one that pays name no entry.
+    log.append("request", run="run/swift", release=0, study=f"document of {'6' * 64}", code="ok")
+    log.append("request", run="run/swift", release=0, study="another document", code="ok")
+    log.append("request", run="run/swift", release=0, study=f"document of {'5' * 64}", code="refused")
+    ledger.close()
+    dear, cheap = (f"epsilon {epsilon_of([priced[digit * 64].plan.event], 1e-5):.3f}" for digit in "56")
+    costs = [row.get("cost") for row in audit_rows(tmp_path / "site")]
+    assert costs == [dear, cheap, "no noise", cheap, None, None]
+
+
+def test_a_log_that_names_no_entry_is_read_by_the_name_of_a_run_that_is_the_only_one(tmp_path: Path) -> None:
+    ledger, log = opened_below(tmp_path), AuditLog(tmp_path / "site" / "audit.jsonl")
+    begin(ledger, [vector(noise=2.0)])
+    ledger.reserve(Request("5" * 64, "run/swift", 0, "head"), vector(noise=2.0), "main")
+    ledger.close()
+    log.append("request", run="run/swift", release=0, study=DOCUMENT, code="ok")
+    (row,) = audit_rows(tmp_path / "site")
+    assert row["cost"].startswith("epsilon ")

@@ -186,22 +186,26 @@ def test_a_pool_without_gradients_is_refused(tmp_path: Path) -> None:
         clip_bound(study, dead, ["extractor.0.weight"], 60.0)
 
 
-def test_scores_are_read_per_patient_and_for_those_who_answered() -> None:
-    study = declare(
-        make_study({"name": "fine_tune", "step": "fedavg"}, privacy={"mode": "local", "epsilon": 3}), SITES_40
-    )
+@pytest.mark.parametrize(("batch", "releases", "rate"), [(64, 1, 1.0), (8, 5, 0.2)])
+def test_scores_are_read_per_patient_and_for_those_who_answered(batch: int, releases: int, rate: float) -> None:
+    method = {"name": "fine_tune", "step": "fedavg", "batch": batch}
+    study = declare(make_study(method, privacy={"mode": "local", "epsilon": 3}), SITES_40)
     model = classifier_of(study, FILE)
     plan = resolve(study).plan(study, model)
     query = plan[-1]
-    steps, rate = query.plan.releases, query.plan.rate
+    steps = query.plan.releases
+    assert (steps, query.plan.rate) == (releases, rate)
     counts = np.array([[100.0, 50], [30, 20], [0, 0]])
     # Everybody scores 0.8; half of the patients are at sites that answered.
     sums = 0.4 * 0.3 * counts * steps * rate * 0.5
     points = {"scores": np.rint(sums / query.blocks["scores"].step).astype(np.int64)}
     scores = scores_of(Sum(query, ("a",), points), 0.5, counts)
     assert scores.sums[:2] == pytest.approx(0.8 * counts[:2], rel=1e-3)
+    # Every step adds its own noise to the sum, whoever was taken; so does every site that answered.
     noise = query.plan.noise * np.sqrt(steps) / (0.4 * steps * rate * 0.5)
     assert scores.noise_sd == pytest.approx(noise, rel=1e-3)
+    both = Sum(query, ("a", "b"), points)
+    assert both.noise_variance == pytest.approx(2 * steps * query.plan.noise**2, rel=1e-3)
 
 
 @pytest.mark.parametrize(("key", "value"), [("levels", "extremes"), ("form", "signed"), ("scaling", "minmax")])

@@ -8,6 +8,7 @@ import re
 import shlex
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from equipoise.client.ledger import Ledger
+from equipoise.client.request import Request
 from equipoise.common.canonical import digest_json
 from tests.client.books import STUDY, answer, begin, table, vector
 from tests.e2e.studies import Desk
@@ -104,6 +106,25 @@ def test_an_account_has_spent_what_its_dearest_split_has(
     assert len(set(found["splits"].values())) == 2
     assert found["epsilon"] == max(found["splits"].values())
     assert found["reserved_epsilon"] == found["epsilon"]
+
+
+def test_an_attempt_that_broke_off_is_not_shown_as_sealed(
+    tmp_path: Path, equipoise: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger, query = Ledger(LEDGER), vector(0)
+    begin(ledger, [query])
+    first = Request(STUDY, "run/swift", 0, "head")
+    ledger.reserve(first, query, "main")
+    answer(ledger, query, replace(first, attempt=1))
+    ledger.close()
+    broken_off, sealed, _ = equipoise(*line("show")).out.splitlines()
+    assert " charged " in broken_off
+    assert "attempt" not in broken_off
+    assert " sealed " in sealed
+    assert sealed.endswith("  attempt 1")
+    releases = json.loads(equipoise(*line("show"), "--json").out)["releases"]
+    assert [(one["attempt"], one["state"]) for one in releases] == [(0, "charged"), (1, "sealed")]
 
 
 def test_end_takes_the_beginning_of_a_hash_and_says_when_no_such_run_is_in_progress(

@@ -153,14 +153,20 @@ def rows_of(arm: str, absent: Mapping[int, str] | None = None) -> list[Row]:
     ]
 
 
-def make_report(study: Study, patients: Patients, noise: dict[str, Any] | None = None, **facts: Any) -> dict[str, Any]:
-    """The report of a made-up run."""
+def make_report(
+    study: Study,
+    patients: Patients,
+    noise: dict[str, Any] | None = None,
+    notes: dict[str, Any] | None = None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """The report of a made-up run; `notes` are the method's, those above by default."""
     controls = [model for model in patients.logits if model not in (BASE, METHOD)]
     arms = tuple(Arm(name, study) for name in (METHOD, *controls))
     task = Task(study, arms, SITES, tuple(m for m in patients.logits if m != BASE), facts)
     rows = {**{arm.name: rows_of(arm.name) for arm in arms}, "evaluation": rows_of("evaluation")}
     named = sorted({control.partition("/")[0] for control in controls})
     plan = StudyPlan.of(study.model_copy(update={"method": study.method.model_copy(update={"controls": named})}))
-    report = compose(task, plan, measure(study, patients), rows, NOTES, noise)
+    report = compose(task, plan, measure(study, patients), rows, NOTES if notes is None else notes, noise)
     report["run_time"] = run_time(ROUNDS)
     return report

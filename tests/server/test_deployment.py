@@ -258,11 +258,11 @@ def test_what_an_earlier_attempt_said_is_not_how_a_run_stands(place: Place, monk
         early.setattr(attempts.time, "monotonic", lambda: began + 1000)
         assert describe_run(place.run)["state"] == "interrupted", "Flower never started it"
         said: list[str] = []
-        assert attempts.wait_for_end(coordinator, place.run, said.append) == 1
+        assert attempts.wait_for_end(place.run, said.append) == 1
         assert said[-1].startswith("run small: attempt 7 ended without a word; `equipoise logs small --flower`")
     place.decide("approved")
     place.go(attempt="7")
-    assert attempts.wait_for_end(coordinator, place.run, said.append) == 0
+    assert attempts.wait_for_end(place.run, said.append) == 0
 
 
 def test_a_clock_that_is_set_back_changes_nothing_of_how_a_run_stands(

@@ -113,3 +113,12 @@ def test_the_pauses_grow_to_a_minute(pauses: list[float]) -> None:
     assert pauses[:4] == [5.0, 7.5, 11.25, 16.875]
     assert set(pauses[7:-1]) == {60.0}
     assert script.asked < 24 * 60 + 10
+
+
+def test_what_has_not_changed_is_not_said_again() -> None:
+    nobody, two = ("pending",) * 3, ("approved", "approved", "pending")
+    looks = [nobody] * 28 + [two] * 5 + [("approved", "approved", "timeout"), two, ("approved",) * 3]
+    script = Script(*looks)
+    _, said = wait(script)
+    assert script.asked == len(looks)
+    assert [tuple(states.values()) for states in said] == [nobody, two, looks[-3], two, ("approved",) * 3]

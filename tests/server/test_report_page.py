@@ -11,7 +11,8 @@ from equipoise.common.evaluation import BASE
 from equipoise.server.report.blocks import Figure
 from equipoise.server.report.page import render
 from equipoise.server.report.plots.svg import Drawing, Scale, rounded_up, shortened, tick_text
-from equipoise.server.report.process import MOST_BARS, process_sections
+from equipoise.server.report.process import process_sections
+from equipoise.server.report.training import MOST_BARS
 from equipoise.server.report.words import estimate_text, listed, number, size
 from tests.server.report_case import METHOD, draw, make_report, make_study
 
