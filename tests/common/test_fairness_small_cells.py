@@ -38,7 +38,10 @@ def hidden_cells(table: np.ndarray, policy: Policy) -> tuple[np.ndarray, np.ndar
 
 
 def possible(whole: np.ndarray, hidden: np.ndarray, policy: Policy) -> np.ndarray:
-    """All 2 x 2 tables, (4, N), that a reader who knows the policy cannot exclude: of a hidden count, if it is small."""
+    """All 2 x 2 tables, (4, N), that a reader who knows the policy cannot exclude.
+
+    Of a hidden count the reader is told whether it is small.
+    """
     fits = np.ones(ALL_WHOLE.shape[-1], dtype=bool)
     for place in product(range(3), range(3)):
         counts = ALL_WHOLE[place]
