@@ -21,7 +21,8 @@ from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import Consents, Delivery, KeyList, Reply, Stage, split_request
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
-from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.secure_sum.terms import Part, Terms
+from equipoise.common.secure_sum.threshold import threshold
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack

@@ -188,6 +188,11 @@ class ReleasePlan:
         return DiscreteGaussian(math.sqrt(variance + (SMOOTHING_STEPS**2 if self.kind == "vector" else 0.0)))
 
     @property
+    def site_variance(self) -> float:
+        """Variance of what one site adds to one entry of one release, in the unit of the values; 0 without noise."""
+        return (float(self.sampler.describe()["standard_deviation_steps"]) * self.step) ** 2
+
+    @property
     def event(self) -> Event:
         """The event of all releases together, in the view of an honest majority."""
         return self._event(self.noise)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEGLIGIBLE = 1e-3  # share of the bound that rounding may add
+ROUNDING = 1 - 2.0**-40  # room for float64's rounding of a norm, so that a clipped vector never exceeds its bound
 
 
 def rounding_term(dimensions: int) -> float:

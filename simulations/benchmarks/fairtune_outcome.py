@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file, save
-from scipy.stats import t as student
 
 from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View
@@ -37,6 +36,7 @@ from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.private_rounds import figures_of
+from equipoise.simulations.benchmarks.t_interval import half_width
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.pretrain import pretrain
@@ -153,7 +153,7 @@ def _interval(values: Sequence[float]) -> list[float]:
     mean = float(np.mean(values))
     if len(values) < 3:
         return [round(mean, 4)]
-    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    half = half_width(values)
     return [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
 
 

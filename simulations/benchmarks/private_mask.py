@@ -29,7 +29,6 @@ import typer
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import spearmanr
-from scipy.stats import t as student
 from torch import Tensor
 
 from equipoise.common import block_energies, equalisation, private_mask
@@ -65,6 +64,7 @@ from equipoise.simulations.benchmarks.private_rounds import (
     RESULTS,
     Bench,
 )
+from equipoise.simulations.benchmarks.t_interval import half_width
 from equipoise.simulations.dermoscopy import DEVICES, Device, draw_images
 from equipoise.simulations.synthetic import stream
 
@@ -279,7 +279,7 @@ def interval(values: list[float]) -> dict[str, float]:
     found = np.array(values)
     limits = {}
     if len(found) > 1:
-        half = float(student.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
+        half = half_width(found)
         limits = {"low": found.mean() - half, "high": found.mean() + half}
     figures = {"mean": found.mean(), **limits, "least": found.min(), "largest": found.max()}
     return {name: round(float(value), 4) for name, value in figures.items()}
