@@ -26,6 +26,7 @@ from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.factory import load_factory
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_pool, pin_weights
@@ -36,7 +37,6 @@ from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
 from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.private_rounds import figures_of
-from equipoise.simulations.benchmarks.t_interval import half_width
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.pretrain import pretrain

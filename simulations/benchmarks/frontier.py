@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.server.report.plots.intervals import Row, interval_rows
 from equipoise.simulations.benchmarks.side_by_side import TITLES
-from equipoise.simulations.benchmarks.t_interval import half_width
 
 Json = dict[str, Any]
 IMAGE = "docs/images/frontier.svg"

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 import typer
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.quiet import quiet_flower
 from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.private_designs import Design
 from equipoise.simulations.benchmarks.private_outcome import CACHE, HOSPITALS, figures_on, prepared, run_study
-from equipoise.simulations.benchmarks.t_interval import half_width
 from equipoise.simulations.synthetic import ImageSet, draw_set, hospitals_of, stream
 
 Json = dict[str, Any]

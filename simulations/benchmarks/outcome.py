@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
 from equipoise.simulations.benchmarks.origin import origin
-from equipoise.simulations.benchmarks.t_interval import half_width
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "base"

@@ -34,6 +34,7 @@ from torch import Tensor
 from equipoise.common import block_energies, equalisation, private_mask
 from equipoise.common.canonical import digest_json
 from equipoise.common.cells import bias_weights, task_weights
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.layout import Layout
 from equipoise.common.losses import cell_index
@@ -64,7 +65,6 @@ from equipoise.simulations.benchmarks.private_rounds import (
     RESULTS,
     Bench,
 )
-from equipoise.simulations.benchmarks.t_interval import half_width
 from equipoise.simulations.dermoscopy import DEVICES, Device, draw_images
 from equipoise.simulations.synthetic import stream
 

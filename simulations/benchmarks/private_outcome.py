@@ -27,6 +27,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.models import resnet_small
 from equipoise.common.study import Study, Weights
@@ -38,7 +39,6 @@ from equipoise.simulations.benchmarks.origin import origin
 from equipoise.simulations.benchmarks.planted_base import planted_base
 from equipoise.simulations.benchmarks.private_designs import MODES, SWEEPS, Design
 from equipoise.simulations.benchmarks.private_rounds import Figures, figures_of, relative
-from equipoise.simulations.benchmarks.t_interval import half_width
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.pretrain import pretrain
 from equipoise.simulations.runner import begin_run, start_run, with_keys

@@ -1,4 +1,4 @@
-"""The 95 % t-interval of a figure over seeds, which share nothing but the design."""
+"""The t-interval of a figure over seeds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from equipoise.common.fairness.estimate import LEVEL
+
 
 def half_width(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """Half the width of the interval of the mean; not a number for one value alone.
+    """Half the width of the 95 % interval of the mean; not a number for one value alone.
 
     >>> round(half_width([0.1, 0.2, 0.3]), 4)
     0.2484
     """
     n = len(values)
-    return float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("nan")
+    return float(student.ppf(0.5 + LEVEL / 2, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("nan")
