@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from equipoise.client.cohort import Cohort, Split, SplitName, image_files
+from equipoise.client.cohort import Cohort, Split, image_files
 from equipoise.common.canonical import digest_json
+from equipoise.common.query import SplitName
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
 

@@ -35,8 +35,8 @@ from equipoise.common.layout import Layout
 from equipoise.common.losses import row_losses
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.privacy.randomness import bernoulli, poisson_sample, secret_generator
-from equipoise.common.privacy.rounding import clip_and_round
-from equipoise.common.private_step import ROUNDING, SCORE_BOUND
+from equipoise.common.privacy.rounding import ROUNDING, clip_and_round
+from equipoise.common.private_step import SCORE_BOUND
 from equipoise.common.study import ImageInputs
 
 Points = NDArray[np.int64]

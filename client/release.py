@@ -115,7 +115,7 @@ def _summed(query: Query, rows: Rows, most: Mapping[str, int]) -> dict[str, Poin
         # Fewer entries would be spread over all of them, and a patient would count many times.
         if part.ndim != 2 or part.shape[1] != size:
             raise RefusedError(f"{query.name}: vectors of shape {part.shape[1:]}, the plan has {size} entries")
-        total += clip_and_round(part, plan.clip, plan.step, plan.norm).sum(axis=0)
+        total += clip_and_round(part, plan.clip, plan.step).sum(axis=0)
     return _blocks(query, _noised(query, total, most))
 
 

@@ -33,7 +33,8 @@ from equipoise.common.secure_sum.keys import Identity
 from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage, names
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
-from equipoise.common.secure_sum.terms import LEAST_SITES, Part, Terms, run_of
+from equipoise.common.secure_sum.terms import Part, Terms, run_of
+from equipoise.common.secure_sum.threshold import LEAST_SITES
 
 State = Literal["open", "taken", "done"]
 

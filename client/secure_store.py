@@ -1,4 +1,4 @@
-"""Where a site keeps the state of a secure release between its stages: in files of the agent, or in memory.
+"""Where a site keeps the state of a secure release between its stages: in files of the agent.
 
 For each run there is one record, which holds the secrets of the release that is open, and the replies already given.
 Both are whole or not there. What is deleted is deleted as files are: a copy of the disk may still hold it, which is why
@@ -40,34 +40,6 @@ class SessionStore(Protocol):
     def drop_replies(self, run: str) -> None:
         """Delete all replies of a run."""
         ...
-
-
-class MemoryStore:
-    """A store of simulated sites: nothing outlives the process."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, bytes] = {}
-        self._replies: dict[str, dict[Stage, bytes]] = {}
-
-    def read(self, run: str) -> bytes | None:
-        """The record of a run, or None."""
-        return self._records.get(run)
-
-    def write(self, run: str, record: bytes) -> None:
-        """Replace the record of a run."""
-        self._records[run] = record
-
-    def read_reply(self, run: str, stage: Stage) -> bytes | None:
-        """The reply given in a stage, or None."""
-        return self._replies.get(run, {}).get(stage)
-
-    def write_reply(self, run: str, stage: Stage, reply: bytes) -> None:
-        """Keep the reply of a stage."""
-        self._replies.setdefault(run, {})[stage] = reply
-
-    def drop_replies(self, run: str) -> None:
-        """Delete all replies of a run."""
-        self._replies.pop(run, None)
 
 
 class FolderStore:

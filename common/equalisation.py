@@ -29,10 +29,10 @@ from scipy.special import expit
 
 from equipoise.common.cells import BiasLoss, Cells, squared_bias_weights
 from equipoise.common.errors import DataError
+from equipoise.common.privacy.rounding import ROUNDING
 
 Vector = NDArray[np.float64]
 
-ROUNDING = 1 - 2.0**-40  # room for float64's rounding of a norm, so that a clipped vector never exceeds its bound
 SHRINK = 0.9  # of p towards 0.5: the model's scores stand in for the pool's labels, and a model may be too certain
 # Chosen by measurement on seeds that no reported figure uses (decision 0020).
 TASK_SCALE = 0.3

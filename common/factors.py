@@ -79,12 +79,6 @@ def rank_for(weight: NDArray[np.floating], rows: Vector, energy: float) -> int:
     return int(np.searchsorted(kept, energy * kept[-1] * (1 - 1e-12)) + 1)
 
 
-def retained(weight: NDArray[np.floating], rows: Vector, rank: int) -> float:
-    """The share of the weighted squares of W that a rank keeps."""
-    squares = singular(weight, rows)[1] ** 2
-    return float(squares[:rank].sum() / max(squares.sum(), 1e-300))
-
-
 def break_even(shape: tuple[int, ...]) -> int:
     """The largest rank at which two factors hold fewer numbers than the matrix: r (m + n) < m n; 0 where none does."""
     m, n = shape[0], math.prod(shape[1:])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, units
-from equipoise.common.private_step import ROUNDING
+from equipoise.common.privacy.rounding import ROUNDING
 from equipoise.common.row_gradients import RowGradients
 
 Vector = NDArray[np.float64]

@@ -28,9 +28,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import StudyError
+from equipoise.common.patterns import NAME
 from equipoise.common.secure_sum.keys import Identity
 
-_SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SITE = re.compile(NAME)
 
 
 def new_node_key() -> bytes:

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise.common.cells import Balance, BiasLoss, Cells, bias_weights, task_weights
+from equipoise.common.privacy.rounding import ROUNDING
 
 Vector = NDArray[np.float64]
 
 SCORE_BOUND = 0.2  # of C: bound of the score that rides along
-ROUNDING = 1 - 2.0**-40  # room for float64's rounding of a norm, so that a clipped vector never exceeds its bound
 CAP = 4.0
 TAIL = 0.25
 

@@ -30,6 +30,8 @@ from equipoise.common.privacy.plan import ReleasePlan
 Arrays = Mapping[str, NDArray[Any]]
 Kind = Literal["patient_sum", "site_update"]
 SplitName = Literal["train", "validation", "test"]
+# As often as the declared patients of all sites, one site may have, before a lattice or a secure sum overflows.
+LARGER_THAN_DECLARED = 16
 
 NOISY_STEPS = 2.0**48  # a noised sum may reach this many lattice steps; what is larger is no sum of patients
 MOST_RELEASES = 10_000  # of one plan; the methods need some hundreds, and a slip must not plan for days
@@ -59,8 +61,7 @@ class Block:
     @classmethod
     def real(cls, shape: tuple[int, ...], patient_l2: float, patients: int) -> Block:
         """Real numbers; `patients` is the declared number over all sites, which fixes the finest safe lattice."""
-        # A site may turn out larger than declared: leave a factor of 16 before the lattice would overflow.
-        room = 16 * max(patients, 1)
+        room = LARGER_THAN_DECLARED * max(patients, 1)
         return cls(shape, patient_l2, patient_l2 * room, Lattice.for_bound(patient_l2, room).step)
 
     @classmethod
@@ -253,5 +254,4 @@ class Sum:
         release. Of DP-SGD it is the noise on what was summed over the steps (the scores), not on the weights' change.
         """
         plan = self.query.plan
-        deviation = float(plan.sampler.describe()["standard_deviation_steps"]) * plan.step
-        return len(self.cohort) * plan.releases * deviation**2
+        return len(self.cohort) * plan.releases * plan.site_variance

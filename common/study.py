@@ -18,6 +18,7 @@ from equipoise.common.canonical import digest_json
 from equipoise.common.config import Strict, as_text
 from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.patterns import FACTORY, IDENTITY, NAME, SHA256
+from equipoise.common.secure_sum.threshold import threshold
 from equipoise.common.study_evaluation import Evaluation
 from equipoise.common.study_privacy import Privacy
 from equipoise.common.study_simulation import Simulation
@@ -254,13 +255,12 @@ class Study(Strict):
     def honest_shares(self) -> int | None:
         """Shares that make up the noise in mode `distributed`: sites that are left and honest for certain.
 
-        h = T - t of the K sites, with the threshold T = max(3, floor(2 K / 3) + 1) of the secure sum and t that may
-        collude.
+        h = T - t of the K sites, with the threshold T of the secure sum and t that may collude.
         """
         if self.privacy.mode != "distributed":
             return None
         sites = len(self.sites.declared_patients)
-        return max(3, 2 * sites // 3 + 1) - self.sites.colluding
+        return threshold(sites) - self.sites.colluding
 
     @property
     def declared_edges(self) -> list[Fraction] | None:

@@ -306,7 +306,7 @@ def _calibrated(phases: tuple[tuple[ReleasePlan, float], ...], epsilon: float, d
         epsilon,
         delta,
     )
-    return [found.plans[name].noise for name in numbered]
+    return [found[name].noise for name in numbered]
 
 
 def _shares(study: Study, account: str, split: SplitName, phases: set[str]) -> dict[str, float]:

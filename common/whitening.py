@@ -49,12 +49,10 @@ class Whitening:
 
     Attributes:
         basis: V, (D, k) float64; theta = V u.
-        spectrum: the k eigenvalues l of M, falling.
         clip: C, the L2 bound of one patient's gradient in these directions.
     """
 
     basis: Vector
-    spectrum: Vector
     clip: float
 
     @property
@@ -116,7 +114,7 @@ def whiten(
     basis = vectors[:, :kept] / np.sqrt(spectrum + damp * spectrum[0])
     p = 1 / (1 + np.exp(-logits))
     lengths = np.maximum(p, 1 - p) * np.linalg.norm(gradients @ basis, axis=1)
-    return Whitening(np.ascontiguousarray(basis), spectrum, float(np.percentile(lengths, percentile)))
+    return Whitening(np.ascontiguousarray(basis), float(np.percentile(lengths, percentile)))
 
 
 def _weighted(logits: Vector, gradients: Vector) -> Vector:
@@ -151,7 +149,6 @@ class PoolCheck:
         constant: share of images without any structure (tables: 0).
         difference: share of M that differs between images, tr(M about the mean gradient) / tr(M). Near 0 the model sees
             the same thing in every image, be it one image or noise.
-        effective_rank: exp of the entropy of M's spectrum (Roy & Vetterli 2007), for the report.
     """
 
     images: int
@@ -159,7 +156,6 @@ class PoolCheck:
     directions: int
     constant: float
     difference: float
-    effective_rank: float
 
     @cached_property
     def problems(self) -> tuple[str, ...]:
@@ -201,13 +197,10 @@ def check_pool(inputs: Tensor, logits: Vector, gradients: Vector, directions: in
     rows = _weighted(logits, gradients)
     centred = _weighted(logits, gradients - gradients.mean(axis=0))
     total = float((rows**2).sum())
-    shares = _eigen(rows)[0] / total if total > 0 else np.ones(1)
-    shares = shares[shares > 0]
     return PoolCheck(
         images=len(inputs),
         distinct=len(torch.unique(inputs.flatten(1), dim=0)),
         directions=directions,
         constant=constant,
         difference=float((centred**2).sum()) / total if total > 0 else 0.0,
-        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
     )

@@ -11,6 +11,8 @@ from typing import Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from equipoise.common.patterns import NAME
+
 HELLO = "query.hello"
 RELEASE = "query.release"
 
@@ -22,7 +24,7 @@ Role = Literal["request", "reply"]
 _RECORD = "equipoise"
 _STYPE = "equipoise.bytes"
 _CODE = re.compile(r"[a-z_]{1,32}")
-_SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SITE = re.compile(NAME)
 
 
 def put_bytes(role: Role, data: bytes) -> RecordDict:

@@ -15,7 +15,6 @@ from scipy.special import ndtri
 from equipoise.common.privacy.accounting import PrivacyCost, cost_of, parallel_max
 from equipoise.common.privacy.life import LifeFilter
 from equipoise.common.privacy.plan import ReleasePlan
-from equipoise.common.query import Query
 from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
 from equipoise.common.study_simulation import SyntheticHospitals
@@ -146,7 +145,7 @@ def expected_widths(plan: StudyPlan, study: Study) -> list[Row]:
     # A count of decisions is the sum of cells of the joint table: of the two intervals before (the base model's points
     # mostly coincide), and of as many after as there are operating points at most.
     points = next(iter(tables[0].blocks.values())).shape[-1] - 1
-    variance = 2 * points * sites * _cell_variance(tables[0])
+    variance = 2 * points * sites * tables[0].plan.site_variance
     z = float(ndtri(0.975))
     rows = []
     for smaller in SMALLER_GROUP:
@@ -163,10 +162,6 @@ def _sites(study: Study) -> int:
         return len(study.sites.declared_patients)
     simulated = None if study.simulation is None else study.simulation.hospitals
     return simulated.count if isinstance(simulated, SyntheticHospitals) else study.sites.minimum
-
-
-def _cell_variance(query: Query) -> float:
-    return float(query.plan.sampler.describe()["standard_deviation_steps"]) ** 2
 
 
 def _rate_variance(n: int, noise: float) -> float:

@@ -16,7 +16,8 @@ from equipoise.common.query import Query, Sum
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import SECURE, Stage
-from equipoise.common.secure_sum.terms import Terms, threshold
+from equipoise.common.secure_sum.terms import Terms
+from equipoise.common.secure_sum.threshold import threshold
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import pack

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.client.cohort import Split, SplitName
+from equipoise.client.cohort import Split
 from equipoise.client.cohort_store import Patients
 from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View, network
@@ -27,7 +27,7 @@ from equipoise.common.fairness.joint import interval_cells, joint_table
 from equipoise.common.fairness.rates import gap
 from equipoise.common.fairness.tables import Counts, bin_scores, counts_after, histogram
 from equipoise.common.files import write_whole
-from equipoise.common.query import Query
+from equipoise.common.query import Query, SplitName
 from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 from equipoise.common.study_plan import EVALUATION
@@ -98,7 +98,9 @@ def write_auc_noise(run: RunFolder, hospitals: Mapping[str, Patients]) -> None:
         "gap_by_draw": [float(g) for g in gaps],
         "histograms": {split: _lists(chosen.histograms[NAME, split]) for split in splits},
         "joints": {role: _lists(chosen.joints[pair]) for role, pair in pairs_of(method).items()},
-        "noise": {name: len(hospitals) * _variance(query) for name, query in (("histograms", hist), ("joints", joint))},
+        "noise": {
+            name: len(hospitals) * query.plan.site_variance for name, query in (("histograms", hist), ("joints", joint))
+        },
     }
     write_whole(run.path / "controls" / NAME / FILE, json.dumps(value).encode())
 
@@ -122,10 +124,6 @@ def _as_released(asked: Query, sites: int, table: Counts) -> Counts:
     noise = asked.plan.sampler
     noised: Counts = table + np.sum([noise.noise(table.shape) for _ in range(sites)], axis=0)
     return noised
-
-
-def _variance(asked: Query) -> float:
-    return float(asked.plan.sampler.describe()["standard_deviation_steps"]) ** 2
 
 
 def _scored(study: Study, hospitals: Mapping[str, Patients], models: Mapping[str, Classifier], name: str) -> Scored:

@@ -21,13 +21,13 @@ from typing import Any
 from safetensors.torch import save
 
 import equipoise
-from equipoise.client.cohort import SplitName
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
+from equipoise.common.query import SplitName
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_weights
 from equipoise.common.study_simulation import FolderHospitals, PublicHospitals

@@ -16,7 +16,7 @@ import torch
 
 from equipoise.client.agent import SiteAgent
 from equipoise.client.bundles import BundleStore
-from equipoise.client.cohort import Cohort, Split, SplitName
+from equipoise.client.cohort import Cohort, Split
 from equipoise.client.cohort_store import CohortStore, Patients
 from equipoise.client.ledger import Ledger
 from equipoise.client.secure_session import Peers, SecureSessions
@@ -24,6 +24,7 @@ from equipoise.client.secure_store import FolderStore
 from equipoise.common.canonical import digest_json
 from equipoise.common.errors import TranscriptError
 from equipoise.common.files import write_whole
+from equipoise.common.query import SplitName
 from equipoise.common.secure_sum.keys import Identity, parse_key
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.client.cohort import SplitName
 from equipoise.client.cohort_store import Patients
 from equipoise.client.computations import COMPUTATIONS
 from equipoise.client.contribution import Contribution, Fills, Totals
@@ -22,7 +21,7 @@ from equipoise.common import evaluation
 from equipoise.common.classifier import Classifier
 from equipoise.common.evaluation import Measured
 from equipoise.common.fairness.rates import gap
-from equipoise.common.query import Query, Sum
+from equipoise.common.query import Query, SplitName, Sum
 from equipoise.common.study import Study
 from equipoise.common.study_privacy import Privacy
 from equipoise.simulations.auc_noise import decided_scores

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.client.secure_session import Asked, Contribution, Peers, SecureSessions
-from equipoise.client.secure_store import MemoryStore, SessionStore
+from equipoise.client.secure_store import SessionStore
 from equipoise.common.errors import SecureSumError
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
@@ -21,10 +21,12 @@ from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import Consents, Delivery, KeyList, Reply, Stage, split_request
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
-from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.secure_sum.terms import Part, Terms
+from equipoise.common.secure_sum.threshold import threshold
 from equipoise.common.study import Study
 from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
+from tests.memory_store import MemoryStore
 
 Points = Mapping[str, NDArray[np.int64]]
 QUERY = "5a" * 32

@@ -39,6 +39,7 @@ from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.noise import HistogramNoise, histogram_noise, needed, projected, summed_noise
 from equipoise.common.fairness.placements import auc_influence, coarseness, placement_sums, placements_of_bins
+from equipoise.common.fairness.sigmoid import sigmoid
 from equipoise.common.fairness.tables import Table, group_names
 
 __all__ = [
@@ -107,7 +108,7 @@ class BinnedAUC:
             return max(self.centre - spread, 0.0), min(self.centre + spread, 1.0)
         half = float(stdtrit(self.degrees, ndtr(z))) * self.variance**0.5 / (self.centre * (1 - self.centre))
         middle = math.log(self.centre / (1 - self.centre))
-        return _sigmoid(middle - half), _sigmoid(middle + half)
+        return sigmoid(middle - half), sigmoid(middle + half)
 
 
 def binned_auc(counts: Table, noise: float | HistogramNoise = 0.0) -> BinnedAUC:
@@ -326,8 +327,3 @@ def xauc(
         for i, g in enumerate(labels)
         for j, h in enumerate(labels)
     }
-
-
-def _sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)) without overflow."""
-    return 0.5 * (1.0 + math.tanh(0.5 * x))

@@ -6,39 +6,23 @@ summed as whole multiples of 2^-16, so the sums are exact and the same in every 
 The Brier score mixes calibration, discrimination and prevalence: a group with another prevalence has another score
 under the same model. Its estimates say so.
 
->>> brier_sums(np.array([0.25, 1.0]), np.array([0, 1]), np.array([0, 0]), 1).tolist()
-[[2, 4096, 256]]
+>>> import numpy as np
+>>> found = brier_by_group(np.array([[40, 4 * SCORE_STEPS, SCORE_STEPS], [0, 0, 0]]), ["all"])[0]
+>>> found.value, found.status, found.reason
+(0.1, 'ok', 'depends on the prevalence')
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from equipoise.common.fairness.calibration import SCORE_STEPS, checked_scores
+from equipoise.common.fairness.calibration import SCORE_STEPS
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.noise import shortage
-from equipoise.common.fairness.tables import Counts, count_cells, group_names
+from equipoise.common.fairness.tables import Counts, group_names
 
 REASON = "depends on the prevalence"
-
-
-def brier_sums(probability: NDArray[np.floating], label: Counts, group: Counts, groups: int) -> Counts:
-    """One site's (groups, 3) int64 sums by group; adds up over sites. Arrays are (n,), n may be 0.
-
-    Raises:
-        DataError: a score lies outside [0, 1] or is not finite; says how many.
-    """
-    scores = checked_scores(probability)
-    squared = (np.asarray(label) - scores) ** 2
-    sums = np.zeros((groups, 3), dtype=np.int64)
-    sums[:, 0] = count_cells((group,), (groups,))
-    for column, part in ((1, squared), (2, squared**2)):
-        np.add.at(sums[:, column], np.asarray(group), np.rint(part * SCORE_STEPS).astype(np.int64))
-    return sums
 
 
 def brier_by_group(

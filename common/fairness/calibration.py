@@ -23,9 +23,8 @@ References:
     Naeini, Cooper and Hauskrecht, AAAI 2015 (ECE). Brocker, Q J R Meteorol Soc 2012;138:1611-1617, and Kumar, Liang and
     Ma, NeurIPS 2019 (debiased squared error).
 
->>> cal = calibration_table(np.array([0.25, 0.75]), np.array([0, 1]), np.array([0, 0]), 1, bins=2)
->>> cal.tolist()
-[[[1, 0, 16384], [1, 1, 49152]]]
+>>> calibration_of_histogram(np.array([[[3, 1], [1, 3]]]), np.array([0.25, 0.75])).tolist()
+[[[4.0, 1.0, 65536.0], [4.0, 3.0, 196608.0]]]
 """
 
 from __future__ import annotations
@@ -34,13 +33,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equipoise.common.errors import DataError
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile, score_limits
 from equipoise.common.fairness.noise import shortage
-from equipoise.common.fairness.tables import Counts, Floats, Table, count_cells, group_names
+from equipoise.common.fairness.tables import Floats, Table, group_names
 
 CALIBRATION_BINS = 10
 SCORE_STEPS = 2**16  # a score is counted in steps of 2^-16; 2^47 patients fit into int64
@@ -67,41 +64,6 @@ class Calibration:
     citl: Estimate
 
 
-def checked_scores(probability: NDArray[np.floating]) -> Floats:
-    """The scores as float64.
-
-    Raises:
-        DataError: a score lies outside [0, 1] or is not finite; says how many.
-    """
-    scores = np.asarray(probability, dtype=np.float64)
-    broken = int((~((scores >= 0) & (scores <= 1))).sum())
-    if broken:
-        raise DataError(f"scores: {broken} of {scores.size} are no probabilities between 0 and 1; check their scale")
-    return scores
-
-
-def calibration_table(
-    probability: NDArray[np.floating], label: Counts, group: Counts, groups: int, bins: int = CALIBRATION_BINS
-) -> Counts:
-    """One site's cal[g, bin] = (patients, positives, steps of 2^-16 of score), int64; adds up over sites.
-
-    Args:
-        probability: (n,) scores in [0, 1]; bins are [b / bins, (b + 1) / bins), the last one closed.
-        label, group: (n,) integers; n may be 0.
-        groups: number of groups, `unknown` included.
-        bins: number of equal bins.
-
-    Raises:
-        DataError: a score lies outside [0, 1] or is not finite; says how many.
-    """
-    scores = checked_scores(probability)
-    bin_of = np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
-    counts = count_cells((group, bin_of, label), (groups, bins, 2))
-    steps = np.zeros((groups, bins), dtype=np.int64)
-    np.add.at(steps, (np.asarray(group), bin_of), np.rint(scores * SCORE_STEPS).astype(np.int64))
-    return np.stack([counts.sum(axis=-1), counts[..., 1], steps], axis=-1)
-
-
 def calibration_of_histogram(hist: Table, centres: Floats) -> Floats:
     """cal[g, bin] of hist[g, y, bin] with every score of a bin set to the bin's declared centre, (B,) probabilities."""
     patients, positives = hist.sum(axis=1).astype(np.float64), hist[:, 1].astype(np.float64)
@@ -119,7 +81,7 @@ def calibration_by_group(
     """Calibration of each group of cal[g, bin, 3], `unknown` last.
 
     `noise` is the variance of the noise in one cell of the histogram that `calibration_of_histogram` had; a table of
-    `calibration_table` carries none.
+    exact sums carry none.
     """
     labels = group_names(len(cal), names)
     return tuple(_one(rows, name, level, minimum, noise) for rows, name in zip(cal, labels, strict=True))

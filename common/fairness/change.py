@@ -11,10 +11,7 @@ Official intervals (alternatives were tried and lost, see `maximum`):
     ppv, npv                                                  delta method over eight cells (the denominators move)
     every gap                                                 least favourable, from posterior draws with a fixed seed
 
-A comparison of a method with a control needs their own pair table, which a simulation can make (the query takes any two
-models). Where only both tables against the base model exist, `through_base` gives the table that they imply if method
-and control were independent given the base decision. Models that are tuned from one base on the same patients agree
-more than that, so the interval is too wide rather than too narrow.
+A comparison of a method with a control needs their own pair table (the query takes any two models).
 
 Counts may carry noise of known variance (`noise`, see the module of that name): the noise of a cell that two rates
 share correlates them, so variances and covariances of both are those of sampling plus those of noise.
@@ -35,7 +32,7 @@ from equipoise.common.fairness.noise import CellNoise, cell_variances, shortage
 from equipoise.common.fairness.paired import MEMBERS, PairedRate, rate_table
 from equipoise.common.fairness.rates import Strata, strata
 from equipoise.common.fairness.shares import RATES
-from equipoise.common.fairness.tables import Counts, Floats, Table, counts_before, group_names
+from equipoise.common.fairness.tables import Counts, Floats, counts_before, group_names
 
 # Patients added to each cell of a 2 x 2 table, so that a disagreement nobody showed stays possible. Both of its rates
 # then have Jeffreys' prior, Beta(1/2, 1/2).
@@ -132,25 +129,24 @@ def _predictive_value_change(
 
 def gap_change(
     metric: str,
-    pair: Table,
+    pair: Counts,
     names: Sequence[str] | None = None,
     *,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
-    include_unknown: bool = False,
     noise: CellNoise = 0.0,
 ) -> Estimate:
     """After minus before of a gap between groups; below 0, the gap fell.
 
     Args:
         metric: a name of `contrasts.GAPS`.
-        pair: (G + 1, 2, 2, 2) patients, `unknown` last; counts, or expected counts of `through_base`.
-        names, level, minimum, include_unknown: as in `rates.gap`; the same groups are compared before and after.
+        pair: (G + 1, 2, 2, 2) patients, `unknown` last.
+        names, level, minimum: as in `rates.gap`; the same groups are compared before and after.
         noise: variance of the noise in one cell of `pair`, or an array that broadcasts to its shape.
     """
     form = find_gap(metric)
-    counts, variances = np.rint(counts_before(pair)).astype(np.int64), cell_variances(noise, pair)
-    chosen = strata(counts, form, names, minimum, include_unknown, counts_before(variances))
+    counts, variances = counts_before(pair), cell_variances(noise, pair)
+    chosen = strata(counts, form, names, minimum, counts_before(variances))
     tables = [PairedRate(r, rate_table(r, pair[row]), rate_table(r, variances[row])) for r, row in chosen.columns]
     n = sum(table.n for table in tables)
     name = f"{metric}_change"
@@ -213,23 +209,3 @@ def _noise_of_change(tables: Sequence[PairedRate], blocks: Sequence[Floats]) -> 
 def _contrasted(model: tuple[Floats, Floats], blocks: Sequence[Floats]) -> tuple[list[Floats], list[Floats]]:
     shares, errors = model
     return [block @ shares for block in blocks], [errors @ block.T for block in blocks]
-
-
-def through_base(pair_control: Counts, pair_method: Counts) -> Floats:
-    """Expected pair[g, y, control, method] if both decisions were independent given the base model's.
-
-    Args:
-        pair_control, pair_method: (G + 1, 2, 2, 2), base before and control or method after, on the same patients.
-
-    Returns:
-        float64, with the margins of both tables exactly.
-
-    Raises:
-        ValueError: the base model's decisions differ, so the tables are not about the same patients.
-    """
-    base = counts_before(pair_control)
-    if not np.array_equal(base, counts_before(pair_method)):
-        raise ValueError("the tables of control and method have different base decisions; were patients exchanged?")
-    share = pair_method / np.maximum(base, 1)[..., None]
-    expected: Floats = np.einsum("gybc,gybm->gycm", pair_control.astype(np.float64), share)
-    return expected

@@ -97,7 +97,7 @@ def reliability(cal: Table, level: float, *, monotone: bool = False) -> Floats:
     """Observed against expected risk of one group: (N, 5) mean score, share of positives, low, high, patients.
 
     Args:
-        cal: (bins, 3) of `calibration.calibration_table`, scores in its steps; bins without patients give no row.
+        cal: (bins, 3) as in `calibration`, scores in its steps; bins without patients give no row.
         level: of Wilson's interval of each share.
         monotone: pool adjacent violators first, as for noisy counts.
     """

@@ -106,11 +106,6 @@ class Estimate:
         """The same number, `imprecise` for the reason that it gives whatever the interval's width."""
         return replace(self, status="imprecise") if self.status in ESTIMATED else self
 
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """(low, high), or None where nothing could be estimated."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
-
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values; None stays null."""
         return asdict(self)

@@ -111,21 +111,6 @@ def paired_correlation(table: NDArray[np.int64] | Floats) -> float:
     return float(cross / math.sqrt(margins))
 
 
-def newcombe_paired(table: NDArray[np.int64], level: float = LEVEL) -> tuple[float, float]:
-    """Newcombe's paired score interval (method 10) of P(after) - P(before) from table[before, after].
-
-    Where the paired decisions are identical the interval still has a width, since other patients could have differed.
-    """
-    n = float(table.sum())
-    if n <= 0:
-        raise ValueError("an empty table has no interval")
-    share = np.array([table[1].sum(), table[:, 1].sum()]) / n
-    limits = wilson_limits(share, np.array([n, n]), normal_quantile(level))
-    phi = paired_correlation(table)
-    low, high = mover(share, *limits, np.array([[-1.0, 1.0]]), np.array([[1.0, phi], [phi, 1.0]]))
-    return float(low[0]), float(high[0])
-
-
 def mover(share: Floats, low: Floats, high: Floats, contrasts: Floats, correlation: Floats) -> tuple[Floats, Floats]:
     """Intervals of linear combinations of estimates that have intervals of their own.
 

@@ -20,6 +20,11 @@ def lost(estimate: Estimate) -> bool:
     return estimate.high is not None and estimate.high < -(estimate.binning_bound or 0.0)
 
 
+def more_false_alarms(estimate: Estimate) -> bool:
+    """Whether a change of FPR is one for the worse: its whole interval is above 0."""
+    return estimate.low is not None and estimate.low > 0
+
+
 def level_down(
     pair: Counts,
     hist_before: Table,
@@ -48,16 +53,3 @@ def level_down(
         )[:-1],
     ]
     return tuple(change for change in changes if lost(change))
-
-
-def more_false_alarms(
-    pair: Counts,
-    names: Sequence[str] | None = None,
-    *,
-    level: float = LEVEL,
-    minimum: int = MINIMUM_PATIENTS,
-    pair_noise: CellNoise = 0.0,
-) -> tuple[Estimate, ...]:
-    """Changes of FPR of the declared groups whose whole interval is above 0; arguments as in `level_down`."""
-    changes = rate_change_by_group("fpr", pair, names, level=level, minimum=minimum, noise=pair_noise)[:-1]
-    return tuple(change for change in changes if change.low is not None and change.low > 0)

@@ -161,13 +161,12 @@ def strata(
     form: Gap,
     names: Sequence[str] | None,
     minimum: int,
-    include_unknown: bool = False,
     noise: CellNoise = 0.0,
 ) -> Strata:
     """Which rates of `counts` (G + 1, 2, 2) a gap compares; `noise` as in `rate_by_group`."""
     labels = group_names(len(counts), names)
     variances = cell_variances(noise, counts)
-    rows = range(len(counts) if include_unknown else len(counts) - 1)
+    rows = range(len(counts) - 1)  # `unknown` is no group to compare
     columns: list[tuple[str, int]] = []
     sizes: list[int] = []
     left_out: list[str] = []
@@ -187,7 +186,6 @@ def gap(
     *,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
-    include_unknown: bool = False,
     noise: CellNoise = 0.0,
 ) -> Estimate:
     """A gap between groups.
@@ -197,7 +195,6 @@ def gap(
         counts: (G + 1, 2, 2), `unknown` last.
         names: the declared groups.
         minimum: smallest denominator of a compared rate.
-        include_unknown: compare `unknown` as a group.
         noise: variance of the noise in one cell of `counts`, or an array that broadcasts to its shape.
 
     Edge cases: fewer than two groups with enough patients for one of the rates give `not_estimable`; a rate of a group
@@ -205,7 +202,7 @@ def gap(
     """
     form = find_gap(metric)
     variances = cell_variances(noise, counts)
-    chosen = strata(counts, form, names, minimum, include_unknown, variances)
+    chosen = strata(counts, form, names, minimum, variances)
     if not chosen.enough:
         n = sum(int(fraction(counts, rate)[1][row]) for rate, row in chosen.columns)
         return Estimate.missing(metric, chosen.why_not, n=n, level=level)
@@ -232,7 +229,6 @@ def expected_if_equal(
     names: Sequence[str] | None = None,
     *,
     minimum: int = MINIMUM_PATIENTS,
-    include_unknown: bool = False,
     draws: int = 4000,
     noise: CellNoise = 0.0,
 ) -> float | None:
@@ -244,7 +240,7 @@ def expected_if_equal(
     """
     form = find_gap(metric)
     variances = cell_variances(noise, counts)
-    chosen = strata(counts, form, names, minimum, include_unknown, variances)
+    chosen = strata(counts, form, names, minimum, variances)
     if not chosen.enough:
         return None
     generator = np.random.default_rng(0)  # public figures only: a fixed seed makes the report reproducible

@@ -64,7 +64,6 @@ def demographic_parity_ratio(
     *,
     level: float = LEVEL,
     minimum: int = MINIMUM_PATIENTS,
-    include_unknown: bool = False,
     noise: CellNoise = 0.0,
 ) -> Estimate:
     """Smallest over largest selection rate of the groups; 1 where all are alike.
@@ -76,7 +75,7 @@ def demographic_parity_ratio(
     """
     metric, form = "demographic_parity_ratio", Gap("demographic_parity_ratio", ("selection_rate",), "max")
     variances = cell_variances(noise, counts)
-    chosen = strata(counts, form, names, minimum, include_unknown, variances)
+    chosen = strata(counts, form, names, minimum, variances)
     parts = [("selection_rate", counts[row], variances[row]) for _, row in chosen.columns]
     if not chosen.enough:
         return Estimate.missing(metric, chosen.why_not, n=sum(int(table.sum()) for _, table, _ in parts), level=level)

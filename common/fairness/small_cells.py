@@ -6,15 +6,17 @@ acts on the released, summed table alone. Without differential privacy it protec
 the noisy counts are safe to print and the policy is a courtesy, judged on the noisy counts, never on others.
 
     counts    1 to k - 1 is shown as "<k"; 0 is shown unless the policy forbids it
-    totals    a hidden count must not follow from the rest of its row or column and the totals: further cells, totals
-              included, are hidden until it does not (`hidden_cells`), smallest first
+    totals    a hidden count must not follow from the rest of its row or column and the totals: further counts are
+              hidden until it does not (`complemented`), in the order that the caller names
     rates     hidden where the numerator, the rest or the denominator is 1 to k - 1, since a rate and its n give both;
               a single hidden group next to an overall rate takes another one with it (`complemented`)
 
 Rules in use: no cell of 1 to 10 nor derivable (CMS); below 10 including 0 (UK LLC); 1 to 7 (NHS Digital).
 
->>> display(np.array([[400, 90], [300, 4], [50, 60]]), Policy(11))[:3]
-[['400', '90', '490'], ['hidden', '<11', '304'], ['hidden', 'hidden', '110']]
+>>> groups, policy = np.array([300, 4, 60, 364]), Policy(11)  # the last is the sum of the others, and is shown
+>>> adds_up = np.array([[1.0, 1.0, 1.0, -1.0]])
+>>> complemented(groups, adds_up, policy.small(groups), policy, np.array([0, 1, 2, -1]), groups.tolist()).tolist()
+[False, True, True, False]
 """
 
 from __future__ import annotations
@@ -61,78 +63,12 @@ class Policy:
         return below & (counts != 0) if self.zero_shown else below
 
 
-def with_totals(table: Counts) -> Counts:
-    """(R + 1, C + 1): the table with its row totals last in each row and its column totals last in each column."""
-    rows = np.concatenate([table, table.sum(axis=1, keepdims=True)], axis=1)
-    return np.concatenate([rows, rows.sum(axis=0, keepdims=True)], axis=0)
-
-
-def hidden_cells(table: Counts, policy: Policy) -> Mask:
-    """Which cells of a two-way table with totals are hidden.
-
-    Args:
-        table: (R, C) exact counts, R and C at least 1.
-
-    Returns:
-        (R + 1, C + 1) bool, totals last. No hidden small count can be computed from what is shown: it keeps two
-        possible values at least, even for a reader who knows the policy.
-
-    Raises:
-        ValueError: a count is negative, as only noise makes it; noisy counts may be shown as they are.
-    """
-    if table.min() < 0:
-        raise ValueError("hidden cells are of exact counts; this table carries noise")
-    whole = with_totals(table)
-    hidden = policy.small(whole)
-    while hidden.any() and not hidden.all():
-        exposed = _alone(hidden) or _computable(whole, hidden, policy)
-        if exposed is None:
-            break
-        hidden[_smallest_shown(whole, hidden, exposed)] = True
-    return hidden
-
-
-def display(table: Counts, policy: Policy) -> list[list[str]]:
-    """A two-way table with totals in words: the count, `<k`, or `hidden` for one that would give a small one away."""
-    whole = with_totals(table)
-    small, hidden = policy.small(whole), hidden_cells(table, policy)
-    return [
-        [
-            f"<{policy.minimum}" if is_small else HIDDEN if is_hidden else str(int(count))
-            for count, is_small, is_hidden in zip(*row, strict=True)
-        ]
-        for row in zip(whole, small, hidden, strict=True)
-    ]
-
-
 def suppressed(estimate: Estimate, policy: Policy) -> Estimate:
     """The estimate without its numbers, n included."""
     reason = f"a count below {policy.minimum} could be read from it"
     return Estimate.missing(
         estimate.metric, reason, n=None, level=estimate.level, group=estimate.group, status="suppressed"
     )
-
-
-def _alone(hidden: Mask) -> tuple[int, int] | None:
-    """A hidden cell that is the only one of its row or column, totals included."""
-    alone = hidden & ((hidden.sum(axis=1, keepdims=True) == 1) | (hidden.sum(axis=0, keepdims=True) == 1))
-    found = np.argwhere(alone)
-    return (int(found[0, 0]), int(found[0, 1])) if len(found) else None
-
-
-def _computable(whole: Counts, hidden: Mask, policy: Policy) -> tuple[int, int] | None:
-    """A small cell whose value follows from what is shown."""
-    places = np.arange(whole.size).reshape(whole.shape)
-    lines = np.zeros((sum(whole.shape), whole.size))
-    for number, line in enumerate([*places, *places.T]):
-        # Every row and column: its parts less its total are 0.
-        lines[number, line[:-1]], lines[number, line[-1]] = 1.0, -1.0
-    system = _System(whole.ravel(), lines, policy, np.full(whole.size, SMALL))
-    small = policy.small(whole)
-    for row, column in np.argwhere(hidden & small):
-        if system.gives(int(places[row, column]), hidden.ravel()):
-            return int(row), int(column)
-    return None
 
 
 def complemented(
@@ -228,23 +164,3 @@ class _System:
         if 0 < count < MINIMUM_PATIENTS:
             return k, MINIMUM_PATIENTS - 1
         return (max(k, MINIMUM_PATIENTS) if count else 0), most
-
-
-def _smallest_shown(whole: Counts, hidden: Mask, cell: tuple[int, int]) -> tuple[int, int]:
-    """The next cell to hide, in the exposed cell's row or column, whichever hides fewer.
-
-    First one whose other line hides something already, so that hiding it exposes nothing new; of those the smallest
-    above 0.
-    """
-    row, column = cell
-    in_row = [(row, other) for other in range(whole.shape[1]) if not hidden[row, other]]
-    in_column = [(other, column) for other in range(whole.shape[0]) if not hidden[other, column]]
-    first, second = (in_row, in_column) if hidden[row].sum() <= hidden[:, column].sum() else (in_column, in_row)
-    shown = first or second or [(int(r), int(c)) for r, c in np.argwhere(~hidden)]
-    others = hidden.sum(axis=0, keepdims=True) + hidden.sum(axis=1, keepdims=True)
-    in_own_line = hidden[row].sum() if shown is in_row else hidden[:, column].sum() if shown is in_column else 0
-
-    def cost(place: tuple[int, int]) -> tuple[bool, bool, int]:
-        return bool(others[place] == in_own_line), bool(whole[place] == 0), int(whole[place])
-
-    return min(shown, key=cost)

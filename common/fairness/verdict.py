@@ -97,8 +97,8 @@ class Evidence:
             threshold and the study's `rate_match`, further ones are not judged.
         hist_before, hist_after: (G + 1, 2, B) test histograms of base model and method.
         placement_sums: (G + 1, 2, 5) of base model and method, or None (AUC changes are then paired by `joint`).
-        controls: by name, (P, G + 1, 2, 2, 2) with the control before and the method after, or the expected counts of
-            `change.through_base`; those beyond `REQUIRED_CONTROLS` are shown and decide nothing.
+        controls: by name, (P, G + 1, 2, 2, 2) with the control before and the method after; those beyond
+            `REQUIRED_CONTROLS` are shown and decide nothing.
         joint: (G + 1, 2, I, J) patients by interval of the score before and after, or None (AUC changes without
             placement sums are then unpaired).
         pair_noise: variance of the noise in one cell of `pair`, or an array that broadcasts to its shape.
@@ -112,7 +112,7 @@ class Evidence:
     hist_before: Table
     hist_after: Table
     placement_sums: Floats | None
-    controls: Mapping[str, Table]
+    controls: Mapping[str, Counts]
     joint: Counts | None = None
     pair_noise: CellNoise = 0.0
     hist_noise: float | HistogramNoise = 0.0
@@ -254,7 +254,7 @@ def verdict(evidence: Evidence, bounds: Bounds, *, level: float = LEVEL, minimum
     return Verdict(outcome, reason, tuple(gates), tuple(comparisons), lower, base_signal, tuple(warnings))
 
 
-def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Table]) -> tuple[Outcome, str]:
+def _overall(gates: list[Gate], comparisons: tuple[Gate, ...], controls: Mapping[str, Counts]) -> tuple[Outcome, str]:
     required = tuple(f"beats_{name}" for name in REQUIRED_CONTROLS)
     deciding = [*gates, *(gate for gate in comparisons if gate.name in required)]
     for outcome, words in (("fail", "failed"), ("undecided", "undecided")):

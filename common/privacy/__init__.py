@@ -1,1 +1,1 @@
-"""Patient-level differential privacy: noise, plans, accounting, the life of a data set, audits."""
+"""Patient-level differential privacy: noise, plans, accounting, the life of a data set."""

@@ -6,8 +6,8 @@ and a study is admitted only while the sum stays within what the cap is worth at
 
 >>> account = LifeFilter.open(PrivacyCost(epsilon=4.0, epsilon_if_others_collude=8.0, delta=1e-5))
 >>> study = [ReleasePlan.vector(clip=1.0, dimensions=32, noise=15.0, releases=10)]
->>> account.admits(study), account.charged(study).spent().epsilon < 4
-(True, True)
+>>> account.admits(study), account.admits(10 * study)
+(True, False)
 
 References:
     [1] Feldman, Zrnic: Individual privacy accounting via a Renyi filter. NeurIPS 2021.
@@ -19,15 +19,12 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equipoise.common.errors import RefusedError
-from equipoise.common.privacy.accounting import FINITE, ORDERS, PrivacyCost, epsilon_of_curve, rdp_curve
+from equipoise.common.privacy.accounting import FINITE, ORDERS, PrivacyCost, rdp_curve
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
 
@@ -36,7 +33,7 @@ Curve = tuple[float, ...]
 
 @dataclass(frozen=True)
 class LifeFilter:
-    """The account of one set of patients; immutable, a charge gives a new one.
+    """The caps of one set of patients beside what they have spent; the account itself is `equipoise.client.accounts`.
 
     Formal guarantee:
         Unit: patient; relation: add or remove one. Whatever studies are chosen in view of earlier releases, all that is
@@ -75,101 +72,17 @@ class LifeFilter:
 
     @staticmethod
     def open(caps: PrivacyCost) -> LifeFilter:
-        """The account of a data set from which nothing has been released."""
+        """The filter of a data set from which nothing has been released."""
         nothing = (0.0,) * len(ORDERS)
         return LifeFilter(caps, nothing, nothing)
 
     def admits(self, plans: Sequence[ReleasePlan]) -> bool:
         """Whether all releases of `plans` fit under both caps beside what has been charged."""
-        after = self._after(plans)
-        return _keeps(after.curve, self.caps.epsilon, self.caps.delta) and _keeps(
-            after.curve_if_others_collude, self.caps.epsilon_if_others_collude, self.caps.delta
+        honest = _plus(self.curve, [plan.event for plan in plans])
+        alone = _plus(self.curve_if_others_collude, [plan.event_if_others_collude for plan in plans])
+        return _keeps(honest, self.caps.epsilon, self.caps.delta) and _keeps(
+            alone, self.caps.epsilon_if_others_collude, self.caps.delta
         )
-
-    def charged(self, plans: Sequence[ReleasePlan]) -> LifeFilter:
-        """The account after all releases of `plans`.
-
-        Raises:
-            RefusedError: they do not fit under a cap.
-        """
-        if not self.admits(plans):
-            raise RefusedError(
-                f"the study does not fit under the site's lifetime cap of epsilon {self.caps.epsilon:g} "
-                f"({self.caps.epsilon_if_others_collude:g} if all others collude); spend less or stop here"
-            )
-        return self._after(plans)
-
-    def spent(self) -> PrivacyCost:
-        """Epsilon at the caps' delta of what has been charged, at the best order; for display.
-
-        It is the guarantee for studies fixed in advance; for studies chosen on the way the caps are.
-        """
-        return PrivacyCost(
-            epsilon_of_curve(self.curve, self.caps.delta),
-            epsilon_of_curve(self.curve_if_others_collude, self.caps.delta),
-            self.caps.delta,
-        )
-
-    def _after(self, plans: Sequence[ReleasePlan]) -> LifeFilter:
-        return replace(
-            self,
-            curve=_plus(self.curve, [plan.event for plan in plans]),
-            curve_if_others_collude=_plus(
-                self.curve_if_others_collude, [plan.event_if_others_collude for plan in plans]
-            ),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; floats keep every bit, an infinite cost is null."""
-        return {
-            "caps": asdict(self.caps),
-            "orders": _finite_or_none(ORDERS),
-            "curve": _finite_or_none(self.curve),
-            "curve_if_others_collude": _finite_or_none(self.curve_if_others_collude),
-        }
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> LifeFilter:
-        """The account that `to_json` wrote.
-
-        Raises:
-            ValueError: other keys or other orders than this version's, or costs that no account has.
-        """
-        if set(value) != {"caps", "orders", "curve", "curve_if_others_collude"}:
-            raise ValueError(f"account with keys {sorted(value)}: expected caps, orders and two curves")
-        if list(value["orders"]) != _finite_or_none(ORDERS):
-            raise ValueError("account at other Renyi orders than this version's; its costs cannot be added to")
-        curve, alone = (
-            tuple(math.inf if cost is None else cost for cost in value[name])
-            for name in ("curve", "curve_if_others_collude")
-        )
-        return LifeFilter(PrivacyCost(**value["caps"]), curve, alone)
-
-
-def joined(accounts: Sequence[LifeFilter]) -> LifeFilter:
-    """One account for data sets that overlap, starting at the largest spend of each order.
-
-    Right where no patient has yet been charged on more than one of them; else use `summed`.
-    """
-    return _combined(accounts, lambda curves: curves.max(axis=0))
-
-
-def summed(accounts: Sequence[LifeFilter]) -> LifeFilter:
-    """One account at the sum of all spends: for splits that are no longer disjoint."""
-    return _combined(accounts, lambda curves: curves.sum(axis=0))
-
-
-def _combined(
-    accounts: Sequence[LifeFilter], combine: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> LifeFilter:
-    caps = {account.caps for account in accounts}
-    if len(caps) != 1:
-        raise ValueError(f"accounts under {len(caps)} different caps: expected one")
-    return LifeFilter(
-        caps.pop(),
-        tuple(combine(np.array([account.curve for account in accounts])).tolist()),
-        tuple(combine(np.array([account.curve_if_others_collude for account in accounts])).tolist()),
-    )
 
 
 def best_order(epsilon: float, delta: float) -> tuple[int, float]:
@@ -186,11 +99,6 @@ def best_order(epsilon: float, delta: float) -> tuple[int, float]:
 def _keeps(curve: Curve, epsilon: float, delta: float) -> bool:
     index, budget = best_order(epsilon, delta)
     return curve[index] <= budget or curve[-1] <= epsilon
-
-
-def _finite_or_none(curve: Curve) -> list[float | None]:
-    """JSON has no infinity: a cost without bound, and the order of pure privacy, is null."""
-    return [cost if math.isfinite(cost) else None for cost in curve]
 
 
 def _plus(curve: Curve, events: Sequence[Event]) -> Curve:

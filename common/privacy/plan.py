@@ -1,10 +1,9 @@
 """A release plan: mechanism, clip bound, lattice step, noise and sampling of a release, frozen in one object.
 
 The sensitivity, the sampler and the accounted event are computed from these fields and stored nowhere, so that they
-cannot disagree. Five constructors make every plan there is:
+cannot disagree. Four constructors make every plan there is:
 
     counts    integer tables; a patient adds one to each of at most `cells` cells          discrete Laplace or Gaussian
-    weights   fractional tables, a patient bounded in L1                                   discrete Laplace
     vector    real vectors, a patient bounded in L2                                        rounded or discrete Gaussian
     dp_sgd    the steps of DP-SGD at one site, patients taken by Poisson sampling          rounded Gaussian
     none      no noise, no guarantee
@@ -35,9 +34,10 @@ from equipoise.common.privacy.mechanisms import (
     PolyaShare,
     RoundedGaussian,
 )
-from equipoise.common.privacy.rounding import Norm, choose_step, lattice_sensitivity
+from equipoise.common.privacy.rounding import choose_step, lattice_sensitivity
 
-Kind = Literal["counts", "weights", "vector", "dp_sgd", "none"]
+Kind = Literal["counts", "vector", "dp_sgd", "none"]
+Norm = Literal["l1", "l2"]
 Noise = Literal["none", "discrete_laplace", "discrete_gaussian", "rounded_gaussian"]
 SMALLEST_SHARE_STEPS = 4.0  # below, sums of discrete Gaussians are not accounted as one (mechanisms.py)
 # The laws that have a proof for each kind of query, with the norm of the bound.
@@ -45,7 +45,6 @@ PROVEN: Mapping[tuple[str, str], Norm] = {
     ("none", "none"): "l2",
     ("counts", "discrete_laplace"): "l1",
     ("counts", "discrete_gaussian"): "l2",
-    ("weights", "discrete_laplace"): "l1",
     ("vector", "rounded_gaussian"): "l2",
     ("vector", "discrete_gaussian"): "l2",
     ("dp_sgd", "rounded_gaussian"): "l2",
@@ -59,7 +58,7 @@ class ReleasePlan:
     Attributes:
         kind: what is released.
         mechanism: the law of the noise.
-        clip: bound of one patient's contribution: the number of cells (counts), its L1 (weights) or L2 norm.
+        clip: bound of one patient's contribution: the number of cells (counts), or its L2 norm.
         dimensions: number of coordinates.
         step: lattice step, a power of two, in the unit of the values.
         noise: scale of the accounted noise in the unit of the values: sigma, or the Laplace scale.
@@ -100,7 +99,7 @@ class ReleasePlan:
     def _check_shares(self) -> None:
         if self.honest is None:
             return
-        polya = self.mechanism == "discrete_laplace" and self.kind == "counts"
+        polya = self.mechanism == "discrete_laplace"
         if self.honest < 1 or not (polya or self.mechanism == "discrete_gaussian"):
             # A site's own noisy steps are not a sum of patients, and rounded noise does not add up. What one Polya
             # share is worth is known for cells that move by one step (polya.py), which is what counts do.
@@ -138,12 +137,6 @@ class ReleasePlan:
         return cls("counts", mechanism, float(cells), dimensions, 1.0, noise, releases, 1.0, honest)
 
     @classmethod
-    def weights(cls, l1_clip: float, dimensions: int, noise: float, releases: int = 1) -> ReleasePlan:
-        """Fractional tables: a patient's entries sum to at most `l1_clip` in absolute value; `noise` is the scale."""
-        step = choose_step(l1_clip, dimensions, "l1")
-        return cls("weights", "discrete_laplace", l1_clip, dimensions, step, noise, releases, 1.0, None)
-
-    @classmethod
     def vector(
         cls, clip: float, dimensions: int, noise: float, releases: int = 1, honest: int | None = None
     ) -> ReleasePlan:
@@ -178,7 +171,7 @@ class ReleasePlan:
             return math.inf
         if self.kind == "counts":
             return self.clip if self.norm == "l1" else math.sqrt(self.clip)
-        return lattice_sensitivity(self.clip, self.step, self.dimensions, self.norm)
+        return lattice_sensitivity(self.clip, self.step, self.dimensions)
 
     @property
     def sampler(self) -> Mechanism:
@@ -193,6 +186,11 @@ class ReleasePlan:
         variance = steps**2 / (self.honest or 1)
         # Vectors are accounted as the Gaussian of sqrt(sigma^2 - tau^2), counts by the probability mass function.
         return DiscreteGaussian(math.sqrt(variance + (SMOOTHING_STEPS**2 if self.kind == "vector" else 0.0)))
+
+    @property
+    def site_variance(self) -> float:
+        """Variance of what one site adds to one entry of one release, in the unit of the values; 0 without noise."""
+        return (float(self.sampler.describe()["standard_deviation_steps"]) * self.step) ** 2
 
     @property
     def event(self) -> Event:
@@ -214,8 +212,6 @@ class ReleasePlan:
             law: Literal["discrete_laplace", "discrete_gaussian"]
             law = "discrete_laplace" if self.mechanism == "discrete_laplace" else "discrete_gaussian"
             return Event(law, noise, count=int(self.clip) * self.releases)
-        if self.kind == "weights":
-            return Event("discrete_laplace", noise / self.sensitivity, count=self.releases)
         return Event("gaussian", noise / self.sensitivity, count=self.releases, rate=self.rate)
 
     def scaled(self, scale: float, share: float) -> ReleasePlan:

@@ -49,15 +49,6 @@ MASS_ERROR = 1e-15
 Floats = NDArray[np.float64]
 
 
-def masses(scale: float, shares: int) -> Floats:
-    """f(0), f(1), ... of one of `shares` shares, float64, until less than 1e-29 is left on each side.
-
-    Raises:
-        ValueError: `scale` or `shares` lies outside the supported range.
-    """
-    return np.asarray(_masses(scale, shares)[0])
-
-
 def largest_loss(scale: float, shares: int) -> float:
     """ln R(0): the pure epsilon of one share for one cell that moves by one step, rounded up."""
     return float(_masses(scale, shares)[1][0]) + LOSS_ERROR

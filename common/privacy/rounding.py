@@ -1,9 +1,9 @@
 """Clipping and rounding of what one patient contributes, with the rounding inside the bound.
 
-A patient's vector is clipped to a norm and every coordinate is rounded to the nearest multiple of the lattice step; the
-integers of the patients are then added, which is exact. One patient therefore moves the sum by at most
+A patient's vector is clipped in L2 and every coordinate is rounded to the nearest multiple of the lattice step; the
+integers of the patients are then added, which is exact. One patient therefore moves the sum, in L2, by at most
 
-    L2: clip + step * sqrt(dimensions)          L1: clip + step * dimensions
+    clip + step * sqrt(dimensions)
 
 lattice included. Nearest rounding of each patient uses half of the second term, stochastic rounding of each patient
 all of it, and rounding only the finished sum all of it as well; the one bound covers the three. With nearest rounding
@@ -16,23 +16,22 @@ the other half of the term swallows the floating-point error of the clipping.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Norm = Literal["l1", "l2"]
 NEGLIGIBLE = 1e-3  # share of the bound that rounding may add
+ROUNDING = 1 - 2.0**-40  # room for float64's rounding of a norm, so that a clipped vector never exceeds its bound
 
 
-def rounding_term(dimensions: int, norm: Norm = "l2") -> float:
-    """What rounding adds to the bound, in steps: sqrt(dimensions) in L2, `dimensions` in L1."""
+def rounding_term(dimensions: int) -> float:
+    """What rounding adds to the bound, in steps: sqrt(dimensions)."""
     if dimensions < 1:
         raise ValueError(f"dimensions={dimensions}: expected at least 1")
-    return float(dimensions) if norm == "l1" else math.sqrt(dimensions)
+    return math.sqrt(dimensions)
 
 
-def lattice_sensitivity(clip: float, step: float, dimensions: int, norm: Norm = "l2") -> float:
+def lattice_sensitivity(clip: float, step: float, dimensions: int) -> float:
     """How far one patient moves the sum on the lattice, in the unit of `clip`.
 
     Raises:
@@ -40,29 +39,28 @@ def lattice_sensitivity(clip: float, step: float, dimensions: int, norm: Norm = 
     """
     if not 0 < clip < math.inf:
         raise ValueError(f"clip={clip}: expected a positive, finite bound")
-    return clip + step * rounding_term(dimensions, norm)
+    return clip + step * rounding_term(dimensions)
 
 
-def choose_step(clip: float, dimensions: int, norm: Norm = "l2") -> float:
+def choose_step(clip: float, dimensions: int) -> float:
     """The largest power of two whose rounding adds at most 0.1 % to the bound."""
-    return 2.0 ** math.floor(math.log2(NEGLIGIBLE * clip / rounding_term(dimensions, norm)))
+    return 2.0 ** math.floor(math.log2(NEGLIGIBLE * clip / rounding_term(dimensions)))
 
 
-def clip_and_round(rows: NDArray[np.floating], clip: float, step: float, norm: Norm = "l2") -> NDArray[np.int64]:
+def clip_and_round(rows: NDArray[np.floating], clip: float, step: float) -> NDArray[np.int64]:
     """Each patient's row clipped to `clip` and rounded to the nearest lattice point.
 
     Args:
         rows: one row a patient, float [patients, dimensions].
-        clip: bound of a row's norm, in the unit of the rows.
+        clip: bound of a row's L2 norm, in the unit of the rows.
         step: lattice step, a power of two, in the unit of the rows.
-        norm: the norm that is bounded.
 
     Returns:
         Lattice points, int64 [patients, dimensions]; their sum over patients is the query's answer.
 
     Formal guarantee:
-        Unit: patient; relation: add or remove one. Each row of the result has a norm of at most
-        `lattice_sensitivity(clip, step, dimensions, norm)` / `step`, whatever the row held.
+        Unit: patient; relation: add or remove one. Each row of the result has an L2 norm of at most
+        `lattice_sensitivity(clip, step, dimensions)` / `step`, whatever the row held.
 
     Edge cases:
         A row with NaN or infinity contributes zeros (refusing it would tell that the patient is there). No row gives
@@ -73,7 +71,7 @@ def clip_and_round(rows: NDArray[np.floating], clip: float, step: float, norm: N
     """
     wide = np.asarray(rows, dtype=np.float64)
     dimensions = wide.shape[1]
-    term = rounding_term(dimensions, norm)
+    term = rounding_term(dimensions)
     if not (step > 0 and math.frexp(step)[0] == 0.5):
         raise ValueError(f"step={step}: expected a positive power of two")
     if step * term / 2 < clip * dimensions * 2.0**-50:
@@ -83,7 +81,7 @@ def clip_and_round(rows: NDArray[np.floating], clip: float, step: float, norm: N
     largest = np.abs(wide).max(axis=1, keepdims=True)
     # Dividing by the largest entry first keeps the squares of huge and of tiny rows inside float64.
     scaled = np.divide(wide, largest, out=np.zeros_like(wide), where=largest > 0)
-    lengths = np.abs(scaled).sum(axis=1, keepdims=True) if norm == "l1" else np.linalg.norm(scaled, axis=1)[:, None]
+    lengths = np.linalg.norm(scaled, axis=1)[:, None]
     factors = np.minimum(largest, np.divide(clip, lengths, out=np.zeros_like(lengths), where=lengths > 0))
     points: NDArray[np.int64] = np.rint(scaled * factors / step).astype(np.int64)
     return points

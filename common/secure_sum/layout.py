@@ -10,11 +10,9 @@ import math
 from collections.abc import Mapping
 
 from equipoise.common.privacy.mechanisms import Mechanism, NoNoise
-from equipoise.common.query import Query
+from equipoise.common.query import LARGER_THAN_DECLARED, Query
 from equipoise.common.secure_sum.room import Room, choose_room
 from equipoise.common.secure_sum.terms import Part
-
-LARGER_THAN_DECLARED = 16  # as often as the declared patients of all sites, one site may have (as in Block.real)
 
 
 def rooms_of(query: Query, noise: Mechanism, sites: int, patients: int) -> dict[str, Room]:

@@ -24,18 +24,14 @@ from typing import Any
 
 from equipoise.common.canonical import digest_json
 from equipoise.common.errors import SecureSumError, StudyError
+from equipoise.common.patterns import NAME
 from equipoise.common.secure_sum.keys import KEY_BYTES, key_text, parse_key
+from equipoise.common.secure_sum.threshold import LEAST_SITES, threshold
 
-LEAST_SITES = 3
 MOST_SITES = 1000
 MOST_BYTES = 2**36  # of one site's integers
-_SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SITE = re.compile(NAME)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def threshold(sites: int) -> int:
-    """Shares that recover a secret among `sites` sites."""
-    return max(LEAST_SITES, 2 * sites // 3 + 1)
 
 
 def run_of(study: str, run: str) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 
 from equipoise.common.evaluation import BASE, Measured
 from equipoise.common.fairness.estimate import ESTIMATED, LEVEL, Estimate
-from equipoise.common.fairness.level_down import lost
+from equipoise.common.fairness.level_down import lost, more_false_alarms
 from equipoise.common.study import Study
 from equipoise.server.report import tables
 from equipoise.server.report.suppression import Suppression
 from equipoise.server.report.words import LABELS, POINT_LABELS, estimate_text, listed, number
 
 Json = dict[str, Any]
-_UNJUDGED = ("not_estimable", "not_released")  # what is suppressed is judged all the same, and told without a number
+# What is suppressed is judged all the same, and told without a number.
+_UNJUDGED = ("not_estimable", "not_released")
 
 NOBODY: Json = {
     "level_down": [],
@@ -50,7 +51,7 @@ def level_down(changes: Sequence[Json], study: Study, measured: Measured, method
                     continue
                 kind = "more_false_alarms" if metric == "fpr" else "level_down"
                 looked_at[kind] += 1
-                if (found.low is not None and found.low > 0) if metric == "fpr" else lost(found):
+                if more_false_alarms(found) if metric == "fpr" else lost(found):
                     found_worse[kind].append({"attribute": name, **e})
     return {**found_worse, "looked_at": looked_at}
 
@@ -99,10 +100,7 @@ def _unjudged(report: Json, change: Json) -> list[str]:
         rates = figures["points"]["rule"]["by_group"]
         by_metric = {LABELS["tpr"]: rates["tpr"], LABELS["fpr"]: rates["fpr"], "AUC": figures["auc_by_group"]}
         for place, group in enumerate(row["groups"]):
-            # What is suppressed is judged on the exact tables, and told without a number.
-            of = [
-                name for name, found in by_metric.items() if found[place]["status"] in ("not_estimable", "not_released")
-            ]
+            of = [name for name, found in by_metric.items() if found[place]["status"] in _UNJUDGED]
             if group["declared"] and of:
                 silent.setdefault((row["attribute"], listed(of)), []).append(group["group"])
     return [f"{attribute}: {listed(groups)} ({of})" for (attribute, of), groups in silent.items()]

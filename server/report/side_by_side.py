@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from equipoise.common.evaluation import BASE, Measured
-from equipoise.common.fairness.estimate import LEVEL
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.study import Study
 from equipoise.server.report import tables
 from equipoise.server.report.build import judged
@@ -69,7 +68,7 @@ def over_seeds(values: Sequence[float | None]) -> Json:
     if n:
         result["mean"] = round(float(known.mean()), 4)
     if n >= FEWEST_SEEDS and np.ptp(known) > 0:
-        half = float(student.ppf(0.5 + LEVEL / 2, n - 1) * known.std(ddof=1) / n**0.5)
+        half = half_width(known)
         result |= {"low": round(float(known.mean()) - half, 4), "high": round(float(known.mean()) + half, 4)}
     return result
 

@@ -42,13 +42,6 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
-def interval(estimate: Json, digits: int = 3) -> str:
-    """`low to high`, or nothing where there is no number."""
-    if estimate["value"] is None:
-        return ""
-    return f"{number(estimate['low'], digits)} to {number(estimate['high'], digits)}"
-
-
 def estimate_text(estimate: Json, *, change: bool = False, digits: int = 3) -> str:
     """A figure, its interval and its status: `0.071 [0.012, 0.140]`, `not estimable`, `not released`."""
     if estimate["value"] is None:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import typer
 
-from equipoise.client.cohort import SplitName
 from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View, network
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, worst_group_auc
@@ -39,6 +38,7 @@ from equipoise.common.fairness.tables import (
 from equipoise.common.fairness.thresholds import choose_threshold, parse_rule
 from equipoise.common.fairness.within import decompose
 from equipoise.common.files import write_whole
+from equipoise.common.query import SplitName
 from equipoise.common.study import Study
 from equipoise.common.study_file import load_study
 from equipoise.simulations.doors import open_hospital

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file, save
-from scipy.stats import t as student
 
 from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.factory import load_factory
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.study import Study, Weights
 from equipoise.common.study_file import pin_pool, pin_weights
@@ -153,7 +153,7 @@ def _interval(values: Sequence[float]) -> list[float]:
     mean = float(np.mean(values))
     if len(values) < 3:
         return [round(mean, 4)]
-    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    half = half_width(values)
     return [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.server.report.plots.intervals import Row, interval_rows
 from equipoise.simulations.benchmarks.side_by_side import TITLES
 
@@ -116,7 +116,7 @@ def kept(rows: Sequence[Json], method: str, setting: str) -> Json:
             for name in ("none", setting)
         }
         shares.append(float(np.mean(cuts[setting]) / np.mean(cuts["none"])))
-    half = float(student.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / len(shares) ** 0.5)
+    half = half_width(shares)
     mean = float(np.mean(shares))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 

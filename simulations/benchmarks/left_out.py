@@ -22,8 +22,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from scipy.stats import t as student
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.quiet import quiet_flower
 from equipoise.simulations.benchmarks.origin import origin
@@ -113,7 +113,7 @@ def _interval(values: Sequence[float]) -> Json:
     mean, n = float(np.mean(values)), len(values)
     if n < 3:
         return {"mean": round(mean, 4)}
-    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    half = half_width(values)
     return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from scipy.stats import t as student
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
@@ -73,7 +73,7 @@ def _interval(values: list[float | None]) -> dict[str, Any] | None:
     if len(known) < len(values) or not known:
         return None
     mean, n = float(np.mean(known)), len(known)
-    half = float(student.ppf(0.975, n - 1) * np.std(known, ddof=1) / n**0.5) if n > 1 else float("nan")
+    half = half_width(known)
     limits = {"low": round(mean - half, 4), "high": round(mean + half, 4)} if n > 1 else {}
     return {"mean": round(mean, 4), **limits, "worst": round(max(known), 4), "least": round(min(known), 4)}
 

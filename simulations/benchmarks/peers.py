@@ -38,7 +38,6 @@ from equipoise.simulations.hospitals import build_hospitals
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 STUDY = HERE / "peers.yaml"
-SIDES = ("equipoise", "plain", "pfl", "flower")
 COMMON = ("torch==2.13.0", "safetensors==0.8.0", "pillow==13.0.0")
 PINS = {
     "pfl": (*COMMON, "pfl==0.6.0"),

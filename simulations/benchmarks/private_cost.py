@@ -157,7 +157,7 @@ class Bench:
             plan = query.plan
             total = np.zeros(plan.dimensions, dtype=np.int64)
             for part in found.parts:
-                total += clip_and_round(part, plan.clip, plan.step, plan.norm).sum(axis=0)
+                total += clip_and_round(part, plan.clip, plan.step).sum(axis=0)
             return total
 
         return answer

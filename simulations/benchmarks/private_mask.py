@@ -29,12 +29,12 @@ import typer
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import spearmanr
-from scipy.stats import t as student
 from torch import Tensor
 
 from equipoise.common import block_energies, equalisation, private_mask
 from equipoise.common.canonical import digest_json
 from equipoise.common.cells import bias_weights, task_weights
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.layout import Layout
 from equipoise.common.losses import cell_index
@@ -279,7 +279,7 @@ def interval(values: list[float]) -> dict[str, float]:
     found = np.array(values)
     limits = {}
     if len(found) > 1:
-        half = float(student.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
+        half = half_width(found)
         limits = {"low": found.mean() - half, "high": found.mean() + half}
     figures = {"mean": found.mean(), **limits, "least": found.min(), "largest": found.max()}
     return {name: round(float(value), 4) for name, value in figures.items()}

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file, save
-from scipy.stats import t as student
 
+from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.models import resnet_small
 from equipoise.common.study import Study, Weights
@@ -230,7 +230,7 @@ def _over_seeds(values: Sequence[tuple[int, float]]) -> dict[str, float]:
     every = [v for _, v in values]
     line = {"mean": float(np.mean(every)), "least": min(every), "most": max(every)}
     if len(means) > 2:
-        half = float(student.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5)
+        half = half_width(means)
         line |= {"low": float(np.mean(means)) - half, "high": float(np.mean(means)) + half}
     return {key: round(value, 4) for key, value in line.items()}
 

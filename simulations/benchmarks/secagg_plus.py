@@ -27,7 +27,7 @@ from flwr.common.secure_aggregation.secaggplus_constants import Key
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from numpy.typing import NDArray
 
-from equipoise.common.secure_sum.terms import threshold
+from equipoise.common.secure_sum.threshold import threshold
 from equipoise.simulations.benchmarks.meter import Meter, Spent
 
 MODULUS, QUANTISED, CLIP, WEIGHT = 2**32, 2**22, 8.0, 1000.0  # SecAgg+'s defaults

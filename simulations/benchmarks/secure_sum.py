@@ -34,7 +34,8 @@ from equipoise.common.secure_sum.keys import Identity
 from equipoise.common.secure_sum.messages import Arrays, Consents, Delivery, KeyList, Reply, Stage
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
-from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.secure_sum.terms import Part, Terms
+from equipoise.common.secure_sum.threshold import threshold
 from equipoise.common.wire import PROTOCOL, pack, unpack
 from equipoise.simulations.benchmarks.meter import Meter, Spent
 from equipoise.simulations.benchmarks.origin import commit, machine

@@ -13,13 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from equipoise.client.secure_session import Asked, Contribution, Peers, SecureSessions
-from equipoise.client.secure_store import FolderStore, MemoryStore, SessionStore
+from equipoise.client.secure_store import FolderStore, SessionStore
 from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import EquipoiseError, RefusedError, SecureSumError, StorageError
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.keys import Identity
 from equipoise.common.secure_sum.terms import Part, Terms
 from equipoise.common.wire import unpack
+from tests.memory_store import MemoryStore
 from tests.secure import IDENTITIES, draw_points, identities, make_terms, plain_sum
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.common.factors import break_even, factorise, rank_for, retained, singular
+from equipoise.common.factors import break_even, factorise, rank_for, singular
 
 
 def error(weight: np.ndarray, rows: np.ndarray, product: np.ndarray) -> float:
@@ -52,7 +52,6 @@ def test_row_weights_decide_what_is_kept() -> None:
 def test_the_rank_for_an_energy_by_hand() -> None:
     weight, rows = np.diag([3.0, 2.0, 1.0]), np.ones(3)  # squares 9, 4, 1 of 14
     assert [rank_for(weight, rows, share) for share in (0.6, 9 / 14, 0.65, 13 / 14, 1.0)] == [1, 1, 2, 2, 3]
-    assert retained(weight, rows, 2) == pytest.approx(13 / 14)
     assert [rank_for(weight, np.array([1.0, 3.0, 1.0]), share) for share in (0.7, 0.9)] == [1, 2]  # 9, 36, 1 of 46
 
 

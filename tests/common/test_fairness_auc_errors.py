@@ -11,6 +11,7 @@ from equipoise.common.fairness.auc_change import auc_change_by_group, worst_grou
 from equipoise.common.fairness.auc_errors import correlated, noise_errors, normal_pairs, sampling_errors
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.tables import bin_scores, histogram, hybrid_edges
+from tests.interval import interval
 
 EDGES = hybrid_edges(None, 1024)
 
@@ -33,7 +34,7 @@ def test_a_loss_near_1_is_not_understated() -> None:
     # Normal limits on the raw scale: in .10 of draws the true change lies below them (20 and 80), .07 (50 and 200).
     rng, repeats = np.random.default_rng(0), 300
     for sizes in ((20, 80), (50, 200)):
-        found = np.array([[e.interval for e in change(*sizes, 0.97, 0.94, rng)] for _ in range(repeats)], dtype=float)
+        found = np.array([[interval(e) for e in change(*sizes, 0.97, 0.94, rng)] for _ in range(repeats)], dtype=float)
         below, above = (found[..., 0] > -0.03).mean(axis=0), (found[..., 1] < -0.03).mean(axis=0)
         assert (below <= 0.05).all()
         assert (below + above <= 0.07).all()

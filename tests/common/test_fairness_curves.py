@@ -10,10 +10,11 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import auc as trapezoid
 
 from equipoise.common.fairness.auc import binned_auc
-from equipoise.common.fairness.calibration import SCORE_STEPS, calibration_table
+from equipoise.common.fairness.calibration import SCORE_STEPS
 from equipoise.common.fairness.curves import gap_at_every_edge, merged_bins, pooled_violators, reliability, roc_points
 from equipoise.common.fairness.rates import gap
 from equipoise.common.fairness.tables import counts_at
+from tests.score_tables import calibration_table
 
 Seed = st.integers(0, 2**32 - 1)
 

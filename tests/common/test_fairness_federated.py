@@ -31,8 +31,8 @@ from torchmetrics.classification import BinaryGroupStatRates
 
 from equipoise.common.fairness.auc import auc_by_group, auc_gap, overall_auc, worst_group_auc, xauc
 from equipoise.common.fairness.auprc import auprc_by_group
-from equipoise.common.fairness.brier import brier_by_group, brier_sums
-from equipoise.common.fairness.calibration import calibration_by_group, calibration_table
+from equipoise.common.fairness.brier import brier_by_group
+from equipoise.common.fairness.calibration import calibration_by_group
 from equipoise.common.fairness.change import gap_change, rate_change_by_group
 from equipoise.common.fairness.contrasts import GAPS
 from equipoise.common.fairness.estimate import Estimate
@@ -42,6 +42,7 @@ from equipoise.common.fairness.rates import gap, overall_rate, rate_by_group
 from equipoise.common.fairness.ratios import demographic_parity_ratio
 from equipoise.common.fairness.shares import RATES
 from equipoise.common.fairness.tables import bin_scores, counts_after, decide, histogram, hybrid_edges, pair_table
+from tests.score_tables import brier_sums, calibration_table
 
 EDGES = hybrid_edges(None, 1024)
 Tables = dict[str, NDArray[np.int64]]

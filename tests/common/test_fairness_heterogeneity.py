@@ -77,7 +77,7 @@ def test_it_equals_statsmodels(seed: int, sites: int, spread: float) -> None:
     found = from_sums("d", "g", sums, moments(effects, variances, tau_squared).sum(axis=0), tau_squared, n=9)
     assert found.mean.value == pytest.approx(theirs.mean_effect_re, abs=1e-12)
     # statsmodels' HKSJ interval where it is the wider one, the plain one (with t) elsewhere.
-    assert found.mean.interval is not None
+    assert found.mean.low is not None
     half = max(theirs.sd_eff_w_re_hksj, theirs.sd_eff_w_re)
     quantile = (theirs.conf_int()[3][1] - theirs.mean_effect_re) / theirs.sd_eff_w_re_hksj
     high = min(theirs.mean_effect_re + half * quantile, 1.0)  # a difference of rates

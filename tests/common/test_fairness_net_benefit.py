@@ -7,6 +7,7 @@ import pytest
 
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.net_benefit import net_benefit, treat_all
+from tests.interval import interval
 
 EMPTY = [[0, 0], [0, 0]]
 
@@ -53,7 +54,7 @@ def test_intervals_cover(standardised: bool, variance: float) -> None:
         else:
             counts = np.array([rng.multinomial(300, cells).reshape(2, 2), EMPTY])
         counts = counts + np.rint(rng.normal(0, variance**0.5, counts.shape)).astype(np.int64)
-        low, high = net_benefit(counts, 0.2, standardised=standardised, noise=variance)[0].interval or (1, 0)
+        low, high = interval(net_benefit(counts, 0.2, standardised=standardised, noise=variance)[0]) or (1, 0)
         covered += low <= (truth / 0.22 if standardised else truth) <= high
     assert covered >= 0.925 * repeats
 

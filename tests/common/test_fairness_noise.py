@@ -36,6 +36,7 @@ from equipoise.common.fairness.rates import expected_if_equal, gap, overall_rate
 from equipoise.common.fairness.tables import counts_after
 from equipoise.common.fairness.thresholds import choose_threshold, match_selection_rate, selection_rate_at
 from equipoise.common.privacy.mechanisms import DiscreteLaplace
+from tests.interval import interval
 
 Counts = NDArray[np.int64]
 RATES = ("tpr", "fpr", "ppv", "selection_rate", "balanced_accuracy")
@@ -411,8 +412,8 @@ def test_intervals_of_noisy_tables_cover(epsilon: float, sites: int) -> None:
             "auc": auc_by_group(np.stack([table, table]), noise=variance)[0],
         }
         for name, estimate in estimates.items():
-            if estimate.interval is not None:
-                covered[name].append(estimate.interval[0] <= truth[name] <= estimate.interval[1])
+            if (limits := interval(estimate)) is not None:
+                covered[name].append(limits[0] <= truth[name] <= limits[1])
     # .95 gives at least .90 in 150 samples with probability .99; intervals that ignore the noise cover .5 to .9 here.
     for name, inside in covered.items():
         assert len(inside) >= 0.7 * repeats, name
@@ -428,7 +429,7 @@ def test_ignoring_the_noise_would_cover_too_seldom() -> None:
         counts[0, 1, 0] = 60 - counts[0, 1, 1]
         table = noised(counts, 0.5, 4, rng)
         for knows in covered:
-            low, high = rate_by_group("tpr", table, noise=laplace(0.5, 4) if knows else 0.0)[0].interval or (0, 0)
+            low, high = interval(rate_by_group("tpr", table, noise=laplace(0.5, 4) if knows else 0.0)[0]) or (0, 0)
             covered[knows] += low <= 0.76 <= high
     assert covered[True] >= 0.93 * 300
     assert covered[False] < 0.85 * 300

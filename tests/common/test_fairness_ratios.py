@@ -14,6 +14,7 @@ from equipoise.common.errors import StudyError
 from equipoise.common.fairness.intervals import wilson
 from equipoise.common.fairness.rates import rate_by_group
 from equipoise.common.fairness.ratios import demographic_parity_ratio, ratio_limits, standardised_predictive_value
+from tests.interval import interval
 
 EMPTY = [[0, 0], [0, 0]]
 
@@ -98,7 +99,7 @@ def test_standardised_intervals_cover_with_and_without_noise() -> None:
             tp, fp = rng.binomial(80, 0.75), rng.binomial(200, 0.15)
             counts = np.array([[[200 - fp, fp], [80 - tp, tp]], EMPTY])
             counts += np.rint(rng.normal(0, variance**0.5, counts.shape)).astype(np.int64)
-            low, high = standardised_predictive_value("ppv", counts, 0.2, noise=variance)[0].interval or (1, 0)
+            low, high = interval(standardised_predictive_value("ppv", counts, 0.2, noise=variance)[0]) or (1, 0)
             covered += low <= truth <= high
         assert covered / 400 >= 0.92
 

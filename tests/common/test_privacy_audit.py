@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from equipoise.common.privacy import randomness
-from equipoise.common.privacy.audit import clopper_pearson, epsilon_lower_bound, neighbouring_subsets, stochastic_test
 from equipoise.common.privacy.calibration import calibrate
 from equipoise.common.privacy.mechanisms import DiscreteLaplace
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.privacy.rounding import clip_and_round
+from tests.attacks import clopper_pearson, epsilon_lower_bound, neighbouring_subsets, stochastic_test
 
 DELTA = 1e-5
 SITES, ROUNDS, DIMENSIONS, TRIALS = 8, 8, 3, 4000
@@ -50,7 +50,7 @@ def vector_release(plan: ReleasePlan, clip: float = 1.0, rounds: int = 1) -> Cal
 
 def vector_plan(epsilon: float, releases: int) -> ReleasePlan:
     template = ReleasePlan.vector(1.0, DIMENSIONS, noise=1.0, releases=releases)
-    return calibrate({"rounds": template}, {"rounds": 1.0}, epsilon, DELTA).plans["rounds"]
+    return calibrate({"rounds": template}, {"rounds": 1.0}, epsilon, DELTA)["rounds"]
 
 
 def shared_noise_released_alone(epsilon: float) -> Callable[[Rows], Rows]:
@@ -114,7 +114,7 @@ def test_a_release_without_noise_is_found() -> None:
 
 THREE = (1.0, -3.0, 250.0)
 COUNTS = ReleasePlan.counts(cells=1, dimensions=1, noise=1.0)  # epsilon 1
-SUMS = calibrate({"sum": ReleasePlan.vector(1.0, 1, noise=1.0)}, {"sum": 1.0}, 1.0, DELTA).plans["sum"]
+SUMS = calibrate({"sum": ReleasePlan.vector(1.0, 1, noise=1.0)}, {"sum": 1.0}, 1.0, DELTA)["sum"]
 
 
 def clipped_sum(values: Values) -> float:

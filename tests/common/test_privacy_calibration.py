@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from equipoise.common.privacy import calibration
-from equipoise.common.privacy.accounting import epsilon_of
+from equipoise.common.privacy.accounting import cost_of, epsilon_of, rdp_epsilon_of
 from equipoise.common.privacy.calibration import calibrate
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
@@ -20,6 +21,11 @@ ROUNDS = ReleasePlan.vector(clip=1.0, dimensions=32, noise=1.0, releases=10)
 SHARED = ReleasePlan.vector(clip=1.0, dimensions=32, noise=1.0, releases=10, honest=4)
 SGD = ReleasePlan.dp_sgd(clip=1.0, dimensions=1000, noise=1.0, rate=0.1, steps=200)
 LONG_SGD = ReleasePlan.dp_sgd(clip=1.0, dimensions=1000, noise=1.0, rate=0.04, steps=2250)
+
+
+def scale_of(found: ReleasePlan, template: ReleasePlan, share: float) -> float:
+    """The noise scale at which a phase with this share of the budget has the noise of `found`."""
+    return found.noise / template.scaled(1.0, share).noise
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 1.0, 3.0, 8.0])
@@ -37,33 +43,27 @@ LONG_SGD = ReleasePlan.dp_sgd(clip=1.0, dimensions=1000, noise=1.0, rate=0.04, s
 def test_a_split_spends_its_budget_and_no_more(epsilon: float, shares: list[tuple[ReleasePlan, float]]) -> None:
     phases = {str(index): plan for index, (plan, _) in enumerate(shares)}
     found = calibrate(phases, {str(index): share for index, (_, share) in enumerate(shares)}, epsilon, DELTA)
-    assert 0.9998 * epsilon <= found.cost.epsilon <= epsilon
-    assert found.cost.epsilon == epsilon_of([plan.event for plan in found.plans.values()], DELTA)
-    assert found.rdp_epsilon >= 0.999 * found.cost.epsilon  # PLD's grid rounds up; a single Laplace release shows it
+    events = [plan.event for plan in found.values()]
+    spent = epsilon_of(events, DELTA)
+    assert 0.9998 * epsilon <= spent <= epsilon
+    assert rdp_epsilon_of(events, DELTA) >= 0.999 * spent  # PLD's grid rounds up; a single Laplace release shows it
+    scale = scale_of(found["0"], *shares[0])
     for index, (plan, share) in enumerate(shares):
-        assert found.plans[str(index)] == plan.scaled(found.scale, share)
+        assert found[str(index)] == replace(plan, noise=found[str(index)].noise)
+        assert scale_of(found[str(index)], plan, share) == pytest.approx(scale, rel=1e-12)
 
 
 @pytest.mark.parametrize(("epsilon", "mu"), [(1, 0.268), (3, 0.719), (8, 1.666)])
 def test_gaussian_phases_reach_the_mu_of_the_closed_form(epsilon: float, mu: float) -> None:
     found = calibrate({"mask": MASK, "rounds": ROUNDS}, {"mask": 0.2, "rounds": 0.8}, epsilon, DELTA)
-    assert 1 / found.scale == pytest.approx(mu, abs=6e-4)
-    mask, rounds = found.plans["mask"], found.plans["rounds"]
-    assert mask.noise == pytest.approx(found.scale * mask.sensitivity / math.sqrt(0.2))
-    assert rounds.noise == pytest.approx(found.scale * rounds.sensitivity / math.sqrt(0.8 / 10))
-
-
-def test_a_declared_slack_is_taken_off_delta() -> None:
-    plain = calibrate({"rounds": ROUNDS}, {"rounds": 1.0}, 1.0, DELTA)
-    less = calibrate({"rounds": ROUNDS}, {"rounds": 1.0}, 1.0, DELTA, slack=9e-6)
-    smaller = calibrate({"rounds": ROUNDS}, {"rounds": 1.0}, 1.0, 1e-6)
-    assert less.scale == pytest.approx(smaller.scale, rel=1e-6)
-    assert less.scale > 1.05 * plain.scale
-    assert less.cost.delta == pytest.approx(1e-6)
+    mask, rounds = found["mask"], found["rounds"]
+    scale = mask.noise / mask.sensitivity * math.sqrt(0.2)
+    assert 1 / scale == pytest.approx(mu, abs=6e-4)
+    assert rounds.noise == pytest.approx(scale * rounds.sensitivity / math.sqrt(0.8 / 10))
 
 
 def test_collusion_is_priced_beside_the_honest_view() -> None:
-    cost = calibrate({"rounds": SHARED}, {"rounds": 1.0}, 1.0, DELTA).cost
+    cost = cost_of([calibrate({"rounds": SHARED}, {"rounds": 1.0}, 1.0, DELTA)["rounds"]], DELTA)
     assert cost.epsilon == pytest.approx(1.0, rel=2e-4)
     assert cost.epsilon_if_others_collude == pytest.approx(2.15, abs=0.02)
 
@@ -101,9 +101,9 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         calibrate({"rounds": ROUNDS}, {"mask": 1.0}, 1.0, DELTA)
     with pytest.raises(ValueError, match="sum to"):
         calibrate({"rounds": ROUNDS, "mask": MASK}, {"rounds": 0.5, "mask": 0.4}, 1.0, DELTA)
-    for epsilon, delta, slack in ((0.0, DELTA, 0.0), (1.0, DELTA, DELTA), (1.0, DELTA, -1e-6), (math.inf, DELTA, 0.0)):
+    for epsilon, delta in ((0.0, DELTA), (1.0, 0.0), (1.0, 1.0), (math.inf, DELTA)):
         with pytest.raises(ValueError, match="epsilon"):
-            calibrate({"rounds": ROUNDS}, one, epsilon, delta, slack)
+            calibrate({"rounds": ROUNDS}, one, epsilon, delta)
     with pytest.raises(ValueError, match="lattice steps"):
         calibrate({"table": TABLE}, {"table": 1.0}, 60.0, DELTA)  # noise below what the lattice of counts carries
     with pytest.raises(ValueError, match="kind none"):

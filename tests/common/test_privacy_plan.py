@@ -19,7 +19,6 @@ PLANS = [
     ReleasePlan.counts(cells=3, dimensions=24, noise=2.5, releases=2),
     ReleasePlan.counts(cells=12, dimensions=96, noise=9.0, mechanism="discrete_gaussian"),
     ReleasePlan.counts(cells=12, dimensions=96, noise=30.0, mechanism="discrete_gaussian", honest=4),
-    ReleasePlan.weights(l1_clip=1.0, dimensions=32, noise=1.5),
     ReleasePlan.vector(clip=1.5, dimensions=400, noise=4.0),
     ReleasePlan.vector(clip=1.0, dimensions=64, noise=12.0, releases=20, honest=5),
     ReleasePlan.dp_sgd(clip=0.7, dimensions=10_000, noise=1.1, rate=0.125, steps=40),
@@ -42,22 +41,15 @@ def test_counts_with_gaussian_noise() -> None:
     assert plan.event == Event("discrete_gaussian", noise=9.0, count=12)
 
 
-def test_weights_are_charged_as_randomised_response_of_their_whole_bound() -> None:
-    plan = PLANS[3]
-    assert plan.sensitivity == 1.0 + 32 * plan.step
-    assert plan.sampler == DiscreteLaplace(1.5 / plan.step)
-    assert plan.event == Event("discrete_laplace", noise=1.5 / plan.sensitivity)
-
-
 def test_vectors_count_their_rounding_as_sensitivity() -> None:
-    plan = PLANS[4]
+    plan = PLANS[3]
     assert plan.sensitivity == 1.5 + 20 * plan.step
     assert plan.sampler == RoundedGaussian(4.0 / plan.step)
     assert plan.event == plan.event_if_others_collude == Event("gaussian", noise=4.0 / plan.sensitivity)
 
 
 def test_shares_make_up_the_noise_and_one_share_alone_is_what_collusion_leaves() -> None:
-    plan = PLANS[5]
+    plan = PLANS[4]
     assert isinstance(plan.sampler, DiscreteGaussian)
     share = plan.sampler.sigma_steps
     # tau = 2 of the smoothing lemma is taken off before the event is charged, for the sum and for the one share.
@@ -68,7 +60,7 @@ def test_shares_make_up_the_noise_and_one_share_alone_is_what_collusion_leaves()
 
 
 def test_polya_shares_make_up_laplace_noise_and_one_alone_is_a_law_of_its_own() -> None:
-    plan = PLANS[8]
+    plan = PLANS[7]
     assert plan.sampler == PolyaShare(5.0, 4)
     assert plan.event == Event("discrete_laplace", noise=5.0, count=6)
     assert plan.event_if_others_collude == Event("polya_share", noise=5.0, count=6, shares=4)
@@ -79,7 +71,7 @@ def test_polya_shares_make_up_laplace_noise_and_one_alone_is_a_law_of_its_own() 
 
 
 def test_dp_sgd_is_a_sampled_gaussian_for_every_step() -> None:
-    plan = PLANS[6]
+    plan = PLANS[5]
     assert plan.event == Event("gaussian", noise=1.1 / plan.sensitivity, count=40, rate=0.125)
     assert plan.sampler == RoundedGaussian(1.1 / plan.step)
 
@@ -150,9 +142,8 @@ def test_what_has_no_proof_is_no_plan(wrong: dict[str, Any]) -> None:
 
 
 def test_what_the_constructors_refuse() -> None:
-    for plan in (PLANS[3], PLANS[6]):  # fractional tables, and a site's own noisy steps
-        with pytest.raises(ValueError, match="shares need"):
-            replace(plan, honest=3)
+    with pytest.raises(ValueError, match="shares need"):
+        replace(PLANS[5], honest=3)  # a site's own noisy steps
     with pytest.raises(ValueError, match="shares need"):
         replace(PLANS[0], honest=0)
     with pytest.raises(ValueError, match="lattice steps for shares"):
@@ -164,16 +155,16 @@ def test_what_the_constructors_refuse() -> None:
     with pytest.raises(ValueError, match="rate"):
         ReleasePlan.dp_sgd(clip=1.0, dimensions=4, noise=1.0, rate=0.0, steps=3)
     with pytest.raises(ValueError, match="share"):
-        PLANS[7].scaled(1.0, 0.5)
+        PLANS[6].scaled(1.0, 0.5)
 
 
 def test_a_phase_gets_noise_by_its_share() -> None:
     """s * bound / sqrt(share) for Gaussians, s * L1 / sqrt(2 share) for Laplace, T releases each a T-th."""
-    assert PLANS[4].scaled(2.0, 0.25).noise == pytest.approx(2.0 * PLANS[4].sensitivity / 0.5)
-    assert PLANS[5].scaled(2.0, 0.25).noise == pytest.approx(2.0 * PLANS[5].sensitivity / 0.5 * math.sqrt(20))
+    assert PLANS[3].scaled(2.0, 0.25).noise == pytest.approx(2.0 * PLANS[3].sensitivity / 0.5)
+    assert PLANS[4].scaled(2.0, 0.25).noise == pytest.approx(2.0 * PLANS[4].sensitivity / 0.5 * math.sqrt(20))
     assert PLANS[0].scaled(2.0, 0.25).noise == pytest.approx(2.0 * 3 * math.sqrt(2 / 0.5))
-    assert PLANS[6].scaled(2.0, 1.0).noise == pytest.approx(2.0 * PLANS[6].sensitivity * 0.125 * math.sqrt(40))
-    gaussians = [PLANS[4].scaled(2.0, 0.25).event, PLANS[5].scaled(2.0, 0.75).event]
+    assert PLANS[5].scaled(2.0, 1.0).noise == pytest.approx(2.0 * PLANS[5].sensitivity * 0.125 * math.sqrt(40))
+    gaussians = [PLANS[3].scaled(2.0, 0.25).event, PLANS[4].scaled(2.0, 0.75).event]
     assert sum(event.count / event.noise**2 for event in gaussians) == pytest.approx(1 / 4)
 
 

@@ -22,6 +22,11 @@ DELTA = 1e-5
 CASES = [(0.3, 2), (1.0, 5), (3.0, 2), (8.0, 13), (40.0, 7)]
 
 
+def masses(scale: float, shares: int) -> NDArray[np.float64]:
+    """f(0), f(1), ... of one of `shares` shares, as the accountant has them."""
+    return polya._masses(scale, shares)[0]
+
+
 def generator(number: int = 0) -> np.random.Generator:
     return keyed_generator(bytes([number + 100]) * 32)
 
@@ -44,8 +49,8 @@ def laplace_law(scale: float, reach: int) -> NDArray[np.float64]:
 def test_probabilities_are_those_of_two_negative_binomials(scale: float, shares: int) -> None:
     reach = math.ceil(3 * scale) + 3
     direct = share_law(scale, shares, reach)[reach:]
-    assert polya.masses(scale, shares)[: reach + 1] == pytest.approx(direct, rel=1e-9, abs=1e-300)
-    points = polya.masses(scale, shares)
+    assert masses(scale, shares)[: reach + 1] == pytest.approx(direct, rel=1e-9, abs=1e-300)
+    points = masses(scale, shares)
     assert 2 * points.sum() - points[0] == pytest.approx(1, rel=1e-14)
 
 
@@ -53,7 +58,7 @@ def test_probabilities_to_many_digits() -> None:
     """Against the closed form with Gauss's hypergeometric function, in the far tail too."""
     for scale, shares in CASES:
         r, q = mpmath.mpf(1) / shares, mpmath.exp(-1 / mpmath.mpf(scale))
-        points = polya.masses(scale, shares)
+        points = masses(scale, shares)
         for k in (0, 1, 2, 5, math.ceil(20 * scale), math.ceil(60 * scale)):
             exact = (1 - q) ** (2 * r) * q**k * mpmath.rf(r, k) / mpmath.factorial(k)
             exact *= mpmath.hyp2f1(r, r + k, k + 1, q**2)
@@ -63,7 +68,7 @@ def test_probabilities_to_many_digits() -> None:
 @pytest.mark.parametrize(("scale", "shares"), CASES)
 def test_shares_add_up_to_discrete_laplace_noise(scale: float, shares: int) -> None:
     """The convolution of all shares' probabilities, point by point."""
-    one = polya.masses(scale, shares)
+    one = masses(scale, shares)
     law = np.concatenate([one[:0:-1], one])
     total = np.ones(1)
     for _ in range(shares):
@@ -155,7 +160,7 @@ def test_words_at_a_threshold_are_settled_by_further_bits(monkeypatch: pytest.Mo
 def test_one_share_is_charged_by_its_probabilities(scale: float, shares: int) -> None:
     """Brute force over the masses: the accountant is above the truth, by little; the largest loss is the epsilon."""
     reach = math.ceil(40 * scale) + 4
-    points = polya.masses(scale, shares)
+    points = masses(scale, shares)
     law = np.concatenate([points[reach:0:-1], points[: reach + 1]])
     upper, lower = law[1:], law[:-1]
     losses = np.log(upper) - np.log(lower)
@@ -174,7 +179,7 @@ def test_one_share_is_charged_by_its_probabilities(scale: float, shares: int) ->
 def test_cells_of_one_patient_compose() -> None:
     """Three cells by brute force over the triple convolution of the loss, on a fine grid rounded down: never above."""
     event = Event("polya_share", 2.0, 3, shares=4)
-    points = polya.masses(2.0, 4)
+    points = masses(2.0, 4)
     law = np.concatenate([points[60:0:-1], points[:61]])
     upper, lower = law[1:], law[:-1]
     grid = 1e-3
@@ -193,7 +198,7 @@ def test_cells_of_one_patient_compose() -> None:
 
 
 def test_renyi_curve_of_a_share() -> None:
-    points = polya.masses(3.0, 5)
+    points = masses(3.0, 5)
     law = np.concatenate([points[:0:-1], points])
     upper, lower = np.log(law[1:]), np.log(law[:-1])
     orders = [1.5, 2.0, 8.0, 64.0, math.inf]
@@ -216,14 +221,14 @@ def test_two_figures_of_a_plan() -> None:
 
 def test_the_share_that_conceals_almost_nothing_is_seen() -> None:
     """Many shares of little noise: nearly every sample is 0, and the figure says what that is worth."""
-    assert polya.masses(0.5, 400)[0] > 0.99
+    assert masses(0.5, 400)[0] > 0.99
     assert polya.largest_loss(0.5, 400) > 7
 
 
 def test_a_share_states_its_deviation_and_its_tail() -> None:
     for scale, shares in CASES:
         mechanism = PolyaShare(scale, shares)
-        points = polya.masses(scale, shares)
+        points = masses(scale, shares)
         second = 2 * (points * np.arange(points.size, dtype=float) ** 2).sum()
         assert mechanism.describe()["standard_deviation_steps"] == pytest.approx(math.sqrt(second), rel=1e-9)
         tail = mechanism.tail_steps(1e-6)
@@ -241,7 +246,7 @@ def test_what_is_no_share(scale: float, shares: int) -> None:
         samplers.polya_share(scale, shares, 1, generator())
     if shares < 2 or not 1 <= scale <= 100:
         with pytest.raises(ValueError, match="expected"):
-            polya.masses(scale, shares)
+            polya.largest_loss(scale, shares)
 
 
 def test_events_of_shares_survive_json_and_old_ones_read_as_before() -> None:

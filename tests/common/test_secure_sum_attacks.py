@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from equipoise.client.secure_session import Asked, Contribution, Peers, SecureSessions
-from equipoise.client.secure_store import MemoryStore
 from equipoise.common.errors import QuorumError, SecureSumError
 from equipoise.common.secure_sum import shamir
 from equipoise.common.secure_sum import site as site_module
@@ -35,6 +34,7 @@ from equipoise.common.secure_sum.site import Secrets, SecureSite
 from equipoise.common.secure_sum.terms import Part, Terms
 from equipoise.common.secure_sum.uses import pair_mask, pair_sign, seed_digest, seed_mask, share_digests, share_seal
 from equipoise.common.wire import unpack
+from tests.memory_store import MemoryStore
 from tests.secure import IDENTITIES, Release, draw_points, identities, make_terms, plain_sum, site_names
 
 VICTIM = "site-00"

@@ -14,7 +14,8 @@ from equipoise.common.secure_sum import terms as terms_module
 from equipoise.common.secure_sum.messages import Stage
 from equipoise.common.secure_sum.reply import pack_reply
 from equipoise.common.secure_sum.site import SecureSite
-from equipoise.common.secure_sum.terms import Part, threshold
+from equipoise.common.secure_sum.terms import Part
+from equipoise.common.secure_sum.threshold import threshold
 from tests.secure import NEVER, Release, draw_points, make_terms, plain_sum, site_names
 
 
@@ -35,6 +36,7 @@ def test_the_sum_is_exact(count: int) -> None:
 def test_two_sites_are_summed_exactly_where_a_test_allows_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arithmetic holds for two; that two hide nobody from each other is why no product path allows them."""
     monkeypatch.setattr(terms_module, "LEAST_SITES", 2)
+    monkeypatch.setattr("equipoise.common.secure_sum.threshold.LEAST_SITES", 2)
     terms = make_terms(2, colluding=0)
     points = draw_points(terms)
     assert as_lists(Release(terms, points).run()) == plain_sum(points, terms.sites)

@@ -14,7 +14,8 @@ from equipoise.common.privacy.mechanisms import Mechanism
 from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.secure_sum.messages import Stage
 from equipoise.common.secure_sum.room import choose_room
-from equipoise.common.secure_sum.terms import Part, threshold
+from equipoise.common.secure_sum.terms import Part
+from equipoise.common.secure_sum.threshold import threshold
 from tests.secure import Release, draw_points, make_terms, site_names
 
 SIZE = 40_000

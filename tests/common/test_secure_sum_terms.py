@@ -14,7 +14,8 @@ from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import SecureSumError, StudyError
 from equipoise.common.privacy.mechanisms import DiscreteGaussian, DiscreteLaplace, Mechanism, NoNoise, RoundedGaussian
 from equipoise.common.secure_sum.room import FAILURE, Room, choose_room
-from equipoise.common.secure_sum.terms import Part, Terms, threshold
+from equipoise.common.secure_sum.terms import Part, Terms
+from equipoise.common.secure_sum.threshold import threshold
 from tests.secure import identities, make_terms
 
 

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from equipoise.common.evaluation import BASE
-from equipoise.common.fairness.calibration import calibration_by_group, calibration_table
+from equipoise.common.fairness.calibration import calibration_by_group
 from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.server.report.curves import score_sections
 from equipoise.server.report.score_figures import WIDEST_BIN, bin_centres, bin_ends, probability, score_figures
 from equipoise.server.report.suppression import Suppression
+from tests.score_tables import calibration_table
 from tests.server.report_case import METHOD, Patients, draw, make_report, make_study, measure
 
 N = 6000

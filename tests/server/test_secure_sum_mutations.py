@@ -17,13 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 from equipoise.client.secure_session import Asked, Contribution, Peers, SecureSessions
-from equipoise.client.secure_store import MemoryStore
 from equipoise.common.canonical import canonical_json
 from equipoise.common.errors import SecureSumError
 from equipoise.common.secure_sum.coordinator import Coordinator
 from equipoise.common.secure_sum.messages import Stage
 from equipoise.common.secure_sum.terms import Terms
 from equipoise.common.wire import pack, unpack
+from tests.memory_store import MemoryStore
 from tests.secure import draw_points, identities, make_terms, plain_sum
 
 Arrays = Mapping[str, NDArray[Any]]

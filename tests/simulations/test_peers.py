@@ -87,5 +87,5 @@ def test_the_kept_figures_are_of_the_same_work_on_all_sides() -> None:
     assert result["compared"]["difference"] <= peers.BOUNDS["difference"]
     assert [row["sites"] for row in result["many_sites"]["rows"]] == list(peers.COUNTS)
     for row in result["compared"]["rows"]:
-        assert set(row["spent"]) == set(peers.SIDES)
+        assert set(row["spent"]) == {"equipoise", "plain", *peers.PINS}
         assert row["spent"]["flower"]["processes"] > 3  # Ray's daemons and workers were seen
