@@ -13,12 +13,13 @@ from equipoise import __version__
 from equipoise.client.accounts import Account
 from equipoise.client.approvals import Proposal
 from equipoise.client.ledger import Ledger
-from equipoise.client.policy import check_queries, check_study, life_caps
+from equipoise.client.policy import check_model, check_queries, check_study, life_caps
 from equipoise.client.statement import statement
 from equipoise.common.audit import read_rows
 from equipoise.common.errors import EquipoiseError
 from equipoise.common.privacy.accounting import parallel_max
 from equipoise.common.sitefile import Site
+from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, StudyPlan
 
 Json = dict[str, Any]
@@ -27,26 +28,18 @@ Json = dict[str, Any]
 def describe(proposal: Proposal, site: Site, state: Path) -> Json:
     """A proposed study as JSON values: what runs, what it costs, and whether this site's file would let it.
 
-    The plan and its price are made again here, from the study alone and by this installation's code. `state` is the
-    agent's folder, whose ledger says what is spent.
+    The plan and its price are made again here, from the study alone and by this installation's code. A plan needs the
+    network, so there is none where the site file does not let it be imported: whoever looks at a study has not yet let
+    it run anything. `state` is the agent's folder, whose ledger says what is spent.
     """
     study = proposal.study
-    plan = StudyPlan.of(study).calibrated(study)
-    queries = [
-        {"arm": arm, "phase": phase, "query": name, "split": split, "times": len(list(found))}
-        for (arm, phase, name, split), found in groupby(
-            plan.entries, key=lambda e: (e.arm, e.query.phase, e.query.name, e.query.split)
-        )
-    ]
-    epsilon: Json = {}
-    if study.privacy.private:
-        costs = [plan.cost(split, study.privacy.delta) for split in SPLITS if plan.plans(split)]
-        worst = parallel_max(costs)
-        epsilon = {
-            "epsilon": worst.epsilon,
-            "epsilon_if_others_collude": worst.epsilon_if_others_collude,
-            "delta": study.privacy.delta,
-        }
+    try:
+        check_model(site, study, False)
+        plan = StudyPlan.of(study).calibrated(study)
+    except EquipoiseError as error:
+        planned = {"planned": False, "cost": {}, "queries": [], "releases": 0, "policy": str(error)}
+    else:
+        planned = {"planned": True, **_planned(study, plan), "policy": _policy(proposal, site, plan, state)}
     return {
         "hash": proposal.hash,
         "study": study.study,
@@ -65,13 +58,29 @@ def describe(proposal: Proposal, site: Site, state: Path) -> Json:
         "strangers": sorted(
             name for name, key in study.sites.keys.items() if name != site.site and site.peers.keys.get(name) != key
         ),
-        "cost": epsilon,
-        "queries": queries,
-        "releases": len(plan.entries),
         "sites": dict(study.sites.declared_patients),
         "code": __version__,
-        "policy": _policy(proposal, site, plan, state),
+        **planned,
     }
+
+
+def _planned(study: Study, plan: StudyPlan) -> Json:
+    queries = [
+        {"arm": arm, "phase": phase, "query": name, "split": split, "times": len(list(found))}
+        for (arm, phase, name, split), found in groupby(
+            plan.entries, key=lambda e: (e.arm, e.query.phase, e.query.name, e.query.split)
+        )
+    ]
+    epsilon: Json = {}
+    if study.privacy.private:
+        costs = [plan.cost(split, study.privacy.delta) for split in SPLITS if plan.plans(split)]
+        worst = parallel_max(costs)
+        epsilon = {
+            "epsilon": worst.epsilon,
+            "epsilon_if_others_collude": worst.epsilon_if_others_collude,
+            "delta": study.privacy.delta,
+        }
+    return {"cost": epsilon, "queries": queries, "releases": len(plan.entries)}
 
 
 def _policy(proposal: Proposal, site: Site, plan: StudyPlan, state: Path) -> str:
@@ -117,7 +126,9 @@ def show_lines(found: Json) -> Iterator[str]:
     yield f"  controls    {', '.join(found['controls']) or 'none'}"
     yield f"  model       {found['model']}, weights {str(found['weights'])[:16]}"
     yield f"  reads       label {found['label']}, attributes {', '.join(found['attributes'])}"
-    if found["cost"]:
+    if not found["planned"]:
+        yield f"  privacy     mode {found['privacy']}; without the model there is no plan, and so no price"
+    elif found["cost"]:
         cost = found["cost"]
         yield (
             f"  privacy     mode {found['privacy']}: epsilon {cost['epsilon']:.3f}, "
@@ -132,7 +143,7 @@ def show_lines(found: Json) -> Iterator[str]:
             f"              not pinned here, or under another key: {', '.join(found['strangers'])}; compare the "
             "fingerprints of their enrolments by another channel, then `equipoise site pin`, and start the agent again"
         )
-    yield f"  releases    {found['releases']}"
+    yield f"  releases    {found['releases'] if found['planned'] else 'not known without the model'}"
     for row in found["queries"]:
         yield f"    {row['times']:>4} x {row['query']:<20} {row['phase']:<12} {row['split']:<10} {row['arm']}"
     yield f"  site file   {'would refuse it: ' + found['policy'] if found['policy'] else 'lets it'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from equipoise.client.approvals import Proposal
 from equipoise.client.showing import describe, show_lines
-from equipoise.common.sitefile import Site
+from equipoise.common.sitefile import Caps, Site
 from equipoise.common.study_plan import SPLITS, StudyPlan
 from tests.client.books import begin, vector
 from tests.client.books import opened as opened_below
@@ -54,3 +55,27 @@ def test_a_study_that_has_begun_is_not_counted_twice(tmp_path: Path) -> None:
     ledger = opened_below(tmp_path)
     ledger.begin_study(STUDY.hash, "run", "main", "plan", NEEDS, None)
     assert shown(cap, tmp_path / "site") == "  site file   lets it"
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "models"),
+    [
+        ("planted_module:X", {}, ["tests.tiny:*"]),
+        ("equipoise.common.models:load_factory", {"factory": "planted_module:X"}, ["equipoise.common.models:*"]),
+    ],
+)
+def test_a_model_that_the_site_file_does_not_let_in_is_shown_without_importing_it(
+    factory: str, arguments: Any, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {**STUDY.model.model_dump(), "factory": factory, "arguments": arguments}
+    site = site_of(9).model_copy(update={"caps": Caps(models=models, epsilon=9, delta=STUDY.privacy.delta)})
+    study = private_study(model=model)
+    found = describe(Proposal(study, "run", 0.0, "pending", ""), site, tmp_path / "state")
+    assert "planted_module" not in sys.modules
+    lines = list(show_lines(found))
+    assert lines[-1].startswith(f"  site file   would refuse it: model factory '{factory}' is ")
+    assert f"  hash        {study.hash}" in lines
+    assert "  privacy     mode local; without the model there is no plan, and so no price" in lines
+    assert found["label"]
