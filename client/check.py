@@ -59,7 +59,7 @@ def check_site(folder: Path, study_file: Path | None = None, superlink: str | No
     rows += _keys(folder)
     rows += _certificate(folder / "ca.pem")
     rows += _data(site, study_file)
-    rows += _ledger(folder / "agent" / "ledger.sqlite")
+    rows += _ledger(folder / "agent")
     state = folder / "agent"  # a disk of its own, perhaps
     free = shutil.disk_usage(state if state.is_dir() else folder).free
     enough = free >= LEAST_FREE_BYTES
@@ -143,13 +143,16 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
             yield Row(f"{attribute.name} {group}", True, f"positive/all (shown here only): {', '.join(counts)}")
 
 
-def _ledger(file: Path) -> Iterator[Row]:
-    if not file.exists():
-        yield Row("ledger", True, "empty")
-        return
+def _ledger(state: Path) -> Iterator[Row]:
     from equipoise.client.ledger import Ledger
+    from equipoise.client.setback import LEDGER, check_ledger
 
+    file = state / LEDGER
     try:
+        check_ledger(state)
+        if not file.exists():
+            yield Row("ledger", True, "empty")
+            return
         ledger = Ledger(file)
         try:
             broken, entries = ledger.broken_entry(), len(ledger.entries())

@@ -14,6 +14,7 @@ import yaml
 
 from equipoise.client.check import Row, check_site
 from equipoise.client.site_init import init_site
+from equipoise.common.audit import AuditLog
 from equipoise.server.certificates import Pair, make_ca, sign_server
 from tests.e2e.studies import TABLE, Desk
 
@@ -139,6 +140,14 @@ def test_words_for_the_disease_that_the_study_does_not_know_are_asked_about(site
     row = by_name(check_site(site, desk.study, "127.0.0.1:9"))["labels"]
     assert row.found == f"no patient has {label} 1 (shown here only)"
     assert "coding" in row.fix
+
+
+def test_a_ledger_that_the_audit_log_knows_more_of_is_named(site: Path) -> None:
+    AuditLog(site / "agent" / "audit.jsonl").append("request", code="ok", ledger="5" * 64)
+    row = by_name(check_site(site, None, "127.0.0.1:9"))["ledger"]
+    assert not row.holds
+    assert "is missing" in row.found
+    assert not (site / "agent" / "ledger.sqlite").exists()
 
 
 def test_a_site_file_that_is_wrong_is_one_row(site: Path) -> None:
