@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
@@ -12,6 +12,7 @@ from typing import Any
 from equipoise import __version__
 from equipoise.client.accounts import Account
 from equipoise.client.approvals import Proposal
+from equipoise.client.check import open_cohort
 from equipoise.client.ledger import Ledger
 from equipoise.client.policy import check_model, check_queries, check_study, life_caps
 from equipoise.client.statement import statement
@@ -51,17 +52,28 @@ def describe(proposal: Proposal, site: Site, state: Path) -> Json:
         "controls": study.method.controls,
         "model": study.model.factory,
         "weights": None if study.model.weights is None else study.model.weights.sha256,
-        "label": study.label.column,
-        "attributes": [attribute.name for attribute in study.attributes],
+        "label": study.label.model_dump(mode="json"),
+        "attributes": [attribute.model_dump(mode="json", exclude_none=True) for attribute in study.attributes],
+        "inputs": study.inputs.model_dump(mode="json", exclude_none=True),
         "privacy": study.privacy.mode,
         "secure_sum": bool(study.privacy.secure_sum),
         "strangers": sorted(
             name for name, key in study.sites.keys.items() if name != site.site and site.peers.keys.get(name) != key
         ),
+        "site": site.site,
         "sites": dict(study.sites.declared_patients),
+        **_cohort(site, study),
         "code": __version__,
         **planned,
     }
+
+
+def _cohort(site: Site, study: Study) -> Json:
+    """Training patients that there are here, or why the cohort cannot be read as the study would."""
+    try:
+        return {"training_patients": open_cohort(site, study).split_patients("train"), "cohort": ""}
+    except EquipoiseError as error:
+        return {"training_patients": None, "cohort": str(error)}
 
 
 def _planned(study: Study, plan: StudyPlan) -> Json:
@@ -118,14 +130,64 @@ def _ledger(state: Path) -> Iterator[Ledger | None]:
 
 
 def show_lines(found: Json) -> Iterator[str]:
-    """The lines of `equipoise site show`."""
+    """The lines of `equipoise site show`.
+
+    Names in a study are its author's, so whatever could move a terminal's cursor or begin a line is written out.
+    """
+    for line in _lines(found):
+        yield "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def _reads(found: Json) -> Iterator[str]:
+    """What of the manifest a study reads, and the values that it has a word for; any other ends in a refusal."""
+    label = found["label"]
+    negative = "any other value" if label["negative"] is None else _listed(label["negative"])
+    yield f"label {label['column']}: positive {_listed(label['positive'])}; negative {negative}"
+    for one in found["attributes"]:
+        levels = f"column {one['column']}, levels {_listed(one.get('levels', []))}"
+        cut = f"column {one['column']}, a number cut at {', '.join(f'{cut:g}' for cut in one.get('cuts', []))}"
+        parts = f"intersection of {', '.join(one.get('of', []))}"
+        yield f"attribute {one['name']}: " + {"levels": levels, "cut": cut, "intersection": parts}[one["kind"]]
+    inputs = found["inputs"]
+    if inputs["kind"] == "table":
+        yield f"inputs: columns {', '.join(feature['name'] for feature in inputs['features'])}"
+    elif inputs["kind"] == "score":
+        scores = [inputs[key] for key in ("before", "after") if key in inputs]
+        yield f"inputs: scores {', '.join(scores)}, each a {inputs['scale']}"
+    else:
+        yield f"inputs: images of {inputs['size']} x {inputs['size']} pixels"
+
+
+def _patients(found: Json) -> Iterator[str]:
+    """The declared numbers of training patients, this site's first, and whether they fit what lies here."""
+    name, here = found["site"], found["training_patients"]
+    others = ", ".join(f"{site} {count}" for site, count in found["sites"].items() if site != name)
+    declared = found["sites"].get(name)
+    own = "this site is not among them" if declared is None else f"this site {declared}"
+    yield f"declared    {own}; others: {others or 'none'} (training patients)"
+    if here is None:
+        yield f"cohort      cannot be read as this study does: {found['cohort']}"
+        return
+    yield "cohort      every value is one of the study's"
+    if declared is not None and abs(declared - here) * 10 > here:
+        warning = f"{declared} are declared for this site; its cohort has {here} training patients (shown here only)"
+        yield f"WARNING     {warning}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(repr(value) for value in values)
+
+
+def _lines(found: Json) -> Iterator[str]:
     yield f"study {found['study']}, {found['state']}" + (f" by {found['by']}" if found["by"] else "")
     yield f"  hash        {found['hash']}"
     yield f"  code        equipoise {found['code']}, this site's own installation"
     yield f"  method      {found['method']} {found['parameters']}"
     yield f"  controls    {', '.join(found['controls']) or 'none'}"
     yield f"  model       {found['model']}, weights {str(found['weights'])[:16]}"
-    yield f"  reads       label {found['label']}, attributes {', '.join(found['attributes'])}"
+    for number, line in enumerate(_reads(found)):
+        yield f"  {'reads' if number == 0 else '':<11} {line}"
+    yield from (f"  {line}" for line in _patients(found))
     if not found["planned"]:
         yield f"  privacy     mode {found['privacy']}; without the model there is no plan, and so no price"
     elif found["cost"]:
