@@ -150,13 +150,7 @@ class SiteAgent:
         return reply
 
     def _contribute(
-        self,
-        study: Study,
-        plan: str,
-        asked: Request,
-        entry: Entry,
-        query: Query,
-        most: Mapping[str, int] = NO_LIMIT,
+        self, study: Study, plan: str, asked: Request, entry: Entry, query: Query, most: Mapping[str, int] = NO_LIMIT
     ) -> tuple[Charge, dict[str, NDArray[np.int64]]]:
         """The site's integers for a query, charged; nothing of them has left yet.
 

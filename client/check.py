@@ -5,6 +5,8 @@ Counts by group are shown here and nowhere else: they are patients' data, and th
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 import shutil
 import socket
@@ -16,16 +18,20 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 
 from equipoise import __version__
 from equipoise.common.attribute import UNKNOWN
 from equipoise.common.config import read_yaml, validate
-from equipoise.common.errors import EquipoiseError
+from equipoise.common.errors import DataError, EquipoiseError
 from equipoise.common.query import SplitName
 from equipoise.common.sitefile import ColumnSplits, Site, load_site
 from equipoise.common.study import Study
+
+if TYPE_CHECKING:
+    from equipoise.client.cohort import Cohort
 
 LEAST_FREE_BYTES = 2**30
 LEAST_DAYS = 30
@@ -60,7 +66,7 @@ def check_site(folder: Path, study_file: Path | None = None, superlink: str | No
     rows += _keys(folder)
     rows += _certificate(folder / "ca.pem")
     rows += _data(site, study_file)
-    rows += _ledger(folder / "agent" / "ledger.sqlite")
+    rows += _ledger(folder / "agent")
     state = folder / "agent"  # a disk of its own, perhaps
     free = shutil.disk_usage(state if state.is_dir() else folder).free
     enough = free >= LEAST_FREE_BYTES
@@ -113,22 +119,18 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
         yield Row("codings", True, "not looked at", "add --study STUDY.yaml to read the data as a study does")
         return
     # Imported here: without a study nothing heavy is needed.
-    from equipoise.client.cohort import SPLITS, Cohort
+    from equipoise.client.cohort import SPLITS
 
     try:
-        value = read_yaml(study_file)
-        study = validate(Study, value, str(study_file))
-        cohort = Cohort(study, site)
+        study = validate(Study, read_yaml(study_file), str(study_file))
+        cohort = open_cohort(site, study)
         splits = {name: cohort.split(name) for name in SPLITS}
     except EquipoiseError as error:
         yield Row("codings", False, str(error), "correct the data or `coding` in the site file")
         return
     yield Row("codings", True, f"every value is one of study {study.study}'s")
-    enough = cohort.patients >= site.caps.cohort_minimum
-    fix = (
-        "" if enough else f"fewer than caps.cohort_minimum of {site.caps.cohort_minimum}: the site would answer nothing"
-    )
-    yield Row("patients", enough, f"{cohort.patients} (shown here only)", fix)
+    fix = _too_few(site, cohort)
+    yield Row("patients", not fix, f"{cohort.patients} (shown here only)", fix)
     yield from _splits(site, {name: cohort.split_patients(name) for name in SPLITS})
     ill = sum(int(split.label.sum()) for split in splits.values())
     if ill in (0, cohort.patients):
@@ -158,13 +160,74 @@ def _splits(site: Site, patients: Mapping[SplitName, int]) -> Iterator[Row]:
             yield Row(f"split {name}", False, f"{count} (shown here only)", fix)
 
 
-def _ledger(file: Path) -> Iterator[Row]:
-    if not file.exists():
-        yield Row("ledger", True, "empty")
-        return
-    from equipoise.client.ledger import Ledger
+def open_cohort(site: Site, study: Study) -> Cohort:
+    """The site's cohort as a study reads it; its images are not decoded.
+
+    Raises:
+        DataError: the user who runs this may not read it, or it does not fit the study; see `Cohort`.
+    """
+    from equipoise.client.cohort import Cohort
+
+    for file in filter(None, (site.data.manifest, site.data.images)):
+        if _closed(Path(file)):
+            raise DataError(
+                f"{file}: user {getpass.getuser()} may not read it; run this as the site agent's user (sudo -u "
+                "equipoise-agent), or let this user read the cohort"
+            )
+    return Cohort(study, site)
+
+
+def check_readable(site: Site, study: Study) -> None:
+    """Whether this site's cohort has nothing that a study has no word for, and patients enough: before it is approved.
+
+    The study's author chooses columns, levels and labels, and a site that meets another value refuses. So in a run the
+    refusal would answer a question of the author's about single patients; here it is for the hospital alone.
+
+    Raises:
+        DataError: one line with the first thing that is wrong.
+    """
+    from equipoise.client.cohort import SPLITS
 
     try:
+        cohort = open_cohort(site, study)
+        for name in SPLITS:
+            cohort.split(name)  # decodes its images
+    except DataError as error:
+        raise DataError(f"study {study.study} is not approved: {error}") from None
+    if few := _too_few(site, cohort):
+        raise DataError(f"study {study.study} is not approved: {cohort.patients} patients, {few}")
+
+
+def _too_few(site: Site, cohort: Cohort) -> str:
+    if cohort.patients >= site.caps.cohort_minimum:
+        return ""
+    return f"fewer than caps.cohort_minimum of {site.caps.cohort_minimum}: the site would answer nothing"
+
+
+def _closed(path: Path) -> bool:
+    """Whether a file or folder is kept from this user. One that is not there is another matter."""
+    try:
+        if path.is_dir():
+            os.listdir(path)
+        else:
+            path.open("rb").close()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _ledger(state: Path) -> Iterator[Row]:
+    from equipoise.client.ledger import Ledger
+    from equipoise.client.setback import LEDGER, check_ledger
+
+    file = state / LEDGER
+    try:
+        check_ledger(state)
+        if not file.exists():
+            yield Row("ledger", True, "empty")
+            return
         ledger = Ledger(file)
         try:
             broken, entries = ledger.broken_entry(), len(ledger.entries())

@@ -16,7 +16,9 @@ from equipoise.client.resident import Resident
 from equipoise.client.secure_session import Peers, SecureSessions
 from equipoise.client.secure_store import FolderStore
 from equipoise.client.service import door_workers, serve
+from equipoise.client.setback import AUDIT, check_ledger
 from equipoise.common.errors import StorageError
+from equipoise.common.files import drop_unfinished_line
 from equipoise.common.identity import signing_identity
 from equipoise.common.secure_sum.keys import parse_key
 from equipoise.common.sitefile import Site, load_site
@@ -57,7 +59,8 @@ def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
 
     Raises:
         StudyError: the site file is wrong.
-        StorageError: the folder or the socket cannot be written, or another agent works on them.
+        StorageError: the folder or the socket cannot be written, another agent works on them, or the ledger is not the
+            one that this agent left.
     """
     os.umask(0o077)
     site = load_site(site_file)
@@ -67,6 +70,8 @@ def run_agent(site_file: Path, state: Path, say: Callable[[str], None]) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StorageError(f"{state}: another site agent works on this folder; stop it, or give another") from None
+        drop_unfinished_line(state / AUDIT)
+        check_ledger(state)  # before the agent makes one
         approvals = approvals_of(site, state)
         agent = SiteAgent(site, state, approvals, sessions=sessions_of(site, state))
         resident = Resident(agent, site.site, state, site_file, approvals)

@@ -9,6 +9,7 @@ from equipoise.client.cohort_store import Patients
 from equipoise.client.computations import COMPUTATIONS
 from equipoise.common.catalogue import SITE_LEVEL
 from equipoise.common.errors import RefusedError
+from equipoise.common.factory import is_offered
 from equipoise.common.privacy.accounting import PrivacyCost
 from equipoise.common.query import Query
 from equipoise.common.sitefile import Site
@@ -32,15 +33,27 @@ def check_study(site: Site, study: Study, approved: Container[str], scratch: boo
     for arm in arms_of(study).values():
         if isinstance(caps.methods, list) and arm.method.name not in caps.methods:
             raise RefusedError(f"method {arm.method.name!r} is not in caps.methods of {site.site}")
-    # A simulated site runs what its owner names, unless its own file says what it may run.
-    limited = not scratch or "models" in caps.model_fields_set
-    if limited and not any(fnmatchcase(study.model.factory, pattern) for pattern in caps.models):
-        raise RefusedError(f"model factory {study.model.factory!r} is not in caps.models of {site.site}")
+    check_model(site, study, scratch)
     open_data = scratch or site.data.synthetic or study.hash in site.allow_none
     if not study.privacy.private and not open_data:
         raise RefusedError(f"privacy.mode none is not allowed at {site.site}; its data is not declared synthetic")
     if study.privacy.private and not scratch:
         _check_price(site, study)
+
+
+def check_model(site: Site, study: Study, scratch: bool) -> None:
+    """Whether the study's factory may be imported here; nothing is, but a module of this package.
+
+    Raises:
+        RefusedError: `caps.models` does not list it, or it is a function of this package that is no factory.
+    """
+    factory, caps = study.model.factory, site.caps
+    # A simulated site runs what its owner names, unless its own file says what it may run.
+    limited = not scratch or "models" in caps.model_fields_set
+    if limited and not any(fnmatchcase(factory, pattern) for pattern in caps.models):
+        raise RefusedError(f"model factory {factory!r} is not in caps.models of {site.site}")
+    if not is_offered(factory):
+        raise RefusedError(f"model factory {factory!r} is no factory of equipoise; docs/study-file.md lists them")
 
 
 def _check_price(site: Site, study: Study) -> None:

@@ -102,8 +102,10 @@ class Resident:
         answered = read_header(reply)
         facts: dict[str, object] = {name: _short(header[name]) for name in _NAMED if name in header}
         facts |= {"code": answered.get("code"), "bytes": len(reply), "reply": sha256(reply)}
-        if "ledger" in answered:
-            facts["ledger"] = answered["ledger"]  # the entry that says what it cost
+        # The entry that says what it cost; a reply in the secure sum has it among what it signs.
+        for named in (answered, answered.get("fields")):
+            if isinstance(named, dict) and "ledger" in named:
+                facts["ledger"] = named["ledger"]
         if reason:
             facts["reason"] = reason
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
@@ -12,14 +12,16 @@ from typing import Any
 from equipoise import __version__
 from equipoise.client.accounts import Account
 from equipoise.client.approvals import Proposal
+from equipoise.client.check import open_cohort
 from equipoise.client.ledger import Ledger
-from equipoise.client.policy import check_queries, check_study, life_caps
+from equipoise.client.policy import check_model, check_queries, check_study, life_caps
 from equipoise.client.statement import epsilon_together
 from equipoise.common.audit import read_rows
 from equipoise.common.errors import EquipoiseError
 from equipoise.common.privacy.accounting import parallel_max
 from equipoise.common.privacy.events import Event
 from equipoise.common.sitefile import Site
+from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, StudyPlan
 
 Json = dict[str, Any]
@@ -29,11 +31,54 @@ AUDIT_DELTA = 1e-5  # at which the audit log's costs are shown
 def describe(proposal: Proposal, site: Site, state: Path) -> Json:
     """A proposed study as JSON values: what runs, what it costs, and whether this site's file would let it.
 
-    The plan and its price are made again here, from the study alone and by this installation's code. `state` is the
-    agent's folder, whose ledger says what is spent.
+    The plan and its price are made again here, from the study alone and by this installation's code. A plan needs the
+    network, so there is none where the site file does not let it be imported: whoever looks at a study has not yet let
+    it run anything. `state` is the agent's folder, whose ledger says what is spent.
     """
     study = proposal.study
-    plan = StudyPlan.of(study).calibrated(study)
+    try:
+        check_model(site, study, False)
+        plan = StudyPlan.of(study).calibrated(study)
+    except EquipoiseError as error:
+        planned = {"planned": False, "cost": {}, "queries": [], "releases": 0, "policy": str(error)}
+    else:
+        planned = {"planned": True, **_planned(study, plan), "policy": _policy(proposal, site, plan, state)}
+    return {
+        "hash": proposal.hash,
+        "study": study.study,
+        "state": proposal.state,
+        "by": proposal.by,
+        "run": proposal.run,
+        "method": study.method.name,
+        "parameters": study.method.parameters,
+        "controls": study.method.controls,
+        "model": study.model.factory,
+        "weights": None if study.model.weights is None else study.model.weights.sha256,
+        "label": study.label.model_dump(mode="json"),
+        "attributes": [attribute.model_dump(mode="json", exclude_none=True) for attribute in study.attributes],
+        "inputs": study.inputs.model_dump(mode="json", exclude_none=True),
+        "privacy": study.privacy.mode,
+        "secure_sum": bool(study.privacy.secure_sum),
+        "strangers": sorted(
+            name for name, key in study.sites.keys.items() if name != site.site and site.peers.keys.get(name) != key
+        ),
+        "site": site.site,
+        "sites": dict(study.sites.declared_patients),
+        **_cohort(site, study),
+        "code": __version__,
+        **planned,
+    }
+
+
+def _cohort(site: Site, study: Study) -> Json:
+    """Training patients that there are here, or why the cohort cannot be read as the study would."""
+    try:
+        return {"training_patients": open_cohort(site, study).split_patients("train"), "cohort": ""}
+    except EquipoiseError as error:
+        return {"training_patients": None, "cohort": str(error)}
+
+
+def _planned(study: Study, plan: StudyPlan) -> Json:
     queries = [
         {"arm": arm, "phase": phase, "query": name, "split": split, "times": len(list(found))}
         for (arm, phase, name, split), found in groupby(
@@ -49,31 +94,7 @@ def describe(proposal: Proposal, site: Site, state: Path) -> Json:
             "epsilon_if_others_collude": worst.epsilon_if_others_collude,
             "delta": study.privacy.delta,
         }
-    return {
-        "hash": proposal.hash,
-        "study": study.study,
-        "state": proposal.state,
-        "by": proposal.by,
-        "run": proposal.run,
-        "method": study.method.name,
-        "parameters": study.method.parameters,
-        "controls": study.method.controls,
-        "model": study.model.factory,
-        "weights": None if study.model.weights is None else study.model.weights.sha256,
-        "label": study.label.column,
-        "attributes": [attribute.name for attribute in study.attributes],
-        "privacy": study.privacy.mode,
-        "secure_sum": bool(study.privacy.secure_sum),
-        "strangers": sorted(
-            name for name, key in study.sites.keys.items() if name != site.site and site.peers.keys.get(name) != key
-        ),
-        "cost": epsilon,
-        "queries": queries,
-        "releases": len(plan.entries),
-        "sites": dict(study.sites.declared_patients),
-        "code": __version__,
-        "policy": _policy(proposal, site, plan, state),
-    }
+    return {"cost": epsilon, "queries": queries, "releases": len(plan.entries)}
 
 
 def _policy(proposal: Proposal, site: Site, plan: StudyPlan, state: Path) -> str:
@@ -111,15 +132,67 @@ def _ledger(state: Path) -> Iterator[Ledger | None]:
 
 
 def show_lines(found: Json) -> Iterator[str]:
-    """The lines of `equipoise site show`."""
+    """The lines of `equipoise site show`.
+
+    Names in a study are its author's, so whatever could move a terminal's cursor or begin a line is written out.
+    """
+    for line in _lines(found):
+        yield "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def _reads(found: Json) -> Iterator[str]:
+    """What of the manifest a study reads, and the values that it has a word for; any other ends in a refusal."""
+    label = found["label"]
+    negative = "any other value" if label["negative"] is None else _listed(label["negative"])
+    yield f"label {label['column']}: positive {_listed(label['positive'])}; negative {negative}"
+    for one in found["attributes"]:
+        levels = f"column {one['column']}, levels {_listed(one.get('levels', []))}"
+        cut = f"column {one['column']}, a number cut at {', '.join(f'{cut:g}' for cut in one.get('cuts', []))}"
+        parts = f"intersection of {', '.join(one.get('of', []))}"
+        yield f"attribute {one['name']}: " + {"levels": levels, "cut": cut, "intersection": parts}[one["kind"]]
+    inputs = found["inputs"]
+    if inputs["kind"] == "table":
+        yield f"inputs: columns {', '.join(feature['name'] for feature in inputs['features'])}"
+    elif inputs["kind"] == "score":
+        scores = [inputs[key] for key in ("before", "after") if key in inputs]
+        yield f"inputs: scores {', '.join(scores)}, each a {inputs['scale']}"
+    else:
+        yield f"inputs: images of {inputs['size']} x {inputs['size']} pixels"
+
+
+def _patients(found: Json) -> Iterator[str]:
+    """The declared numbers of training patients, this site's first, and whether they fit what lies here."""
+    name, here = found["site"], found["training_patients"]
+    others = ", ".join(f"{site} {count}" for site, count in found["sites"].items() if site != name)
+    declared = found["sites"].get(name)
+    own = "this site is not among them" if declared is None else f"this site {declared}"
+    yield f"declared    {own}; others: {others or 'none'} (training patients)"
+    if here is None:
+        yield f"cohort      cannot be read as this study does: {found['cohort']}"
+        return
+    yield "cohort      every value is one of the study's"
+    if declared is not None and abs(declared - here) * 10 > here:
+        warning = f"{declared} are declared for this site; its cohort has {here} training patients (shown here only)"
+        yield f"WARNING     {warning}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(repr(value) for value in values)
+
+
+def _lines(found: Json) -> Iterator[str]:
     yield f"study {found['study']}, {found['state']}" + (f" by {found['by']}" if found["by"] else "")
     yield f"  hash        {found['hash']}"
     yield f"  code        equipoise {found['code']}, this site's own installation"
     yield f"  method      {found['method']} {found['parameters']}"
     yield f"  controls    {', '.join(found['controls']) or 'none'}"
     yield f"  model       {found['model']}, weights {str(found['weights'])[:16]}"
-    yield f"  reads       label {found['label']}, attributes {', '.join(found['attributes'])}"
-    if found["cost"]:
+    for number, line in enumerate(_reads(found)):
+        yield f"  {'reads' if number == 0 else '':<11} {line}"
+    yield from (f"  {line}" for line in _patients(found))
+    if not found["planned"]:
+        yield f"  privacy     mode {found['privacy']}; without the model there is no plan, and so no price"
+    elif found["cost"]:
         cost = found["cost"]
         yield (
             f"  privacy     mode {found['privacy']}: epsilon {cost['epsilon']:.3f}, "
@@ -134,7 +207,7 @@ def show_lines(found: Json) -> Iterator[str]:
             f"              not pinned here, or under another key: {', '.join(found['strangers'])}; compare the "
             "fingerprints of their enrolments by another channel, then `equipoise site pin`, and start the agent again"
         )
-    yield f"  releases    {found['releases']}"
+    yield f"  releases    {found['releases'] if found['planned'] else 'not known without the model'}"
     for row in found["queries"]:
         yield f"    {row['times']:>4} x {row['query']:<20} {row['phase']:<12} {row['split']:<10} {row['arm']}"
     yield f"  site file   {'would refuse it: ' + found['policy'] if found['policy'] else 'lets it'}"

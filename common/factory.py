@@ -10,6 +10,9 @@ Design notes:
 
 * Batch normalisation makes one patient's output depend on the other patients of the batch: per-patient gradients, which
   clipping and accounting need, do not exist then, and the running statistics leave the site outside every guarantee.
+* A site lets in what a pattern of `caps.models` names. So a module must not lend its name to what it merely imports,
+  and this package's own modules lend theirs to nothing but `FACTORIES`: others of their functions return networks, too,
+  and `load_factory` itself would import whatever its arguments say.
 * A parameter that goes by two names is one for training and two for whatever goes by names: weights files, masks,
   sensitivities, released sums. safetensors refuses to write it, or writes it under one name.
 """
@@ -35,9 +38,9 @@ def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:
     """The module that `module:function` makes; the code is imported from what is installed, never received.
 
     Raises:
-        ModelError: the module or the function does not exist, fails, or does not declare that it returns a
-            `torch.nn.Module` (it is then not called), the arguments do not fit, or the network mixes patients or
-            cannot be kept in a file of weights.
+        ModelError: the module or the function does not exist, is not defined there, fails, or does not declare that it
+            returns a `torch.nn.Module` (it is then not called), the arguments do not fit, or the network mixes patients
+            or cannot be kept in a file of weights.
     """
     place, _, name = factory.partition(":")
     function = getattr(_imported(factory, place), name, None)
@@ -49,11 +52,31 @@ def load_factory(factory: str, arguments: Mapping[str, Scalar]) -> nn.Module:
             f"model.factory={factory}: is no model factory; expected a subclass of torch.nn.Module, or a function "
             "annotated to return one"
         )
+    home = getattr(function, "__module__", None)
+    if home != place:
+        raise ModelError(f"model.factory={factory}: {name} is defined in {home}; write {home}:{name}")
+    if not is_offered(factory):
+        raise ModelError(f"model.factory={factory}: is no factory of equipoise; docs/study-file.md lists them")
     model = _called(factory, function, arguments)
     refuse_mixing(model)
     refuse_unsaveable(model)
     group_norm.guard(model)
     return model
+
+
+def is_offered(factory: str) -> bool:
+    """Whether a factory is somebody else's, or one that its module of this package offers in `FACTORIES`.
+
+    >>> [is_offered(f"equipoise.common.models:{name}") for name in ("mlp", "build", "load_factory")]
+    [True, False, False]
+    """
+    place, _, name = factory.partition(":")
+    if place.partition(".")[0] != __name__.partition(".")[0]:
+        return True
+    try:
+        return name in [function.__name__ for function in getattr(_imported(factory, place), "FACTORIES", ())]
+    except ModelError:
+        return False
 
 
 def _imported(factory: str, place: str) -> ModuleType:

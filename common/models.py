@@ -186,6 +186,10 @@ def given_scores() -> nn.Module:
     return GivenScores()
 
 
+# What a study may name of this module.
+FACTORIES = (resnet_small, resnet18, mlp, densenet121, given_scores)
+
+
 def normalise(inputs: Inputs, batch: Tensor) -> Tensor:
     """What a model sees of a decoded batch: images uint8 (m, C, H, W) as (u / 255 - mean) / std, others as they are."""
     if isinstance(inputs, ImageInputs):

@@ -134,3 +134,7 @@ def vit(size: int = 32, patch: int = 8, width: int = 64, depth: int = 4, heads: 
 def vit_small() -> nn.Module:
     """A vision transformer of 146,433 parameters for 32 x 32 colour images: 4 blocks of 64 channels."""
     return vit()
+
+
+# What a study may name of this module.
+FACTORIES = (vit, vit_small)

@@ -110,7 +110,7 @@ def studies(folder: FolderOption = HERE, as_json: JsonOption = False) -> None:
 
 @app.command()
 def show(digest: HashArgument, folder: FolderOption = HERE, as_json: JsonOption = False) -> None:
-    """Show what a study would run here: method, queries, epsilons, rounds, code, hash."""
+    """Show what a study would run here: what it reads, method, queries, epsilons, rounds, code, hash."""
     from equipoise.client.showing import describe, show_lines
 
     proposal = _approvals(folder).find(digest)
@@ -124,8 +124,13 @@ def show(digest: HashArgument, folder: FolderOption = HERE, as_json: JsonOption 
 
 @app.command()
 def approve(digest: HashArgument, folder: FolderOption = HERE) -> None:
-    """Let a study ask."""
-    proposal = _approvals(folder).decide(digest, "approved", getpass.getuser())
+    """Let a study ask, once this hospital's cohort is seen to have a word of the study's for every value."""
+    from equipoise.client.check import check_readable
+
+    approvals = _approvals(folder)
+    found = approvals.find(digest)
+    check_readable(_site(folder), found.study)
+    proposal = approvals.decide(found.hash, "approved", getpass.getuser())
     typer.echo(f"study {proposal.study.study}, hash {proposal.hash}: approved")
 
 

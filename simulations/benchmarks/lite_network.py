@@ -80,6 +80,9 @@ def lite0() -> nn.Module:
     return ImageClassifier(nn.Sequential(*layers, SameConv(channels, WIDTH, 1), nn.ReLU6()), WIDTH)
 
 
+FACTORIES = (lite0,)
+
+
 def imagenet_state() -> dict[str, Tensor]:
     """The network's state dict with ImageNet's extractor and a head of zeros.
 

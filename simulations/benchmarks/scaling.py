@@ -61,6 +61,9 @@ def wide(width: int) -> nn.Module:
     return Wide(width)
 
 
+FACTORIES = (wide,)
+
+
 def hospitals_of(folder: Path, patients: int) -> Path:
     """Four hospitals of so many training patients; what they evaluate on is small and always the same."""
     sizes = f"patients: {patients}, validation: 8, test: {20 * SITES}"

@@ -1,5 +1,6 @@
 """`site check` names what is wrong and what to do: keys, authority, expiry, clock, data, ledger. Nothing leaves."""
 
+import os
 import socket
 import ssl
 import threading
@@ -12,10 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise.client.check import Row, check_site
+from equipoise.client.approvals import Approvals
+from equipoise.client.check import Row, check_readable, check_site
 from equipoise.client.site_init import init_site
+from equipoise.commands import site as commands
+from equipoise.common.audit import AuditLog
+from equipoise.common.config import read_yaml, validate
+from equipoise.common.errors import DataError
+from equipoise.common.sitefile import load_site
+from equipoise.common.study import Study
 from equipoise.server.certificates import Pair, make_ca, sign_server
-from tests.e2e.studies import TABLE, Desk
+from tests.e2e.studies import IMAGES, TABLE, Desk
 
 CA = make_ca("test")
 
@@ -174,6 +182,90 @@ def test_words_for_the_disease_that_the_study_does_not_know_are_asked_about(site
     row = by_name(check_site(site, desk.study, "127.0.0.1:9"))["labels"]
     assert row.found == f"no patient has {label} 1 (shown here only)"
     assert "coding" in row.fix
+
+
+def test_a_ledger_that_the_audit_log_knows_more_of_is_named(site: Path) -> None:
+    AuditLog(site / "agent" / "audit.jsonl").append("request", code="ok", ledger="5" * 64)
+    row = by_name(check_site(site, None, "127.0.0.1:9"))["ledger"]
+    assert not row.holds
+    assert "is missing" in row.found
+    assert not (site / "agent" / "ledger.sqlite").exists()
+
+
+class Proposed:
+    """A study that waits at the site."""
+
+    def __init__(self, site: Path, desk: Desk) -> None:
+        value = {key: part for key, part in read_yaml(desk.study).items() if key != "simulation"}
+        self.study = validate(Study, value, "study")
+        self.store = Approvals(site / "agent")
+        self.store.propose(self.study, "run")
+
+    @property
+    def state(self) -> str:
+        return self.store.find(self.study.hash).state
+
+
+def test_a_study_that_the_cohort_fits_is_approved(site: Path, desk: Desk) -> None:
+    study = Proposed(site, desk)
+    commands.approve(study.study.hash[:12], site)
+    assert study.state == "approved"
+
+
+def test_a_study_without_a_word_for_a_value_is_not_approved_and_the_hospital_alone_learns_why(
+    site: Path, desk: Desk
+) -> None:
+    """The study's author chose its levels; a refusal in the run would tell them that there is a patient like this."""
+    rows = desk.rows("ash")
+    rows[4]["sex"] = "F"
+    desk.write_rows("ash", rows)
+    study = Proposed(site, desk)
+    with pytest.raises(
+        DataError, match=r"^study small is not approved: site ash: .* row 5, column sex: 'F' is no level"
+    ):
+        commands.approve(study.study.hash, site)
+    assert study.state == "pending"
+    commands.refuse(study.study.hash, site)
+    assert study.state == "refused"
+
+
+def test_a_study_is_not_approved_where_an_image_is_damaged(site: Path, tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "images", IMAGES)
+    desk.pack("ash", lambda name, content: content[:50] if name.endswith("7.png") else content)
+    value = yaml.safe_load((site / "site.yaml").read_text())
+    value["data"] |= {
+        "manifest": str(desk.site("ash") / "manifest.csv"),
+        "images": str(desk.site("ash") / "images.zip"),
+    }
+    (site / "site.yaml").write_text(yaml.safe_dump(value))
+    study = Proposed(site, desk)
+    with pytest.raises(DataError, match=r"study small is not approved: .*7\.png"):
+        commands.approve(study.study.hash, site)
+    assert study.state == "pending"
+
+
+def test_a_study_is_not_approved_where_patients_are_too_few_to_answer(site: Path, desk: Desk) -> None:
+    value = yaml.safe_load((site / "site.yaml").read_text())
+    value["caps"]["cohort_minimum"] = 49
+    (site / "site.yaml").write_text(yaml.safe_dump(value))
+    study = Proposed(site, desk)
+    with pytest.raises(DataError, match=r"48 patients, fewer than caps\.cohort_minimum of 49"):
+        commands.approve(study.study.hash, site)
+    assert study.state == "pending"
+
+
+def test_a_user_who_may_not_read_the_cohort_is_told_who_may(site: Path, desk: Desk) -> None:
+    there, study = load_site(site / "site.yaml"), Proposed(site, desk).study
+    manifest = Path(there.data.manifest)
+    manifest.chmod(0)
+    if os.geteuid() == 0:
+        check_readable(there, study)  # root may read anything, and has imported all that is needed
+        os.seteuid(65534)
+    try:
+        with pytest.raises(DataError, match=r"may not read it; run this as the site agent's user \(sudo -u"):
+            check_readable(there, study)
+    finally:
+        os.seteuid(os.getuid())
 
 
 def test_a_site_file_that_is_wrong_is_one_row(site: Path) -> None:

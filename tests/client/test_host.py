@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
+from equipoise.client.agent import SiteAgent
+from equipoise.client.approvals import Approvals
+from equipoise.client.resident import Resident
 from equipoise.client.socket_door import SocketDoor
 from equipoise.common.audit import check_rows, read_rows
 from equipoise.common.errors import EquipoiseError
-from equipoise.common.wire import PROTOCOL, pack
+from equipoise.common.sitefile import load_site
+from equipoise.common.study_plan import StudyPlan
+from equipoise.common.wire import PROTOCOL, pack, unpack
+from tests.tiny import declare, draw_people, private_study, request_for, write_hospital
 
 PROGRAM = """
 import sys, time
@@ -103,3 +111,53 @@ def test_a_second_signal_ends_it_at_once(site: Path, agents: list[subprocess.Pop
         agents[0].send_signal(signal.SIGTERM)
         time.sleep(0.3)
     assert agents[0].wait(60) == 1
+
+
+class Released:
+    """A hospital whose agent has made a release, as its folder is left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.study = declare(private_study(), {"a": 60})
+        self.plan = StudyPlan.of(self.study).calibrated(self.study)
+        self.file = write_hospital(folder, "a", draw_people(60, seed=3), range(60))
+        self.state = self.file.parent / "state"
+        self.ledger = self.state / "ledger.sqlite"
+        value = yaml.safe_load(self.file.read_text())
+        value["caps"] |= {"epsilon": 20, "split_minimum": 1}
+        self.file.write_text(yaml.safe_dump({**value, "socket": {"path": "a.sock"}}))
+        self.release("first")
+
+    def release(self, run: str) -> None:
+        agent = SiteAgent(load_site(self.file), self.state, approved=frozenset([self.study.hash]))
+        resident = Resident(agent, "a", self.state, self.file, Approvals(self.state))
+        reply = resident.answer(request_for(self.study, self.plan, self.plan.entries[0].query, run=run))
+        agent.ledger.close()
+        assert unpack(reply)[0]["code"] == "ok"
+
+
+def test_a_ledger_that_was_deleted_is_no_fresh_account(tmp_path: Path, agents: list[subprocess.Popen[str]]) -> None:
+    site = Released(tmp_path)
+    for file in site.state.glob("ledger.sqlite*"):
+        file.unlink()
+    said = start(site.file, agents)
+    assert f"{site.ledger}: is missing, and so is entry " in said
+    assert "A ledger that is lost" in said
+    assert not site.ledger.exists(), "where the backup belongs nothing is made"
+    (site.state / "audit.jsonl").rename(site.state / "audit-lost.jsonl")  # knowingly, as the page says
+    assert "listens at" in start(site.file, agents)
+
+
+def test_an_older_copy_of_the_ledger_is_told_from_the_last_one(
+    tmp_path: Path, agents: list[subprocess.Popen[str]]
+) -> None:
+    site = Released(tmp_path)
+    shutil.copy(site.ledger, tmp_path / "older")
+    site.release("second")
+    shutil.copy(site.ledger, tmp_path / "last")
+    shutil.copy(tmp_path / "older", site.ledger)
+    last = read_rows(site.state / "audit.jsonl")[-1]
+    with (site.state / "audit.jsonl").open("ab") as log:
+        log.write(b'{"cut')  # as a power cut leaves it
+    assert f"{site.ledger}: lacks entry {str(last['ledger'])[:12]}, which " in start(site.file, agents)
+    shutil.copy(tmp_path / "last", site.ledger)
+    assert "listens at" in start(site.file, agents)

@@ -78,6 +78,18 @@ def test_a_factory_that_the_site_does_not_list_is_refused(factory: str) -> None:
         check(site_of(), study, approved=[study.hash])
 
 
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("name", ["load_factory", "build", "ImageClassifier", "nope"])
+def test_a_pattern_over_our_modules_lets_in_their_factories_alone(name: str, scratch: bool) -> None:
+    models = ["equipoise.common.models:*"]
+    for factory in ("mlp", "resnet_small"):
+        study = make_study(model={**STUDY.model.model_dump(), "factory": f"equipoise.common.models:{factory}"})
+        check(site_of(models=models), study, approved=[study.hash], scratch=scratch)
+    study = make_study(model={**STUDY.model.model_dump(), "factory": f"equipoise.common.models:{name}"})
+    with pytest.raises(RefusedError, match="is no factory of equipoise"):
+        check(site_of(models=models), study, approved=[study.hash], scratch=scratch)
+
+
 def test_a_simulated_site_runs_what_its_owner_names_unless_its_own_file_lists_factories() -> None:
     study = make_study(model={**STUDY.model.model_dump(), "factory": "mine:network"})
     silent = Site.model_validate({"site": "a", "data": {"manifest": "m.csv", "splits": {"column": "split"}}})

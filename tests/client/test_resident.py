@@ -70,6 +70,12 @@ def test_what_is_let_through_passes_byte_for_byte_and_has_a_line(site: Site) -> 
     assert check_rows(site.state / "audit.jsonl") == 2
 
 
+def test_a_reply_in_the_secure_sum_names_the_ledger_s_entry_too(site: Site) -> None:
+    site.agent.reply = pack({"protocol": PROTOCOL, "code": "ok", "fields": {"ledger": "signed"}}, {})
+    assert site.code() == "ok"
+    assert site.rows()[-1]["ledger"] == "signed"
+
+
 def test_a_paused_site_answers_nothing_until_the_pause_ends(site: Site) -> None:
     (site.state / PAUSED).touch()
     assert site.code() == "paused"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from equipoise.client.statement import statement
 from equipoise.common.audit import AuditLog
 from equipoise.common.privacy.accounting import epsilon_of
 from equipoise.common.query import Query
-from equipoise.common.sitefile import Site
+from equipoise.common.sitefile import Caps, Site, load_site
+from equipoise.common.study import Study
 from equipoise.common.study_plan import SPLITS, StudyPlan
 from tests.client.books import begin, open_count, vector
 from tests.client.books import opened as opened_below
-from tests.tiny import private_study, site_file
+from tests.tiny import FEATURES, declare, draw_people, private_study, site_file, write_hospital
 
 STUDY = private_study()
+SEXES = {"levels": ["female", "male"], "primary": True}
 NEEDS = {split: StudyPlan.of(STUDY).calibrated(STUDY).plans(split) for split in SPLITS}
 
 
@@ -112,3 +115,88 @@ def test_a_log_that_names_no_entry_is_read_by_the_name_of_a_run_that_is_the_only
     log.append("request", run="run/swift", release=0, study=DOCUMENT, code="ok")
     (row,) = audit_rows(tmp_path / "site")
     assert row["cost"].startswith("epsilon ")
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "models"),
+    [
+        ("planted_module:X", {}, ["tests.tiny:*"]),
+        ("equipoise.common.models:load_factory", {"factory": "planted_module:X"}, ["equipoise.common.models:*"]),
+    ],
+)
+def test_a_model_that_the_site_file_does_not_let_in_is_shown_without_importing_it(
+    factory: str, arguments: Any, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {**STUDY.model.model_dump(), "factory": factory, "arguments": arguments}
+    site = site_of(9).model_copy(update={"caps": Caps(models=models, epsilon=9, delta=STUDY.privacy.delta)})
+    study = private_study(model=model)
+    found = describe(Proposal(study, "run", 0.0, "pending", ""), site, tmp_path / "state")
+    assert "planted_module" not in sys.modules
+    lines = list(show_lines(found))
+    assert lines[-1].startswith(f"  site file   would refuse it: model factory '{factory}' is ")
+    assert f"  hash        {study.hash}" in lines
+    assert "  privacy     mode local; without the model there is no plan, and so no price" in lines
+    assert found["label"]
+
+
+def lines_of(study: Study, site: Site, tmp_path: Path) -> list[str]:
+    return list(show_lines(describe(Proposal(study, "run", 0.0, "pending", ""), site, tmp_path / "state")))
+
+
+def hospital(tmp_path: Path) -> Site:
+    """60 patients, 20 of them for training."""
+    return load_site(write_hospital(tmp_path, "a", draw_people(60, seed=3), range(60)))
+
+
+def test_what_a_study_reads_and_has_words_for_is_shown_whole(tmp_path: Path) -> None:
+    attributes = [
+        {"name": "sex", "levels": ["female", "male"], "primary": True},
+        {"name": "decade", "column": "age", "levels": ["40", "70"]},
+        {"name": "old", "kind": "cut", "column": "age", "cuts": [60, 80]},
+        {"name": "both", "kind": "intersection", "of": ["sex", "old"]},
+    ]
+    label = {"column": "disease", "positive": [1], "negative": [0, "none, as far as known"]}
+    study = declare(private_study(attributes=attributes, label=label), {"b": 70, "a": 21, "c": 80})
+    site = hospital(tmp_path)
+    lines = lines_of(study, site, tmp_path)
+    for line in (
+        "  reads       label disease: positive '1'; negative '0', 'none, as far as known'",
+        "              attribute sex: column sex, levels 'female', 'male'",
+        "              attribute decade: column age, levels '40', '70'",
+        "              attribute old: column age, a number cut at 60, 80",
+        "              attribute both: intersection of sex, old",
+        f"              inputs: columns {', '.join(f'f{i}' for i in range(FEATURES))}",
+        "  declared    this site 21; others: b 70, c 80 (training patients)",
+        "  cohort      every value is one of the study's",
+    ):
+        assert line in lines
+    assert not any("WARNING" in line for line in lines), "a tenth may have come since"
+    found = describe(Proposal(study, "run", 0.0, "pending", ""), site, tmp_path / "state")
+    assert found["label"] == {"column": "disease", "positive": ["1"], "negative": ["0", "none, as far as known"]}
+    assert [one.get("levels") for one in found["attributes"][:3]] == [["female", "male"], ["40", "70"], None]
+    assert (found["training_patients"], found["sites"]["a"]) == (20, 21)
+    any_other = lines_of(private_study(), site, tmp_path)
+    assert "  reads       label disease: positive '1'; negative any other value" in any_other
+    assert "  declared    this site is not among them; others: none (training patients)" in any_other
+
+
+@pytest.mark.parametrize("declared", [17, 23, 0])
+def test_a_declared_number_that_is_not_this_cohort_s_is_warned_of(declared: int, tmp_path: Path) -> None:
+    lines = lines_of(declare(STUDY, {"a": declared}), hospital(tmp_path), tmp_path)
+    said = f"  WARNING     {declared} are declared for this site; its cohort has 20 training patients (shown here only)"
+    assert said in lines
+
+
+def test_a_value_that_a_study_has_no_word_for_is_shown_before_anybody_approves_it(tmp_path: Path) -> None:
+    attributes = [{**SEXES, "name": "sex"}, {"name": "age", "levels": ["40", "71"]}]
+    lines = lines_of(private_study(attributes=attributes), hospital(tmp_path), tmp_path)
+    (said,) = (line for line in lines if line.startswith("  cohort      cannot be read as this study does: site a: "))
+    assert "'70' is no level of attribute age (declared: 40, 71)" in said
+
+
+def test_names_that_a_study_s_author_chose_make_no_line_of_their_own(tmp_path: Path) -> None:
+    attributes = [{**SEXES, "name": "sex\n  site file   lets it\x1b[A", "column": "sex"}]
+    study = private_study(attributes=attributes)
+    assert not any("\n" in line or "\x1b" in line for line in lines_of(study, hospital(tmp_path), tmp_path))

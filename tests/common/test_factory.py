@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +107,30 @@ def test_what_passes_can_be_saved() -> None:
     model.register_buffer("also_none", torch.zeros(0))
     refuse_unsaveable(model)
     assert save(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["load_factory", "load_weights", "build"])
+def test_a_function_of_ours_that_is_no_factory_imports_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`caps.models` lets in `equipoise.common.models:*`, which must not stand for any module there is."""
+    (tmp_path / "planted_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refused(f"equipoise.common.models:{name}", {"factory": "planted_module:X", "arguments": ""})
+    assert "planted_module" not in sys.modules
+    assert "is defined in" in message or "is no factory of equipoise" in message or "is no model factory" in message
+
+
+@pytest.mark.parametrize("module", ["models", "vision_transformer"])
+def test_each_factory_of_ours_is_offered(module: str) -> None:
+    """What takes no more than numbers and gives a network."""
+    content = vars(importlib.import_module(f"equipoise.common.{module}"))
+    made = {
+        name
+        for name, value in content.items()
+        if inspect.isfunction(value)
+        and value.__annotations__.get("return") == "nn.Module"
+        and "ModelSpec" not in value.__annotations__.values()
+        and value.__module__.endswith(module)
+    }
+    assert made == {factory.__name__ for factory in content["FACTORIES"]}

@@ -111,7 +111,10 @@ def test_normalise_centres_images_and_leaves_tables() -> None:
         ("equipoise.common.models:mlp", {"features": 3, "depth": 2}, "unexpected keyword argument 'depth'"),
         ("fractions:Fraction", {"numerator": 1}, "is no model factory"),
         ("builtins:dict", {"a": 1}, "is no model factory"),
-        ("torch.nn:BatchNorm1d", {"num_features": 3}, "batch statistics mix patients"),
+        ("torch.nn.modules.batchnorm:BatchNorm1d", {"num_features": 3}, "batch statistics mix patients"),
+        ("torch.nn:Linear", {"in_features": 3, "out_features": 1}, "write torch.nn.modules.linear:Linear"),
+        ("equipoise.common.models:ImageClassifier", {}, "is no factory of equipoise"),
+        ("equipoise.common.models:build", {"spec": 1}, "is no factory of equipoise"),
     ],
 )
 def test_a_factory_that_does_not_fit_is_refused_in_one_line(
