@@ -33,14 +33,14 @@ from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.config import validate
 from equipoise.common.errors import EquipoiseError, RefusedError, SecureSumError, StorageError
 from equipoise.common.privacy.accounting import PrivacyCost
-from equipoise.common.query import Arrays, Query
+from equipoise.common.query import SPLITS, Arrays, Query
 from equipoise.common.secure_sum.keys import parse_key
 from equipoise.common.secure_sum.layout import noise_in, parts_of, rooms_of
 from equipoise.common.secure_sum.messages import split_request
 from equipoise.common.secure_sum.terms import Terms
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
-from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
+from equipoise.common.study_plan import STUDY, Entry, StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, split_bundles, unpack
 
 LONGEST_NAME = 200  # of a run; what a server sends may stand in a ledger that is only ever added to

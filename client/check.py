@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 
 from equipoise import __version__
+from equipoise.client.service import listens
 from equipoise.common.attribute import UNKNOWN
 from equipoise.common.config import read_yaml, validate
 from equipoise.common.errors import DataError, EquipoiseError
-from equipoise.common.query import SplitName
 from equipoise.common.sitefile import ColumnSplits, Site, load_site
 from equipoise.common.study import Study
 
 if TYPE_CHECKING:
     from equipoise.client.cohort import Cohort
+    from equipoise.common.query import SplitName
 
 LEAST_FREE_BYTES = 2**30
 LEAST_DAYS = 30
@@ -72,7 +73,7 @@ def check_site(folder: Path, study_file: Path | None = None, superlink: str | No
     enough = free >= LEAST_FREE_BYTES
     rows.append(Row("disk", enough, f"{free / 2**30:.1f} GiB free", "" if enough else "free at least 1 GiB"))
     door = Path(site.socket.path)
-    there = _listens(door)
+    there = listens(door)
     rows.append(Row("site agent", there, f"{door}", "" if there else "start it: ./start-agent.sh"))
     address = superlink or _superlink_of(folder)
     rows += _reach(address, folder / "ca.pem") if address else []
@@ -119,7 +120,7 @@ def _data(site: Site, study_file: Path | None) -> Iterator[Row]:
         yield Row("codings", True, "not looked at", "add --study STUDY.yaml to read the data as a study does")
         return
     # Imported here: without a study nothing heavy is needed.
-    from equipoise.client.cohort import SPLITS
+    from equipoise.common.query import SPLITS
 
     try:
         study = validate(Study, read_yaml(study_file), str(study_file))
@@ -186,7 +187,8 @@ def check_readable(site: Site, study: Study) -> None:
     Raises:
         DataError: one line with the first thing that is wrong.
     """
-    from equipoise.client.cohort import SPLITS
+
+    from equipoise.common.query import SPLITS
 
     try:
         cohort = open_cohort(site, study)
@@ -240,16 +242,6 @@ def _ledger(state: Path) -> Iterator[Row]:
         yield Row("ledger", False, f"entry {broken.seq} was changed", "restore the file from a backup")
     else:
         yield Row("ledger", True, f"{entries} entries, each follows from the one before")
-
-
-def _listens(path: Path) -> bool:
-    try:
-        with closing(socket.socket(socket.AF_UNIX)) as probe:
-            probe.settimeout(_PATIENCE_S)
-            probe.connect(str(path))
-    except OSError:
-        return False
-    return True
 
 
 def _superlink_of(folder: Path) -> str | None:

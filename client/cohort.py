@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -28,11 +27,9 @@ from equipoise.common.errors import DataError
 from equipoise.common.fairness.intersections import combined_group
 from equipoise.common.images import ImageStore
 from equipoise.common.manifest import read_manifest, same
-from equipoise.common.query import SplitName
+from equipoise.common.query import SPLITS, SplitName
 from equipoise.common.sitefile import FractionSplits, Site
 from equipoise.common.study import ImageInputs, ScoreInputs, Study
-
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def serve(
         maximum_concurrent_rpcs=_CALLS,
     )
     server.add_generic_rpc_handlers((AgentService(door, site, most_bytes),))
-    if _listens(socket):
+    if listens(socket):
         # gRPC would put its own socket in the place of that one.
         raise StorageError(f"socket {socket}: another process listens there; stop it, or give socket.path another name")
     try:
@@ -151,7 +151,7 @@ def serve(
     return server
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
     """Whether a process answers at a Unix socket; one that ended left the name alone."""
     with sockets.socket(sockets.AF_UNIX) as probe:
         try:

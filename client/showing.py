@@ -20,9 +20,10 @@ from equipoise.common.audit import read_rows
 from equipoise.common.errors import EquipoiseError
 from equipoise.common.privacy.accounting import parallel_max
 from equipoise.common.privacy.events import Event
+from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
-from equipoise.common.study_plan import SPLITS, StudyPlan
+from equipoise.common.study_plan import StudyPlan
 
 Json = dict[str, Any]
 AUDIT_DELTA = 1e-5  # at which the audit log's costs are shown

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from equipoise.common.privacy.plan import ReleasePlan
 Arrays = Mapping[str, NDArray[Any]]
 Kind = Literal["patient_sum", "site_update"]
 SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 # As often as the declared patients of all sites, one site may have, before a lattice or a secure sum overflows.
 LARGER_THAN_DECLARED = 16
 

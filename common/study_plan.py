@@ -17,7 +17,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save
@@ -31,13 +31,12 @@ from equipoise.common.methods import METHOD_CONTROLS, control_of, resolve
 from equipoise.common.privacy.accounting import PrivacyCost, cost_of
 from equipoise.common.privacy.calibration import TOLERANCE, calibrate
 from equipoise.common.privacy.plan import ReleasePlan
-from equipoise.common.query import MOST_RELEASES, Arrays, Query, SplitName
+from equipoise.common.query import MOST_RELEASES, SPLITS, Arrays, Query, SplitName
 from equipoise.common.study import ScoreInputs, Study
 
 EVALUATION = "evaluation"
 PLANS_KEPT = 2  # of the last studies; the sites of a simulation are all sent the same one
 STUDY = ""  # the account of the study itself; every other account is a control's own
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 # Shares of a split's budget where the study names none; of the phases that are there.
 DEFAULT_SHARES: Mapping[SplitName, Mapping[str, float]] = {
     "train": {"counts": 0.03, "mask": 0.15, "rounds": 0.82, "losses": 0.15, "histogram": 1.0},

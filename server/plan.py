@@ -15,8 +15,9 @@ from scipy.special import ndtri
 from equipoise.common.privacy.accounting import PrivacyCost, cost_of, parallel_max
 from equipoise.common.privacy.life import LifeFilter
 from equipoise.common.privacy.plan import ReleasePlan
+from equipoise.common.query import SPLITS
 from equipoise.common.study import Study
-from equipoise.common.study_plan import SPLITS, STUDY, Entry, StudyPlan
+from equipoise.common.study_plan import STUDY, Entry, StudyPlan
 from equipoise.common.study_simulation import SyntheticHospitals
 
 Row = dict[str, Any]

@@ -32,7 +32,7 @@ from equipoise.common.streams import numpy_stream
 from equipoise.common.study import Study
 from equipoise.common.study_plan import EVALUATION
 from equipoise.server.engine import Engine
-from equipoise.server.report.noise import FILE, NAME, pairs_of
+from equipoise.server.report.auc_noise import FILE, NAME, pairs_of
 from equipoise.server.run import measure
 from equipoise.server.rundir import RunFolder
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from equipoise.client.cohort import SPLITS
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.evaluation import splits_needed
 from equipoise.common.fairness.thresholds import parse_rule
 from equipoise.common.methods import resolve
 from equipoise.common.probe import check_network
-from equipoise.common.query import SplitName
+from equipoise.common.query import SPLITS, SplitName
 from equipoise.common.study import Study
 
 Census = Mapping[str, Mapping[SplitName, tuple[int, int]]]

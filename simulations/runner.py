@@ -17,13 +17,12 @@ from typing import Any
 from safetensors.torch import save
 
 from equipoise.client.app import app as client_app
-from equipoise.client.cohort import SPLITS
 from equipoise.client.door import forget_doors, register_doors
 from equipoise.common.errors import EquipoiseError, QuorumError, StorageError, StudyError
 from equipoise.common.files import write_whole
 from equipoise.common.methods import resolve
 from equipoise.common.models import given_scores
-from equipoise.common.query import SplitName
+from equipoise.common.query import SPLITS, SplitName
 from equipoise.common.study import ScoreInputs, Study, Weights
 from equipoise.common.study_file import pin_pool, pin_weights
 from equipoise.common.study_plan import alone_controls, arms_of, needs_pool

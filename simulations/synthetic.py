@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from equipoise.client.cohort import SPLITS, Split
+from equipoise.client.cohort import Split
+from equipoise.common.query import SPLITS
 from equipoise.common.streams import numpy_stream
 from equipoise.simulations.dermoscopy import DEVICES, SIZE, Integers, draw_images
 from equipoise.simulations.sitefolder import SitePaths, write_site

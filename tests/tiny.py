@@ -30,10 +30,10 @@ from equipoise.client.request import Request
 from equipoise.client.scores import ScoreCache
 from equipoise.common.canonical import digest_arrays, digest_json, sha256
 from equipoise.common.classifier import Classifier
-from equipoise.common.query import Query, Sum
+from equipoise.common.query import SPLITS, Query, Sum
 from equipoise.common.sitefile import Site
 from equipoise.common.study import Study
-from equipoise.common.study_plan import SPLITS, StudyPlan
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import split_bundles, unpack
 from equipoise.server.release import Delivered, PlainRelease
 from equipoise.server.transport import Reply

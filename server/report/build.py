@@ -25,6 +25,7 @@ from equipoise.common.study_evaluation import RateMatch, Threshold
 from equipoise.common.study_plan import EVALUATION, StudyPlan
 from equipoise.server.engine import Engine
 from equipoise.server.report import tables
+from equipoise.server.report.auc_noise import add_auc_noise
 from equipoise.server.report.card import model_card
 from equipoise.server.report.decision_figures import decision_figures
 from equipoise.server.report.export import report_csv
@@ -32,7 +33,6 @@ from equipoise.server.report.hospital_figures import hospital_figures
 from equipoise.server.report.level_down import NOBODY, level_down
 from equipoise.server.report.limits import limits
 from equipoise.server.report.lists import read_as_lists
-from equipoise.server.report.noise import add_auc_noise
 from equipoise.server.report.notices import notices
 from equipoise.server.report.page import render
 from equipoise.server.report.privacy import privacy_of, small_cells_of

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
-from equipoise.client.cohort import SPLITS, Cohort, Split
+from equipoise.client.cohort import Cohort, Split
 from equipoise.common.files import write_whole
 from equipoise.common.models import build, normalise
+from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.common.study_simulation import Recipe

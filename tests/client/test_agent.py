@@ -22,10 +22,10 @@ from equipoise.common import catalogue
 from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import DataError, ModelError
 from equipoise.common.fairness.tables import hybrid_edges
-from equipoise.common.query import Query
+from equipoise.common.query import SPLITS, Query
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
-from equipoise.common.study_plan import SPLITS, StudyPlan
+from equipoise.common.study_plan import StudyPlan
 from equipoise.common.wire import PROTOCOL, pack, pack_bundles, split_bundles, unpack
 from equipoise.server.release import Delivered, PlainRelease, close_request, study_bundle
 from tests.tiny import (

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from equipoise.client.cohort import SPLITS, Cohort, split_of
+from equipoise.client.cohort import Cohort, split_of
 from equipoise.common.errors import DataError
 from equipoise.common.images import decode_image
+from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import FractionSplits, Site
 from equipoise.common.study import Study
 

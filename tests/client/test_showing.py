@@ -14,10 +14,10 @@ from equipoise.client.showing import audit_rows, describe, show_lines
 from equipoise.client.statement import statement
 from equipoise.common.audit import AuditLog
 from equipoise.common.privacy.accounting import epsilon_of
-from equipoise.common.query import Query
+from equipoise.common.query import SPLITS, Query
 from equipoise.common.sitefile import Caps, Site, load_site
 from equipoise.common.study import Study
-from equipoise.common.study_plan import SPLITS, StudyPlan
+from equipoise.common.study_plan import StudyPlan
 from tests.client.books import begin, open_count, vector
 from tests.client.books import opened as opened_below
 from tests.tiny import FEATURES, declare, draw_people, private_study, site_file, write_hospital

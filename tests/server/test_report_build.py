@@ -16,8 +16,8 @@ from equipoise.common.evaluation import BASE, splits_needed
 from equipoise.common.fairness.rates import gap
 from equipoise.common.fairness.tables import counts_before
 from equipoise.server.engine import Engine
+from equipoise.server.report.auc_noise import FILE, NAME, add_auc_noise
 from equipoise.server.report.build import SCHEMA, build_report, report_json
-from equipoise.server.report.noise import FILE, NAME, add_auc_noise
 from equipoise.server.rounds import RoundLog
 from equipoise.server.run import measure, run_arm
 from equipoise.server.rundir import Arm, RunFolder, Task

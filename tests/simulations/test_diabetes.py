@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.client.cohort import SPLITS, Cohort
+from equipoise.client.cohort import Cohort
 from equipoise.common.config import read_yaml
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.manifest import read_manifest
+from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.simulations.diabetes import GONE, HEADER, NUMBERS, SITE_OF_SPECIALTY, TABLE, write_diabetes

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from equipoise.client.cohort import SPLITS, Cohort
+from equipoise.client.cohort import Cohort
 from equipoise.common.errors import DataError, StudyError
 from equipoise.common.manifest import Manifest, read_manifest
+from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.simulations.comparison import resplit_of

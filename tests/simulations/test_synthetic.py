@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.client.cohort import SPLITS, Cohort
+from equipoise.client.cohort import Cohort
 from equipoise.common.errors import StorageError
+from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
 from equipoise.simulations.dermoscopy import DEVICES, draw_images
