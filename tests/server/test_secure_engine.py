@@ -27,7 +27,7 @@ from equipoise.server.engine import Engine
 from equipoise.server.rundir import model_bytes
 from equipoise.server.transcript import Transcript
 from tests.secure import identities, site_names
-from tests.tiny import Memory, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file
+from tests.tiny import Memory, People, Post, classifier_of, declare, draw_people, make_agent, make_study, weights_file
 
 FILE = weights_file()
 PEOPLE = draw_people(100, seed=8)
@@ -273,3 +273,24 @@ def test_shares_of_noise_add_up_to_the_accounted_noise(tmp_path: Path) -> None:
     drive(study, Post(agents_of(study, tmp_path / "s")), tmp_path / "s")
     found = sums_of(tmp_path / "s")[0]["patients"]
     assert abs(int(found.sum()) - 100) < 12 * total.noise_variance**0.5
+
+
+def test_a_site_far_larger_than_declared_is_cut_and_not_refused(tmp_path: Path) -> None:
+    """Its refusal would come after its own noise and before any other site's, and tell of it."""
+    study = study_of(mode={"mode": "local", "epsilon": 12}, name="private_head", rounds=1, directions=5)
+    study = with_pool(study, tmp_path)
+    agents = agents_of(study, tmp_path / "s")
+    alike = draw_people(1, seed=1, most_rows=1)
+    zeros = np.zeros(2500, dtype=np.int64)  # all in one cell; 1,600 and the noise's part have room
+    large = People(alike.rows * 2500, zeros, zeros, zeros)
+    session = SecureSessions(SITES[0], identities(5)[SITES[0]], peers_of(), FolderStore(tmp_path / "large"))
+    everywhere = Memory.everywhere(large.split(range(2500)))
+    agents[SITES[0]] = make_agent(SITES[0], everywhere, tmp_path / "l", [study], sessions=session)
+    _, transcript = drive(study, Post(agents), tmp_path / "s")
+    assert [row.cohort for row in transcript.rows] == [SITES, SITES]
+    counted = sums_of(tmp_path / "s")[0]["patients"]
+    assert 1600 - 200 < counted.max() < 1600 + 300
+
+
+def peers_of() -> Peers:
+    return Peers({site: identity.public for site, identity in identities(5).items()})
