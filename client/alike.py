@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equipoise.client.workbench import View, cells_of, precision
+from equipoise.client.workbench import View, cells_of
 from equipoise.common.errors import ModelError
 
 PLACES = 32  # rows of a batch; measured: as fast as 128, to a tenth
@@ -108,7 +108,7 @@ def alike_places(
 
         def draw(rows: int, *sizes: int) -> Tensor:
             drawn = torch.randn(rows, *sizes, dtype=torch.float64, generator=generator)
-            return drawn.to(view.study.model.device, precision(model))
+            return drawn.to(view.study.model.device, view.precision)
 
         with made_up(model, generator):
             for _ in range(_PROBES):
@@ -186,7 +186,7 @@ def network_key(view: View) -> Hashable:
     """What the instructions of a view's model hang on, with the shape of its rows."""
     spec = view.study.model
     arguments = tuple(sorted(spec.arguments.items()))
-    return spec.factory, arguments, spec.head, spec.device, precision(view.model), view.head
+    return spec.factory, arguments, spec.head, spec.device, view.precision, view.head
 
 
 @contextmanager

@@ -92,6 +92,8 @@ class Chain:
             db.execute(f"PRAGMA page_size={PAGE_BYTES}")
             db.execute(f"PRAGMA journal_mode={'WAL' if self._durable else 'PERSIST'}")
             db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
+            # What was let go is overwritten at a hospital, whatever its SQLite was built with; scratch is not worth it.
+            db.execute(f"PRAGMA secure_delete={'ON' if self._durable else 'OFF'}")
             db.execute("PRAGMA cache_size=-64")
             for table in self._tables:
                 db.execute(table)

@@ -9,7 +9,7 @@ from equipoise.client.contribution import Contribution, Fills, Totals
 from equipoise.client.scores import patient_means
 from equipoise.client.workplace import Workplace
 from equipoise.common.catalogue import sites_of
-from equipoise.common.classifier import alignment_from_inputs, state_from_inputs
+from equipoise.common.classifier import alignment_from_inputs
 from equipoise.common.errors import RefusedError
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness import auc
@@ -96,7 +96,6 @@ def _scores(place: Workplace, prefix: str) -> NDArray[np.float64]:
     if isinstance(inputs, ScoreInputs):
         column = 0 if place.query.parameters[prefix] == BASE or inputs.after is None else 1
         return patient_means(place.split.inputs[:, column], place.split)
-    state = state_from_inputs(place.query.inputs, prefix)
-    scores = place.scores.scores(place.study, state, place.split, place.query.split)
+    scores = place.scores.scores(place.study, place.query, prefix, place.split)
     alignment = alignment_from_inputs(place.query.inputs, prefix)
     return scores if alignment is None else alignment(scores, place.group(place.study.primary.name))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equipoise.client.alike import PLACES, alike_places, made_up, network_key
-from equipoise.client.workbench import View, precision
+from equipoise.client.workbench import View
 from equipoise.common.canonical import digest_arrays
 
 LARGE = 1e3  # times a made-up head's weights: scores far out
@@ -110,7 +110,7 @@ def _inputs(whole: View, head: nn.Module, shape: tuple[int, ...]) -> Tensor:
         found = _met(whole.model, head, x)
         return [] if found is None else [found[0]]
 
-    values = torch.full((len(whole.split.patient), *shape), torch.nan, dtype=precision(whole.model))
+    values = torch.full((len(whole.split.patient), *shape), torch.nan, dtype=whole.precision)
     with torch.no_grad():
         # `alike_places` looks at the layers' outputs, and at the head's input as what is computed.
         places = alike_places(whole, "head inputs", seen)

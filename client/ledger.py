@@ -107,6 +107,9 @@ class Ledger:
         Raises:
             RefusedError: it does not fit under the caps, the run has ended, or it began with another plan.
         """
+        with self._chain.lock:
+            if self._begun.get((study, run, account)) == plan and (study, run) not in self._done:
+                return  # whatever another process did since, `reserve` takes in
         with self._chain.writing():
             if (study, run) in self._done:
                 raise RefusedError(f"run {run} of study {study[:12]} has ended; start another run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from equipoise.client.alike import PLACES, alike_places, by_entry
 from equipoise.client.cohort import Split
 from equipoise.client.workbench import View, network
-from equipoise.common.canonical import digest_arrays
+from equipoise.common.classifier import WEIGHTS, state_from_inputs
+from equipoise.common.query import Query
 from equipoise.common.study import Study
 
 
@@ -56,16 +57,22 @@ class ScoreCache:
 
     def __init__(self, size: int = 32) -> None:
         self._size = size
-        self._scores: OrderedDict[tuple[str, str, str], NDArray[np.float64]] = OrderedDict()
+        self._scores: OrderedDict[Hashable, NDArray[np.float64]] = OrderedDict()
 
-    def scores(
-        self, study: Study, state: Mapping[str, NDArray[np.generic]], split: Split, split_name: str
-    ) -> NDArray[np.float64]:
-        """`patient_scores` of the model with this state, computed once."""
+    def scores(self, study: Study, query: Query, prefix: str, split: Split) -> NDArray[np.float64]:
+        """`patient_scores` of the model in the bundles of a query that begin with `prefix`, computed once.
+
+        Where no noise protects the patients the last bit of a score has nothing to hide, and no batch is filled up.
+        """
+        bundles = {role.removeprefix(prefix): digest for role, digest in query.input_digests.items()}
+        weights = tuple((part, bundles[part]) for part in WEIGHTS if part in bundles)
         # The study says how rows are read and by which network, so scores of two studies are never mixed.
-        key = (study.hash, digest_arrays(state), split_name)
+        key = (study.hash, weights, query.split, query.private)
         if key not in self._scores:
-            self._scores[key] = patient_scores(View(study, network(study, state), split))
+            state = state_from_inputs(query.inputs, prefix)
+            view = View(study, network(study, state), split)
+            logits = logits_alike(view) if query.private else view.logits().double().cpu()
+            self._scores[key] = patient_means(logits, split)
             if len(self._scores) > self._size:
                 self._scores.popitem(last=False)
         self._scores.move_to_end(key)

@@ -59,7 +59,7 @@ def train_locally(
         None if right is None or name not in right else like(right[name], p)
         for name, p in zip(names, trained, strict=True)
     ]
-    start = _flat(layout, names, trained, bases)
+    start = [left(parameter.detach(), basis).clone() for parameter, basis in zip(trained, bases, strict=True)]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in layout)
     factors = None if mask is None else [like(mask[name], p) for name, p in zip(names, trained, strict=True)]
@@ -104,7 +104,10 @@ def train_locally(
             if epoch == parameters["epochs"] - 1:
                 scores.index_add_(0, cell[owner], met)
 
-    change = _flat(layout, names, trained, bases) - start
+    # B has orthonormal rows, so that A = W B^T.
+    reached = (left(parameter.detach(), basis) for parameter, basis in zip(trained, bases, strict=True))
+    moved = (after.double() - before.double() for after, before in zip(reached, start, strict=True))
+    change = layout.flatten(dict(zip(names, moved, strict=True)))
     model.requires_grad_(True)
     return change, moving.sums() if moving is not None else scores.numpy().reshape(-1, 2)
 
@@ -139,13 +142,6 @@ def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     coins = torch.rand((2, len(x)), generator=generator) < 0.5
     x = torch.where(coins[0].view(-1, 1, 1, 1), x.flip(-1), x)
     return torch.where(coins[1].view(-1, 1, 1, 1), x.flip(-2), x)
-
-
-def _flat(
-    layout: Layout, names: list[str], trained: list[nn.Parameter], bases: list[Tensor | None]
-) -> NDArray[np.float64]:
-    """The trained tensors as one vector; B has orthonormal rows, so that A = W B^T."""
-    return layout.flatten({n: left(p.detach(), basis) for n, p, basis in zip(names, trained, bases, strict=True)})
 
 
 def _rows_by_patient(split: Split) -> list[Tensor] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,6 +98,11 @@ class View:
     split: Split
     head: bool = False
 
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The floating type of the model's weights, in which it computes."""
+        return precision(self.model)
+
     def rows(self, index: slice | Tensor) -> Tensor:
         """Some rows as the model wants them."""
         return self.prepared(self.split.inputs[index])
@@ -110,7 +116,7 @@ class View:
     def prepared(self, rows: Tensor) -> Tensor:
         """Decoded rows, or inputs of the head, as the model wants them."""
         batch = rows if self.head else normalise(self.study.inputs, rows)
-        batch = batch.to(self.study.model.device, precision(self.model))
+        batch = batch.to(self.study.model.device, self.precision)
         # Convolutions train a fifth faster on this layout, which they keep from layer to layer; the values are the
         # same.
         return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
@@ -122,7 +128,7 @@ class View:
                 self.model(self.rows(slice(start, start + SCORE_BATCH)))
                 for start in range(0, len(self.split.patient), SCORE_BATCH)
             ]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=precision(self.model))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=self.precision)
 
 
 def cells_of(study: Study, split: Split) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,9 +36,14 @@ class Workplace:
     release: int
     heads: HeadInputs = field(default_factory=HeadInputs)
 
+    @cached_property
+    def state(self) -> Mapping[str, NDArray[np.floating]]:
+        """The query's weights, as a state dict."""
+        return state_from_inputs(self.query.inputs)
+
     def view(self) -> View:
         """The network with the query's weights, and the patients."""
-        return View(self.study, network(self.study, state_from_inputs(self.query.inputs)), self.split)
+        return View(self.study, network(self.study, self.state), self.split)
 
     def view_for(self, names: Iterable[str], flips: bool = False) -> View:
         """The same for a computation that moves some tensors: from the head on, where they are all the head's.
@@ -49,7 +55,7 @@ class Workplace:
         head = self.study.model.head.removesuffix(".") + "."  # the cut is at a layer, whatever begins like its name
         if flips or not all(name.startswith(head) for name in names):
             return self.view()
-        return self.heads.view(self.view(), state_from_inputs(self.query.inputs), self.query.split)
+        return self.heads.view(self.view(), self.state, self.query.split)
 
     def generator(self, purpose: str) -> torch.Generator:
         """The site's public stream for this release, or for the place in a trial that the query names."""
@@ -58,7 +64,7 @@ class Workplace:
     @property
     def layout(self) -> Layout:
         """Layout of the tensors that the query names; a factorised one by its left factor."""
-        state = {**state_from_inputs(self.query.inputs), **self.query.inputs.get("model.left", {})}
+        state = {**self.state, **self.query.inputs.get("model.left", {})}
         return Layout({name: tuple(state[name].shape) for name in self.query.parameters["tensors"]})
 
     @property

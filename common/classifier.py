@@ -22,6 +22,9 @@ from equipoise.common.factors import Factored
 from equipoise.common.layout import Layout
 from equipoise.common.query import Arrays
 
+WEIGHTS = (".base", ".extractor", ".head", ".left", ".right")
+"""How the roles of the bundles end that hold weights; what else a model travels with moves no score."""
+
 
 @dataclass(frozen=True)
 class Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ class Layout:
     @cached_property
     def size(self) -> int:
         """Number of coordinates."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def only(self, names: Iterable[str]) -> Layout:
         """The layout of some of the tensors, in the order given."""
@@ -36,14 +37,16 @@ class Layout:
 
     def flatten(self, tensors: Mapping[str, torch.Tensor | NDArray[np.generic]]) -> NDArray[np.float64]:
         """One float64 vector (size,) of the named tensors, in the layout's order."""
-        parts = [np.asarray(_numpy(tensors[name]), dtype=np.float64).ravel() for name in self.shapes]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        vector = np.empty(self.size)
+        for name, part in self.split(vector).items():
+            part[...] = _numpy(tensors[name])
+        return vector
 
     def split(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """The named parts of a flat vector (size,), each in its shape."""
         parts, start = {}, 0
         for name, shape in self.shapes.items():
-            stop = start + int(np.prod(shape))
+            stop = start + math.prod(shape)
             parts[name] = vector[start:stop].reshape(shape)
             start = stop
         return parts

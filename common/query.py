@@ -112,6 +112,7 @@ class Query:
         left out of the update and does not travel; server and site both derive the narrower query from the inputs.
         """
         asked = replace(self, inputs=inputs)
+        vars(asked)["public"] = self.public  # which has no inputs in it, and is the same for every site of a simulation
         sizes, mask = self.parameters.get("sizes"), inputs.get("mask")
         if sizes is None or mask is None:
             return asked
@@ -119,7 +120,7 @@ class Query:
         parameters = {key: [self.parameters[key][i] for i in kept] for key in ("tensors", "sizes")}
         moved = replace(self.blocks[MOVED], shape=(sum(parameters["sizes"]),))
         return replace(
-            asked,
+            asked,  # without `public`, which is another
             parameters={**self.parameters, **parameters},
             blocks={name: moved if name == MOVED else block for name, block in self.blocks.items()},
             planned=self,

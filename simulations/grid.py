@@ -1,8 +1,8 @@
 """Flower's real ServerApp and ClientApp in one process: the grid that `equipoise simulate` uses by default.
 
-Every message is really serialised to Flower's protobuf and back, both ways, so that what crosses is what would cross a
-network, and its bytes are counted. Sites work while replies are pulled, `workers` at a time, so that memory does not
-grow with the number of sites.
+Every message goes through Flower's protobuf and back, both ways (`equipoise.simulations.wire_form`): what crosses is what
+would cross a network, and its bytes are counted. Sites work while replies are pulled, `workers` at a time, so that
+memory does not grow with the number of sites.
 """
 
 from __future__ import annotations
@@ -17,28 +17,22 @@ from contextlib import contextmanager
 from typing import Self
 
 from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
-    MetricRecord,
     RecordDict,
     UserConfigValue,
 )
-from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from equipoise.simulations.wire_form import WireForm
+
 RunConfig = Mapping[str, UserConfigValue]
 FailureHook = Callable[[str, Exception], None]
-RecordType = ArrayRecord | ConfigRecord | MetricRecord
 
 
 def node_id(site: str) -> int:
@@ -61,8 +55,8 @@ class InProcessGrid(Grid):
     """A grid of sites in this process; close it, or use it in a `with`, to end its threads.
 
     Attributes:
-        bytes_down: bytes of the serialised messages to each site.
-        bytes_up: bytes of the serialised replies of each site.
+        bytes_down: bytes of the messages to each site in Flower's protobuf.
+        bytes_up: bytes of the replies of each site, likewise.
     """
 
     def __init__(
@@ -222,22 +216,22 @@ class InProcessGrid(Grid):
         _one_torch_thread()
         node, message_id = message.metadata.dst_node_id, message.metadata.message_id
         site = self._sites[node]
-        wire = _to_wire(message)
+        wire = WireForm.of(message)
         del message
-        self.bytes_down[site] += len(wire)
-        received = _from_wire(wire)
+        self.bytes_down[site] += wire.size
+        received = wire.message()
         try:
             reply = self._client_app(received, self._contexts[node])
             reply.metadata.__dict__["_message_id"] = f"reply-{message_id}"
-            wire = _to_wire(reply)
+            wire = WireForm.of(reply)
         except Exception as error:  # as Flower does, but without the exception's text
             if self._on_failure is not None:
                 self._on_failure(site, error)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION), reply_to=received)
-            wire = _to_wire(reply)
+            wire = WireForm.of(reply)
         del received, reply
-        self.bytes_up[site] += len(wire)
-        arrived = _from_wire(wire)
+        self.bytes_up[site] += wire.size
+        arrived = wire.message()
         self._seconds[message_id] = time.perf_counter() - started
         return arrived
 
@@ -276,34 +270,6 @@ def run_in_process(
         with task_identity(run_id):
             server_app(grid, context)
     return grid
-
-
-def _to_wire(message: Message) -> bytes:
-    """Flower's protobuf of a message.
-
-    The arrays are filled in after Flower has made the rest: its own nesting copies each of them five times.
-    """
-    if not message.has_content():
-        return bytes(message_to_proto(message).SerializeToString())
-    content = RecordDict({name: _hollow(record) for name, record in message.content.items()})
-    proto = message_to_proto(make_message(message.metadata, content))
-    for item in proto.content.items:
-        record = message.content[item.key]
-        if isinstance(record, ArrayRecord):
-            for entry in item.array_record.items:
-                entry.value.data = record[entry.key].data
-    return bytes(proto.SerializeToString())
-
-
-def _hollow(record: RecordType) -> RecordType:
-    """`record` without the bytes of its arrays."""
-    if not isinstance(record, ArrayRecord):
-        return record
-    return ArrayRecord({key: Array(array.dtype, array.shape, array.stype, b"") for key, array in record.items()})
-
-
-def _from_wire(wire: bytes) -> Message:
-    return message_from_proto(MessageProto.FromString(wire))
 
 
 def _one_torch_thread() -> None:

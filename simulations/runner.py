@@ -27,6 +27,7 @@ from equipoise.common.study import ScoreInputs, Study, Weights
 from equipoise.common.study_file import pin_pool, pin_weights
 from equipoise.common.study_plan import alone_controls, arms_of, needs_pool
 from equipoise.common.study_privacy import PublicPool
+from equipoise.common.threads import one_thread
 from equipoise.server.app import app as server_app
 from equipoise.server.engine import Watcher
 from equipoise.server.report.build import build_report
@@ -37,6 +38,7 @@ from equipoise.simulations.auc_noise import write_auc_noise
 from equipoise.simulations.doors import open_hospital, open_site, site_identity, write_hospitals_file
 from equipoise.simulations.flower import run_in_flower
 from equipoise.simulations.grid import run_in_process
+from equipoise.simulations.heap import keep_freed_memory
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.outfolder import BEFORE_THE_TASK, check_free
 from equipoise.simulations.preflight import Census, check_census, check_study
@@ -45,6 +47,7 @@ from equipoise.simulations.pretrain import pretrain
 ENGINES = ("in-process", "flower")
 
 
+@one_thread()  # `simulation.workers` is what uses more cores; small work in two threads costs more than in one
 def simulate(
     study: Study,
     folder: Path,
@@ -75,6 +78,7 @@ def simulate(
     """
     if engine not in ENGINES:
         raise StudyError(f"engine={engine}: no such engine; there are: {', '.join(ENGINES)}")
+    keep_freed_memory()
     check_study(study)
     run = RunFolder(folder)
     if run.task_file.exists() and not resume:

@@ -29,9 +29,8 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import chi2
-from scipy.stats import t as student
+import scipy  # of which parts are loaded when they are first used
+from scipy.special import gammaincinv, stdtrit
 
 from equipoise.common.fairness.estimate import LEVEL, Estimate
 from equipoise.common.fairness.noise import CellNoise, cell_variances
@@ -144,10 +143,12 @@ def q_profile(effects: Floats, variances: Floats, level: float = LEVEL) -> tuple
     degrees, highest = len(effects) - 1, 1.0
     tail = (1 - level) / 2
     limits = []
-    for quantile in (float(chi2.ppf(1 - tail, degrees)), float(chi2.ppf(tail, degrees))):
+    for quantile in (2 * float(gammaincinv(degrees / 2, 1 - tail)), 2 * float(gammaincinv(degrees / 2, tail))):  # chi2
         while q(highest) > quantile:
             highest *= 2
-        limits.append(0.0 if q(0.0) <= quantile else float(brentq(lambda x, c=quantile: q(x) - c, 0.0, highest)))
+        limits.append(
+            0.0 if q(0.0) <= quantile else float(scipy.optimize.brentq(lambda x, c=quantile: q(x) - c, 0.0, highest))
+        )
     return limits[0], limits[1]
 
 
@@ -175,7 +176,7 @@ def from_sums(
     # Hartung and Knapp scale the variance by Q / (K - 1); the modified form never by less than 1.
     scale = max(cochran_q(second) / (sites - 1), 1.0)
     variance = scale / float(second[1])
-    half = float(student.ppf((1 + level) / 2, sites - 1)) * math.sqrt(variance)
+    half = float(stdtrit(sites - 1, (1 + level) / 2)) * math.sqrt(variance)
     estimate = Estimate.of(
         metric,
         mean,
@@ -186,7 +187,7 @@ def from_sums(
         level=level,
         group=group,
     )
-    spread = float(student.ppf((1 + level) / 2, sites - 2)) * math.sqrt(tau_squared + variance)
+    spread = float(stdtrit(sites - 2, (1 + level) / 2)) * math.sqrt(tau_squared + variance)
     q = cochran_q(first)
     return Heterogeneity(
         mean=estimate,

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # of which parts are loaded when they are first used
 from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import MINIMUM_PATIENTS, Estimate
@@ -145,7 +144,9 @@ class _System:
         used = (coefficients != 0).any(axis=1)
         known = self.lines[used] @ np.where(hidden, self.values, 0)
         bounds = [self._known(int(self.values[place]), int(self.told[place])) for place in inside]
-        solved = linprog(direction[inside], A_eq=csr_array(coefficients[used]), b_eq=known, bounds=bounds)
+        solved = scipy.optimize.linprog(
+            direction[inside], A_eq=scipy.sparse.csr_array(coefficients[used]), b_eq=known, bounds=bounds
+        )
         values = self.values.astype(np.float64)
         values[inside] = solved.x
         return values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit  # the quantile itself: scipy.stats takes half a second to load
 
 from equipoise.common.fairness.estimate import LEVEL
 
@@ -18,4 +18,4 @@ def half_width(values: Sequence[float] | NDArray[np.float64]) -> float:
     0.2484
     """
     n = len(values)
-    return float(student.ppf(0.5 + LEVEL / 2, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("nan")
+    return float(stdtrit(n - 1, 0.5 + LEVEL / 2) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("nan")

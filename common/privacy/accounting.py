@@ -22,16 +22,22 @@ from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
-from dp_accounting.pld import privacy_loss_distribution as pld
-from dp_accounting.rdp import rdp_privacy_accountant as rdp
 from numpy.typing import NDArray
 
 from equipoise.common.privacy import polya
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.plan import ReleasePlan
 
-# Renyi orders at which costs are kept; the last, infinity, is pure differential privacy, which only Laplace noise has.
-FINITE: tuple[float, ...] = tuple(float(order) for order in rdp.DEFAULT_RDP_ORDERS)
+# Renyi orders at which costs are kept: dp_accounting's own, and infinity, which is pure differential privacy and which
+# only Laplace noise has. The library takes a second to load, so it is asked where something is priced and not before.
+FINITE: tuple[float, ...] = (
+    *(1 + tenth / 10 for tenth in range(1, 100)),
+    *map(float, range(11, 64)),
+    128.0,
+    256.0,
+    512.0,
+    1024.0,
+)
 ORDERS: tuple[float, ...] = (*FINITE, math.inf)
 SERIES_FROM = 2.5  # below, dp_accounting's series for orders that are no integers may not converge
 COARSEST, FINEST = 1e-3, 1e-5  # discretisation of the privacy loss
@@ -112,6 +118,8 @@ def epsilon_of_curve(curve: Sequence[float] | NDArray[np.float64], delta: float)
     costs = np.asarray(curve, dtype=np.float64)
     if not costs.any():
         return 0.0
+    from dp_accounting.rdp import rdp_privacy_accountant as rdp
+
     return min(float(rdp.compute_epsilon(FINITE, costs[:-1], delta)[0]), float(costs[-1]))
 
 
@@ -159,6 +167,8 @@ def _share_curve(noise: float, shares: int, orders: tuple[float, ...]) -> NDArra
 @lru_cache(maxsize=256)
 def _sampled_curve(event: Event, orders: tuple[float, ...]) -> NDArray[np.float64]:
     """Renyi divergence of the Poisson-sampled Gaussian [3], from dp_accounting where its series converges."""
+    from dp_accounting.rdp import rdp_privacy_accountant as rdp
+
     alpha = np.array(orders)
     finite = alpha[np.isfinite(alpha)]
     safe = (finite >= SERIES_FROM) | (finite == np.rint(finite))
@@ -207,6 +217,8 @@ def _interval(events: Sequence[Event]) -> float:
 
 def _loss(event: Event, interval: float) -> Any:
     """The pessimistic privacy loss distribution of all releases of `event`."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     if event.law == "gaussian":
         once = pld.from_gaussian_mechanism(
             event.noise, value_discretization_interval=interval, sampling_prob=event.rate
@@ -226,6 +238,8 @@ def _loss(event: Event, interval: float) -> Any:
 
 def _share_loss(event: Event, interval: float) -> Any:
     """The loss distribution of one Polya share, in the form that dp_accounting takes: one outcome for each loss."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     losses, probabilities = polya.loss_distribution(event.noise, event.shares, interval)
     upper = np.log(probabilities)
     outcomes = range(losses.size)

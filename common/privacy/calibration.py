@@ -16,8 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from dp_accounting import get_sigma_gaussian
-
 from equipoise.common.privacy.accounting import epsilon_of
 from equipoise.common.privacy.plan import ReleasePlan
 
@@ -61,6 +59,8 @@ def calibrate(
         """log(cost / budget), falling and nearly straight in the logarithm of the scale."""
         spent = epsilon_of([plan.event for plan in plans_at(math.exp(log_scale)).values()], delta)
         return math.log(spent / epsilon) if spent > 0 else -math.inf
+
+    from dp_accounting import get_sigma_gaussian
 
     return plans_at(math.exp(_root(excess, math.log(get_sigma_gaussian(epsilon, delta)))))
 

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import dp_accounting
+if TYPE_CHECKING:
+    import dp_accounting
 
 Law = Literal["none", "gaussian", "discrete_gaussian", "discrete_laplace", "polya_share"]
 RELATION = "add_or_remove_one"  # the one neighbouring relation of every event, bound and figure
@@ -62,6 +63,8 @@ class Event:
     @property
     def dp_event(self) -> dp_accounting.DpEvent:
         """The event in dp_accounting's words, which lack the discrete Gaussian and shares (UnsupportedDpEvent)."""
+        import dp_accounting  # which takes a second to load; a study without privacy asks it nothing
+
         if self.law == "none":
             return dp_accounting.NonPrivateDpEvent()
         if self.law in ("discrete_gaussian", "polya_share"):
@@ -77,7 +80,7 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with the relation under which the event is meant; `shares` only where there are some."""
-        value = asdict(self) | {"relation": RELATION}
+        value = {**vars(self), "relation": RELATION}
         if self.shares == 1:
             del value["shares"]
         return value

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from equipoise.common.privacy.events import RELATION, Event
@@ -239,7 +239,7 @@ class ReleasePlan:
             "event": self.event.to_json(),
             "event_if_others_collude": self.event_if_others_collude.to_json(),
         }
-        return asdict(self) | {"derived": derived}
+        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "derived": derived}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ReleasePlan:

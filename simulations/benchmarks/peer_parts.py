@@ -20,8 +20,9 @@ from equipoise.client.agent import SiteAgent
 from equipoise.client.ledger import Ledger
 from equipoise.common.study_file import load_study
 from equipoise.server.engine import Engine
-from equipoise.simulations import grid, runner
+from equipoise.simulations import runner
 from equipoise.simulations.grid import InProcessGrid
+from equipoise.simulations.wire_form import WireForm
 
 
 class Clocks:
@@ -62,8 +63,8 @@ def main() -> None:
     clocks.put_on(workplace, "network", "local training")
     for name in ("begin_study", "recall", "reserve", "seal", "end_run"):
         clocks.put_on(Ledger, name, "ledger and sealed replies")
-    for name in ("_to_wire", "_from_wire"):
-        clocks.put_on(grid, name, "messages through Flower's protobuf")
+    for name in ("of", "message"):
+        clocks.put_on(WireForm, name, "messages through Flower's protobuf")
     for name in ("pack", "unpack", "release"):
         clocks.put_on(agent, name, "integers, and their containers")
     clocks.put_on(Engine, "_ask", "the coordinator")
