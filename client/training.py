@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from equipoise.client.cohort import Split
 from equipoise.client.descent import MaskedDescent, left, like

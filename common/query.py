@@ -105,13 +105,13 @@ class Query:
     # Digests of the inputs, by role, where whoever holds the arrays has checked them already.
     known_digests: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
 
-    def with_inputs(self, **inputs: Arrays) -> Query:
+    def with_inputs(self, known_digests: Mapping[str, str] | None = None, /, **inputs: Arrays) -> Query:
         """The planned query with its arrays, ready to be asked.
 
         A tensor whose mask is 0 throughout cannot move. Where the plan names the tensors' `sizes`, such a tensor is
         left out of the update and does not travel; server and site both derive the narrower query from the inputs.
         """
-        asked = replace(self, inputs=inputs)
+        asked = replace(self, inputs=inputs, known_digests=known_digests)
         vars(asked)["public"] = self.public  # which has no inputs in it, and is the same for every site of a simulation
         sizes, mask = self.parameters.get("sizes"), inputs.get("mask")
         if sizes is None or mask is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from equipoise.commands.results import (
     OutOption,
     ResumeOption,
     Sets,
+    importing,
     print_report,
     run_here,
 )
@@ -223,8 +223,9 @@ def version(output: FormatOption = Format.TEXT) -> None:
 
 def _study(study_file: Path, method: str | None, sets: list[str] | None, allow_group_thresholds: bool = False) -> Study:
     """The study with `--method`, then `--set`, applied."""
-    from equipoise.common.methods import METHOD_CONTROLS, METHODS
-    from equipoise.common.study_file import load_study
+    with importing():
+        from equipoise.common.methods import METHOD_CONTROLS, METHODS
+        from equipoise.common.study_file import load_study
 
     assignments = list(sets or [])
     if method in METHODS:
@@ -258,8 +259,6 @@ def _say_what_is_not_planned(study: Study) -> None:
 
 def main() -> None:
     """Run the command; an error that has a remedy is one line on stderr and a numbered exit code."""
-    # Python looks for cycles after 700 new objects, and loading torch makes a million that stay: a fifth of the start.
-    gc.set_threshold(50_000, 20, 20)
     try:
         app()
     except EquipoiseError as error:

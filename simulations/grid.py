@@ -1,7 +1,7 @@
 """Flower's real ServerApp and ClientApp in one process: the grid that `equipoise simulate` uses by default.
 
-Every message goes through Flower's protobuf and back, both ways (`equipoise.simulations.wire_form`): what crosses is what
-would cross a network, and its bytes are counted. Sites work while replies are pulled, `workers` at a time, so that
+Every message goes through Flower's protobuf and back, both ways (`equipoise.simulations.wire_form`): what crosses is
+what would cross a network, and its bytes are counted. Sites work while replies are pulled, `workers` at a time, so that
 memory does not grow with the number of sites.
 """
 

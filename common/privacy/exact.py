@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import mpmath
 import numpy as np
 
 from equipoise.common.privacy.randomness import WORD_BITS, random_words
@@ -19,6 +18,8 @@ _local = threading.local()
 def arithmetic(bits: int) -> Any:
     """mpmath arithmetic of this thread alone, at `bits` of precision (mpmath's own context is shared by all)."""
     if not hasattr(_local, "context"):
+        import mpmath  # which only noise needs
+
         _local.context = mpmath.MPContext()
     _local.context.prec = bits
     return _local.context

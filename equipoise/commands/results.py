@@ -44,7 +44,7 @@ def run_here(study: Study, out: Path | None, engine: EngineName, resume: bool, o
     from equipoise.quiet import quiet_flower
 
     quiet_flower()
-    with _importing():
+    with importing():
         from equipoise.progress import ProgressBars
         from equipoise.server.rundir import RunFolder
         from equipoise.server.verify import write_seal
@@ -71,7 +71,7 @@ def print_report(report: Path, output: Format) -> None:
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
+def importing() -> Iterator[None]:
     """Heavy imports without the garbage collector, which would look again and again through what stays anyway."""
     gc.disable()
     try:
