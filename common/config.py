@@ -7,7 +7,7 @@ what was expected.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from types import UnionType
@@ -30,19 +30,33 @@ class Strict(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any) -> Any:
         """Pydantic would take `yes` and `true` for 1, and a cap of `yes` for an epsilon of 1."""
-        truths = [key for key, one in value.items() if isinstance(one, bool)] if isinstance(value, dict) else []
-        for key in truths:
-            kinds = _kinds(cls.model_fields[key].annotation) if key in cls.model_fields else set()
-            if kinds & {int, float} and not kinds & {bool, Any}:
-                fault = InitErrorDetails(
-                    type="float_type" if float in kinds else "int_type", loc=(key,), input=value[key]
-                )
-                raise ValidationError.from_exception_data(cls.__name__, [fault])
+        for key in value if isinstance(value, dict) else ():
+            if key in cls.model_fields:
+                for fault in _truths_for_numbers(cls.model_fields[key].annotation, value[key], (key,)):
+                    raise ValidationError.from_exception_data(cls.__name__, [fault])
         return value
 
 
+def _truths_for_numbers(annotation: Any, value: Any, place: tuple[int | str, ...]) -> Iterator[InitErrorDetails]:
+    """Each truth where a number belongs, in mappings and lists of numbers too."""
+    kinds = _kinds(annotation)
+    if isinstance(value, bool):
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            yield InitErrorDetails(type="float_type" if float in kinds else "int_type", loc=place, input=value)
+        return
+    for kind in kinds:
+        parts = get_args(kind)
+        if get_origin(kind) is dict and isinstance(value, dict):
+            for key, one in value.items():
+                yield from _truths_for_numbers(parts[1], one, (*place, key))
+        elif get_origin(kind) in (list, tuple) and isinstance(value, list):
+            for index, one in enumerate(value):
+                inner = parts[min(index, len(parts) - 1)]
+                yield from _truths_for_numbers(parts[0] if inner is ... else inner, one, (*place, index))
+
+
 def _kinds(annotation: Any) -> set[Any]:
-    """The types that a value may have, without what containers hold."""
+    """The types that a value may have; of containers with what they hold."""
     if get_origin(annotation) is Annotated:
         return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

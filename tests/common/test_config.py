@@ -249,6 +249,7 @@ def test_no_label_and_an_empty_one_are_none() -> None:
         (Study, "seed", 1.5, "seed=1.5: expected an integer"),
         (Study, "seed", True, "seed=True: expected an integer"),  # as YAML reads yes
         (Study, "sites.quorum", True, "sites.quorum=True: expected a number"),
+        (Study, "sites.declared_patients", {"a": True}, "sites.declared_patients.a=True: expected an integer"),
         (Site, "caps.epsilon", True, "caps.epsilon=True: expected a number"),
         (Study, "simulation", {"hospitals": {"kind": "synthetic", "count": True}}, "count=True: expected an integer"),
     ],
