@@ -199,6 +199,61 @@ def gradient_round(
     return total.value("gradient") / max(weighed, 1.0), patients, total.value("scores")
 
 
+class ExactRounds:
+    """The rounds of one part of a model without noise: averages of local training, or steps of all patients' gradient.
+
+    Args:
+        study: whose sites answer.
+        layout: what is trained.
+        step: `fedavg` or `full_gradient`.
+        steps: learning rate and the like.
+        phase: as the progress display and the plan call it.
+        beta: share of the task loss.
+        mask: of the update; None where everything moves alike.
+        bias: parameters of the bias loss, where beta leaves it a share.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        layout: Layout,
+        step: Step,
+        steps: LocalSteps,
+        phase: str,
+        beta: float = 1.0,
+        mask: SoftMask | None = None,
+        bias: Mapping[str, str | float] = MappingProxyType({}),
+    ) -> None:
+        self._study, self._layout, self._step, self._steps = study, layout, step, steps
+        self._phase, self._beta, self._mask, self._bias = phase, beta, mask, bias
+        self._factors = np.ones(layout.size) if mask is None else layout.flatten(mask.values)
+        self._momentum = Momentum(steps.lr, steps.momentum, np.zeros(layout.size))
+
+    def query(self, round_: int) -> Query:
+        """One round, planned."""
+        if self._step == "full_gradient":
+            return catalogue.gradient_sum(self._study, self._layout, self._phase, self._beta)
+        return training_query(self._study, self._layout, self._phase, self._steps, self._beta, round_, **self._bias)
+
+    def advance(
+        self, model: Classifier, round_: int, weighting: Weighting, gaps: Arrays = MappingProxyType({})
+    ) -> Generator[Query, Sum, tuple[Classifier, Cells, Cells]]:
+        """The classifier after a round, and by cell the patients of the sites that answered and their sums of scores.
+
+        Args:
+            model: at the round's start.
+            round_: its number, from 0.
+            weighting: of the losses; averages take the bias loss's weights from `gaps` instead.
+            gaps: `patients` and sums of `scores` by cell, for averages with a bias loss.
+        """
+        query = self.query(round_)
+        if self._step == "fedavg":
+            weights = {"task": weighting.task, **gaps}
+            return (yield from averaged_round(self._study, model, query, self._layout, self._mask, weights))
+        gradient, patients, scores = yield from gradient_round(model, query, weighting)
+        return model.moved(self._layout, self._momentum.step(gradient, self._factors)), patients, scores
+
+
 def check_labels(study: Study, counts: Cells, *, by_group: bool = True) -> None:
     """Refuse to train where one of the labels has no patient anywhere, or none whose group is known.
 

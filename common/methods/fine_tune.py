@@ -17,19 +17,15 @@ from equipoise.common import catalogue
 from equipoise.common.cells import Balance, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import validate
-from equipoise.common.layout import Layout
 from equipoise.common.methods.averaging import (
+    ExactRounds,
     LocalSteps,
-    Momentum,
     Step,
     Weighting,
-    averaged_round,
     check_labels,
-    gradient_round,
     refuse_other_rounds,
     refuse_without_effect,
     step_of,
-    training_query,
 )
 from equipoise.common.methods.method import Method, Outcome, Steps, changed
 from equipoise.common.methods.private_averaging import Averages, DpSgd, Rounds
@@ -66,12 +62,12 @@ def plan(study: Study, model: Classifier) -> list[Query]:
     p = parameters_of(study)
     refuse_without_effect(study, p, "rounds on the task loss alone", dict.fromkeys(OF_A_BIAS_LOSS, ""))
     refuse_other_rounds(study, p, {"rounds": "whitened.rounds", "weight_cap": ""}, {"weight_cap": ""})
-    counts, layout = catalogue.cell_counts(study), model.layout(p.part)
+    counts = catalogue.cell_counts(study)
     if step_of(study, p.step) == "whitened":
         return [counts, *plan_rounds(study, model, p.whitened, _course(p))]
     if _averages_noise(study, p):
         return [counts, *(_private(p).query(study, model, r) for r in range(p.rounds))]
-    return [counts, *(_round_query(study, layout, p, r) for r in range(p.rounds))]
+    return [counts, *map(_exact(study, model, p).query, range(p.rounds))]
 
 
 def run(study: Study, model: Classifier) -> Steps:
@@ -88,15 +84,9 @@ def run(study: Study, model: Classifier) -> Steps:
         yield from averages.advance(_private(p))
         return Outcome(averages.model, {"dp_sgd": averages.notes})
     weighting = Weighting(task_weights(counts, _balance(p), p.weight_cap), np.zeros_like(counts))
-    layout = model.layout(p.part)
-    momentum = Momentum(p.lr, p.momentum, np.zeros(layout.size))
+    rounds = _exact(study, model, p)
     for round_ in range(p.rounds):
-        query = _round_query(study, layout, p, round_)
-        if step_of(study, p.step) == "fedavg":
-            model, _, _ = yield from averaged_round(study, model, query, layout, None, {"task": weighting.task})
-        else:
-            gradient, _, _ = yield from gradient_round(model, query, weighting)
-            model = model.moved(layout, momentum.step(gradient, np.ones(layout.size)))
+        model, _, _ = yield from rounds.advance(model, round_, weighting)
     return Outcome(model)
 
 
@@ -116,10 +106,8 @@ def _course(p: FineTune) -> Course:
     return Course("head" if p.part == "head" else "whole", p.part, balance=_balance(p))
 
 
-def _round_query(study: Study, layout: Layout, p: FineTune, round_: int) -> Query:
-    if step_of(study, p.step) == "full_gradient":
-        return catalogue.gradient_sum(study, layout, p.part, 1.0)
-    return training_query(study, layout, p.part, p, 1.0, round_)
+def _exact(study: Study, model: Classifier, p: FineTune) -> ExactRounds:
+    return ExactRounds(study, model.layout(p.part), step_of(study, p.step), p, p.part)
 
 
 METHOD = Method(

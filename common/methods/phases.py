@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from equipoise.common import catalogue
 from equipoise.common.cells import BiasLoss, Cells, Form, bias_value, bias_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.layout import Layout
 from equipoise.common.mask import SoftMask
 from equipoise.common.methods.averaging import (
+    ExactRounds,
     LocalSteps,
-    Momentum,
     Step,
     Weighting,
-    averaged_round,
-    gradient_round,
-    training_query,
 )
 from equipoise.common.query import Query, Sum
 from equipoise.common.study import Study
@@ -40,6 +37,7 @@ class Phase:
         rounds: how many.
         step: `fedavg` or `full_gradient`.
         steps: learning rate and the like.
+        losses: whether a site follows the global gaps, or every batch weighs its own cells, as published.
     """
 
     name: str
@@ -48,6 +46,7 @@ class Phase:
     rounds: int
     step: Step
     steps: LocalSteps
+    losses: Literal["global", "batch"] = "global"
 
 
 @dataclass
@@ -88,32 +87,27 @@ class Gaps:
 
 def phase_queries(study: Study, model: Classifier, phase: Phase, gaps: tuple[BiasLoss, Form, float]) -> list[Query]:
     """The queries of a phase, planned; `gaps` are loss, form and smoothing."""
-    layout = model.layout(phase.part)
-    return [_query(study, layout, phase, gaps, round_) for round_ in range(phase.rounds)]
+    rounds = _rounds(study, model.layout(phase.part), phase, gaps)
+    return [rounds.query(round_) for round_ in range(phase.rounds)]
 
 
 def train_phase(
     study: Study, model: Classifier, phase: Phase, task: Cells, gaps: Gaps, mask: SoftMask | None = None
 ) -> Generator[Query, Sum, Classifier]:
     """The classifier after the phase; `gaps` takes in what each round releases."""
-    layout = model.layout(phase.part)
-    factors = np.ones(layout.size) if mask is None else layout.flatten(mask.values)
-    momentum = Momentum(phase.steps.lr, phase.steps.momentum, np.zeros(layout.size))
+    rounds = _rounds(study, model.layout(phase.part), phase, (gaps.loss, gaps.form, gaps.smoothing), mask)
     for round_ in range(phase.rounds):
-        query = _query(study, layout, phase, (gaps.loss, gaps.form, gaps.smoothing), round_)
-        if phase.step == "fedavg":
-            weights = {"task": task, "patients": gaps.patients, "scores": gaps.scores}
-            model, patients, scores = yield from averaged_round(study, model, query, layout, mask, weights)
-        else:
-            gradient, patients, scores = yield from gradient_round(model, query, Weighting(task, gaps.weights))
-            model = model.moved(layout, momentum.step(gradient, factors))
-        gaps.see(patients, scores)
+        # A batch's own weights need to know who is compared; a global gap, whose the scores are.
+        patients = gaps.counts if phase.losses == "batch" else gaps.patients
+        known = {"patients": patients, "scores": gaps.scores}
+        model, *seen = yield from rounds.advance(model, round_, Weighting(task, gaps.weights), known)
+        gaps.see(*seen)
     return model
 
 
-def _query(study: Study, layout: Layout, phase: Phase, gaps: tuple[BiasLoss, Form, float], round_: int) -> Query:
-    if phase.step == "full_gradient":
-        return catalogue.gradient_sum(study, layout, phase.name, phase.beta)
+def _rounds(
+    study: Study, layout: Layout, phase: Phase, gaps: tuple[BiasLoss, Form, float], mask: SoftMask | None = None
+) -> ExactRounds:
     loss, form, smoothing = gaps
-    kind: dict[str, str | float] = {"losses": "global", "bias_loss": loss, "form": form, "smoothing": smoothing}
-    return training_query(study, layout, phase.name, phase.steps, phase.beta, round_, **kind)
+    bias = {"losses": phase.losses, "bias_loss": loss, "form": form, "smoothing": smoothing}
+    return ExactRounds(study, layout, phase.step, phase.steps, phase.name, phase.beta, mask, bias)

@@ -16,18 +16,14 @@ from pydantic import Field
 from equipoise.common import catalogue
 from equipoise.common.cells import Cells
 from equipoise.common.classifier import Classifier
-from equipoise.common.layout import Layout
 from equipoise.common.methods.averaging import (
+    ExactRounds,
     LocalSteps,
-    Momentum,
     Step,
     Weighting,
     attendance,
-    averaged_round,
-    gradient_round,
     refuse_other_rounds,
     step_of,
-    training_query,
 )
 from equipoise.common.methods.whitened import Course, TaskRounds, plan_rounds, run_rounds, without_bias
 from equipoise.common.query import MOST_RELEASES, Query, Sum
@@ -88,8 +84,8 @@ def plan_reweighted(study: Study, model: Classifier, p: Reweighted, loss_cap: fl
     asked = [] if loss_cap is None else [catalogue.cell_losses(study, PHASE, loss_cap)]
     if step_of(study, p.step) == "whitened":
         return plan_rounds(study, model, p.whitened, Course("whole", PHASE), asked)
-    layout = model.layout()
-    return [query for r in range(p.rounds) for query in (*asked, _round_query(study, layout, p, r))]
+    rounds = _exact(study, model, p)
+    return [query for r in range(p.rounds) for query in (*asked, rounds.query(r))]
 
 
 def run_reweighted(
@@ -113,16 +109,10 @@ def run_reweighted(
     if step_of(study, p.step) == "whitened":
         course = Course("whole", PHASE, weigh=weigh)
         return (yield from run_rounds(study, model, p.whitened, course, counts))
-    layout = model.layout()
-    momentum = Momentum(p.lr, p.momentum, np.zeros(layout.size))
+    rounds = _exact(study, model, p)
     for round_ in range(p.rounds):
-        task, bias = yield from weigh(model)
-        query = _round_query(study, layout, p, round_)
-        if step_of(study, p.step) == "fedavg":
-            model, _, _ = yield from averaged_round(study, model, query, layout, None, {"task": task})
-        else:
-            gradient, _, _ = yield from gradient_round(model, query, Weighting(task, bias))
-            model = model.moved(layout, momentum.step(gradient, np.ones(layout.size)))
+        weighting = Weighting(*(yield from weigh(model)))
+        model, _, _ = yield from rounds.advance(model, round_, weighting)
     return model, {}
 
 
@@ -162,7 +152,5 @@ def same_rounds(p: Reweighted, study: Study, loss: str) -> Study:
     return study.with_method("fine_tune", loss=loss, **{**given, "whitened": without_bias(p.whitened)})
 
 
-def _round_query(study: Study, layout: Layout, p: Reweighted, round_: int) -> Query:
-    if step_of(study, p.step) == "full_gradient":
-        return catalogue.gradient_sum(study, layout, PHASE, 1.0)
-    return training_query(study, layout, PHASE, p, 1.0, round_)
+def _exact(study: Study, model: Classifier, p: Reweighted) -> ExactRounds:
+    return ExactRounds(study, model.layout(), step_of(study, p.step), p, PHASE)

@@ -19,31 +19,27 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from equipoise.common import catalogue
-from equipoise.common.cells import Balance, BiasLoss, Cells, Form, bias_value, bias_weights, task_weights
+from equipoise.common.cells import Balance, BiasLoss, Cells, Form, task_weights
 from equipoise.common.classifier import Classifier
 from equipoise.common.config import Strict, validate
 from equipoise.common.fairness.auc import auc_by_group
 from equipoise.common.fairness.tables import hybrid_edges
-from equipoise.common.layout import Layout
 from equipoise.common.mask import Granularity, Scaling, SoftMask
 from equipoise.common.methods.averaging import (
     OF_BATCHES,
     LocalSteps,
-    Momentum,
     Step,
     Weighting,
-    averaged_round,
     check_form,
     check_labels,
-    gradient_round,
     refuse_other_rounds,
     refuse_without_effect,
     rounds_unless_whitened,
     step_of,
-    training_query,
 )
 from equipoise.common.methods.masked import MaskedRounds, mask_queries, plan_masked, private_mask, run_masked
 from equipoise.common.methods.method import Method, Outcome, Steps, changed
+from equipoise.common.methods.phases import Gaps, Phase, phase_queries, train_phase
 from equipoise.common.methods.private_averaging import Averages, DpSgd
 from equipoise.common.methods.private_averaging import Rounds as PrivateRounds
 from equipoise.common.methods.whitened import Whitened, without_bias
@@ -116,8 +112,8 @@ def plan(study: Study, model: Classifier) -> list[Query]:
         queries.append(catalogue.score_histogram(study, "train", "base"))
     if p.mask != "ones":
         queries.append(_mask_query(study, model, p))
-    for phase, rounds in (("extractor", p.rounds.extractor), ("head", p.rounds.head)):
-        queries += [_round_query(study, model.layout(phase), p, phase, r) for r in range(rounds)]
+    for phase in _phases(p, step_of(study, p.step)):
+        queries += phase_queries(study, model, phase, (p.bias_loss, p.form, p.smoothing))
     return queries
 
 
@@ -136,36 +132,25 @@ def run(study: Study, model: Classifier) -> Steps:
         counts = yield from _extreme_groups(study, model, counts)
     check_form(study, counts, p.form)
     task = task_weights(counts, p.balance, p.weight_cap)
-    weighting = Weighting(task, bias_weights(counts, scores, p.bias_loss, p.form, p.smoothing))
+    gaps = Gaps(p.bias_loss, p.form, p.smoothing, counts, counts, scores)
 
-    layout = model.layout("whole")
-    mask = SoftMask.ones(layout)
+    mask = SoftMask.ones(model.layout("whole"))
     if p.mask != "ones":
-        mask = yield from _soft_mask(study, model, p, weighting, counts)
-    trace = [bias_value(counts, scores, p.bias_loss, p.form)]
-    present = counts  # patients of the sites that answered last, to whom `scores` belong
-
-    for phase, rounds in (("extractor", p.rounds.extractor), ("head", p.rounds.head)):
-        part = model.layout(phase)
+        mask = yield from _soft_mask(study, model, p, Weighting(task, gaps.weights), counts)
+    for phase in _phases(p, step):
         # The published second step fine-tunes the head freely, with the shares of the losses swapped.
-        acting = mask if phase == "extractor" else SoftMask.ones(part)
-        if phase == "head" and p.head_reset == "above_mean" and rounds:
+        acting = mask if phase.part == "extractor" else SoftMask.ones(model.layout(phase.part))
+        if phase.part == "head" and p.head_reset == "above_mean" and phase.rounds:
             model = reset_head(model, mask)
-        momentum = Momentum(p.lr, p.momentum, np.zeros(part.size))
-        for round_ in range(rounds):
-            query = _round_query(study, part, p, phase, round_)
-            if step == "fedavg":
-                # A batch's own weights need to know who is compared; a global gap, whose the scores are.
-                patients = counts if p.losses == "batch" else present
-                weights = {"task": task, "patients": patients, "scores": scores}
-                model, present, scores = yield from averaged_round(study, model, query, part, acting, weights)
-            else:
-                gradient, present, scores = yield from gradient_round(model, query, weighting)
-                model = model.moved(part, momentum.step(gradient, part.flatten(acting.values)))
-            present = np.where(counts > 0, present, 0.0)  # of the groups that are compared
-            trace.append(bias_value(present, scores, p.bias_loss, p.form))
-            weighting = Weighting(task, bias_weights(present, scores, p.bias_loss, p.form, p.smoothing))
-    return Outcome(model, {"mask": mask.summary(), "mask_mean": mask.mean, "bias_loss_by_round": trace})
+        model = yield from train_phase(study, model, phase, task, gaps, acting)
+    return Outcome(model, {"mask": mask.summary(), "mask_mean": mask.mean, "bias_loss_by_round": gaps.trace})
+
+
+def _phases(p: Swift, step: Step) -> list[Phase]:
+    return [
+        Phase("extractor", "extractor", p.beta, p.rounds.extractor, step, p, p.losses),
+        Phase("head", "head", 1 - p.beta, p.rounds.head, step, p, p.losses),
+    ]
 
 
 def _masked(study: Study, p: Swift) -> MaskedRounds:
@@ -272,14 +257,6 @@ def _mask_query(study: Study, model: Classifier, p: Swift) -> Query:
     if p.importance == "per_patient":
         return catalogue.sensitivities(study, layout, p.granularity)
     return catalogue.batch_sensitivities(study, layout, p.granularity, p.batch, p.bias_loss, p.form)
-
-
-def _round_query(study: Study, layout: Layout, p: Swift, phase: str, round_: int) -> Query:
-    beta = p.beta if phase == "extractor" else 1 - p.beta
-    if step_of(study, p.step) == "full_gradient":
-        return catalogue.gradient_sum(study, layout, phase, beta)
-    kind = {"losses": p.losses, "bias_loss": p.bias_loss, "form": p.form, "smoothing": p.smoothing}
-    return training_query(study, layout, phase, p, beta, round_, **kind)
 
 
 def _fine_tuning(loss: str, part: str) -> Any:
