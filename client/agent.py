@@ -56,8 +56,8 @@ class SiteAgent:
         approved: hashes of the studies that the hospital approved.
         bundles: store of the inputs received; agents of one process may share it.
         open_cohort: opens the cohort and keeps it; agents of one process may share it.
-        scratch: a simulated site: privacy mode none is allowed, nothing is charged against a cap, the ledger does not
-            wait for the disk, and exact sums are not kept in it.
+        scratch: a simulated site: privacy mode none is allowed, nothing is charged against a cap, and the ledger does
+            not wait for the disk.
         check_plan: what a plan has to pass (tests of single queries pass another).
         sessions: the site's part in secure sums; None where it has no identity key or no pinned peers.
     """
@@ -146,7 +146,7 @@ class SiteAgent:
             },
             points,
         )
-        self.ledger.seal(charge, reply, "nowhere" if self._scratch and not query.private else "here")
+        self.ledger.seal(charge, reply)
         return reply
 
     def _contribute(
@@ -211,7 +211,7 @@ class SiteAgent:
         reply = self._sessions.answer(held, message, arrays, contribute)
         for charge in charges:
             # The session keeps the reply; the ledger notes that it was made.
-            self.ledger.seal(charge, reply, "elsewhere")
+            self.ledger.seal(charge, reply, keep=False)
         return reply
 
     def _close(self, header: Mapping[str, Any], asked: Request) -> bytes:

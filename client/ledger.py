@@ -7,8 +7,7 @@ Kinds of entries, in the order in which a study makes them:
     data      the fingerprint of the data that a run began with, to which it is held
     study     a run of a study begins: its whole plan is reserved, or refused where it does not fit under the caps
     release   one query is about to be computed: charged, whatever then happens
-    seal      the reply as it will leave, by its digest; the reply itself lies in `sealed` until the run goes on (a
-              simulation's exact sums do not: they are computed again where they are asked for again)
+    seal      the reply as it will leave, by its digest; the reply itself lies in `sealed` until the run goes on
     close     the last transcript head of an arm; with `done`, what the run's plan did not ask is given back
 
 A release is written before anything is computed of its patients, who by then are read and counted, and sealed before
@@ -22,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from equipoise.client.accounts import Account, Accounts
 from equipoise.client.chain import Chain, Entry
@@ -43,7 +42,6 @@ _THIS = "WHERE study = ? AND run = ? AND number = ? AND attempt = ?"
 MOST_ATTEMPTS = 16  # of a computation that broke off before it was sealed
 MOST_RESENDS = 64  # of one sealed reply
 _FROM_THE_LEDGER = object()
-Kept = Literal["here", "elsewhere", "nowhere"]
 
 
 class Charge:
@@ -233,22 +231,15 @@ class Ledger:
                 db.execute(f"UPDATE sealed SET attempts = attempts + 1 {_THIS}", request.place)  # noqa: S608
             return Charge(request, query.digest, self._chain.head, _FROM_THE_LEDGER)
 
-    def seal(self, charge: Charge, reply: bytes, kept: Kept = "here") -> None:
-        """Write down the reply, before it is sent.
-
-        Args:
-            charge: what paid for it.
-            reply: as it will leave.
-            kept: `here`, to be sent again; `elsewhere`, by whoever made it; or `nowhere`: whoever asks again gets it
-                computed again, which only what has no noise may be.
+    def seal(self, charge: Charge, reply: bytes, keep: bool = True) -> None:
+        """Write down the reply, before it is sent; kept here unless whoever made it keeps it.
 
         Raises:
             RefusedError: another process sealed a reply to the same request: one charge pays for one draw of the noise.
         """
         with self._chain.writing():
-            update = f"UPDATE sealed SET reply = ?, sent = ? {_THIS} AND sent = 0"  # noqa: S608
-            values = (reply if kept == "here" else None, kept != "nowhere", *charge.request.place)
-            if self._chain.db.execute(update, values).rowcount == 0:
+            kept = f"UPDATE sealed SET reply = ?, sent = 1 {_THIS} AND sent = 0"  # noqa: S608
+            if self._chain.db.execute(kept, (reply if keep else None, *charge.request.place)).rowcount == 0:
                 name = f"run {charge.request.run}: release {charge.request.number}"
                 raise RefusedError(f"{name} was sealed by another process meanwhile; ask again")
             self._chain.append(kind="seal", **_named(charge.request), reply=sha256(reply))

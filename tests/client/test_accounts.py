@@ -333,7 +333,7 @@ def test_an_attempt_that_was_never_charged_has_its_reservation_still(tmp_path: P
 
     caps = PrivacyCost(next(float(e) for e in np.arange(0.05, 50, 0.05) if fits(float(e))), 50.0, CAPS.delta)
     begin(ledger, [first, second], "run", caps)
-    ledger.seal(ledger.reserve(replace(request(0, "run"), attempt=1), first, "main", caps), b"reply", "elsewhere")
+    ledger.seal(ledger.reserve(replace(request(0, "run"), attempt=1), first, "main", caps), b"reply", keep=False)
     with pytest.raises(RefusedError, match="do not fit"):
         ledger.reserve(replace(request(0, "run"), attempt=2), first, "main", caps)
     answer(ledger, second, request(1, "run"))
@@ -356,7 +356,7 @@ def test_a_cap_is_held_whatever_is_attempted_again(tmp_path: Path) -> None:
     for attempt in range(2):
         ledger.check_caps("main", caps)
         asked = replace(request(0, "run"), attempt=attempt)
-        ledger.seal(ledger.reserve(asked, first, "main", caps), b"reply", "elsewhere")
+        ledger.seal(ledger.reserve(asked, first, "main", caps), b"reply", keep=False)
     with pytest.raises(RefusedError, match="do not fit"):
         ledger.reserve(replace(request(0, "run"), attempt=2), first, "main", caps)
     with pytest.raises(RefusedError, match="do not fit"):
