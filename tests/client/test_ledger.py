@@ -214,6 +214,16 @@ def test_a_reply_is_let_go_when_its_run_goes_on_and_is_then_refused(tmp_path: Pa
     assert kept == [("other/swift", 0), ("run/swift", 1)]
 
 
+def test_what_a_hospitals_ledger_lets_go_is_no_longer_in_its_file(tmp_path: Path) -> None:
+    ledger = opened(tmp_path)
+    begin(ledger, QUERIES)
+    answer(ledger, QUERIES[0], compute=lambda: b"the reply of release 0" * 10_000)
+    answer(ledger, QUERIES[1])
+    ledger.close()  # which writes back what lies beside the file
+    assert [file.name for file in (tmp_path / "site").iterdir()] == ["ledger.sqlite"]
+    assert b"the reply of release 0" not in (tmp_path / "site" / "ledger.sqlite").read_bytes()
+
+
 def test_a_computation_that_breaks_off_is_tried_a_bounded_number_of_times(tmp_path: Path) -> None:
     ledger = opened(tmp_path)
     begin(ledger, QUERIES)
