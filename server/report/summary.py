@@ -211,7 +211,8 @@ def _other_controls(report: Json) -> list[str]:
         for outcome, text in words.items()
         if outcome in outcomes.values()
     ]
-    return [f"Beside the controls that decide nothing, its gap is {'; '.join(parts)}."] if parts else []
+    these = "these controls do" if len(outcomes) > 1 else "this control does"
+    return [f"Its gap is {'; '.join(parts)}; {these} not count towards the verdict."] if parts else []
 
 
 def _margin_words(report: Json) -> list[str]:

@@ -314,7 +314,7 @@ def test_controls_that_decide_nothing_are_told_all_the_same() -> None:
     shifts = {BASE: [1.5, -1.5, 0], METHOD: [0.8, -0.8, 0], "no_mask": [0.0, 0.0, 0]}
     report = make_report(make_study(controls=("no_mask",)), draw([900, 900, 0], shifts))
     assert report["summary"]["others"] == [
-        "Beside the controls that decide nothing, its gap is larger than that of no_mask."
+        "Its gap is larger than that of no_mask; this control does not count towards the verdict."
     ]
 
 
