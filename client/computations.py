@@ -106,9 +106,9 @@ def gradient_sum(place: Workplace) -> Contribution:
         owner = split.patient[rows]
         z = view.model(view.rows(rows))
         losses = row_losses(z, split.label[owner], cell[owner], task, bias, place.query.parameters["beta"])
-        gradient = torch.autograd.grad((losses * share[rows].to(losses.dtype)).sum(), parameters)
+        gradient = torch.autograd.grad((losses * share[rows].to(losses)).sum(), parameters)
         total += layout.flatten(dict(zip(layout.shapes, gradient, strict=True)))
-        logits.append(z.detach())
+        logits.append(z.detach().cpu())
     p = torch.sigmoid(torch.cat(logits)) if logits else torch.zeros(0)
     scores = sums_by_cell(p, split, cell, len(task))
     return Totals({"gradient": total, "patients": patients_by_cell(cell, len(task)), "scores": scores})

@@ -26,15 +26,29 @@ def patient_scores(view: View) -> NDArray[np.float64]:
     return patient_means(logits_alike(view), view.split)
 
 
+def exact_scores(view: View) -> NDArray[np.float64]:
+    """`patient_scores` where no noise protects the patients: their last bits have nothing to hide.
+
+    No batch is filled up, which at a site of few patients is most of the work.
+    """
+    _places(view)  # a network that mixes rows is refused here too
+    return patient_means(view.logits().double().cpu(), view.split)
+
+
 def logits_alike(view: View) -> Tensor:
     """Logit of each row, (m,) float64, without gradients, each a function of its row alone."""
     logits = torch.zeros(len(view.split.patient), dtype=torch.float64)
     with torch.no_grad():
-        places = alike_places(view, "scores", lambda x: [view.model(x)])
+        places = _places(view)
         for rows in torch.split(torch.arange(len(logits)), len(places)) if len(logits) else ():
             at = places[: len(rows)]
             logits[rows] = view.model(view.rows_at(rows, at, PLACES))[at].double().cpu()
     return logits
+
+
+def _places(view: View) -> Tensor:
+    with torch.no_grad():
+        return alike_places(view, "scores", lambda x: [view.model(x)])
 
 
 def patient_means(logits: Tensor, split: Split) -> NDArray[np.float64]:
@@ -60,19 +74,17 @@ class ScoreCache:
         self._scores: OrderedDict[Hashable, NDArray[np.float64]] = OrderedDict()
 
     def scores(self, study: Study, query: Query, prefix: str, split: Split) -> NDArray[np.float64]:
-        """`patient_scores` of the model in the bundles of a query that begin with `prefix`, computed once.
-
-        Where no noise protects the patients the last bit of a score has nothing to hide, and no batch is filled up.
-        """
-        bundles = {role.removeprefix(prefix): digest for role, digest in query.input_digests.items()}
-        weights = tuple((part, bundles[part]) for part in WEIGHTS if part in bundles)
+        """The scores of the model in the bundles of a query whose roles begin with `prefix`, computed once."""
+        digests = query.input_digests
+        # By the very roles that the state is made of: a server may name others, and would file its scores under them.
+        roles = (prefix + part for part in WEIGHTS)
+        weights = tuple((role.removeprefix(prefix), digests[role]) for role in roles if role in digests)
         # The study says how rows are read and by which network, so scores of two studies are never mixed.
         key = (study.hash, weights, query.split, query.private)
         if key not in self._scores:
             state = state_from_inputs(query.inputs, prefix)
             view = View(study, network(study, state), split)
-            logits = logits_alike(view) if query.private else view.logits().double().cpu()
-            self._scores[key] = patient_means(logits, split)
+            self._scores[key] = patient_scores(view) if query.private else exact_scores(view)
             if len(self._scores) > self._size:
                 self._scores.popitem(last=False)
         self._scores.move_to_end(key)

@@ -92,14 +92,15 @@ def train_locally(
             if parameters["flips"] and isinstance(study.inputs, ImageInputs):
                 x = flipped(x, generator)
             logits = model(x)
-            met = torch.sigmoid(logits.detach()).to(torch.float64) * share[rows]
+            # What is known of patients lies on the processor, whatever the network's device is.
+            met = torch.sigmoid(logits.detach()).to("cpu", torch.float64) * share[rows]
             if moving is not None:
                 bias = moving.observe(patients, _by_patient(met, owner, patients))
             elif parameters.get("losses") == "batch":  # whose task loss has weights of its own too, hence at beta = 1
                 kind = parameters["bias_loss"], parameters["form"]
-                task, bias = batch_weights(logits.detach(), cell[owner], len(scores) // 2, *kind)
+                task, bias = batch_weights(logits.detach().cpu(), cell[owner], len(scores) // 2, *kind)
             losses = row_losses(logits, split.label[owner], cell[owner], task, bias, parameters["beta"])
-            loss = (losses * share[rows].to(losses.dtype)).sum() / len(patients)
+            loss = (losses * share[rows].to(losses)).sum() / len(patients)
             descent.step(torch.autograd.grad(loss, trained, allow_unused=True))
             if epoch == parameters["epochs"] - 1:
                 scores.index_add_(0, cell[owner], met)
@@ -119,7 +120,7 @@ def _moving_bias(
     parameters: Mapping[str, Any],
     weights: Mapping[str, NDArray[np.float64]],
 ) -> MovingBias:
-    start = torch.sigmoid(logits).to(torch.float64)
+    start = torch.sigmoid(logits).to("cpu", torch.float64)
     return MovingBias(
         weights["patients"],
         weights["scores"],
@@ -139,7 +140,7 @@ def _by_patient(shares: Tensor, owner: Tensor, patients: Tensor) -> Tensor:
 
 def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image mirrored left-right and top-bottom, each with probability 1/2; x is (m, C, H, W)."""
-    coins = torch.rand((2, len(x)), generator=generator) < 0.5
+    coins = (torch.rand((2, len(x)), generator=generator) < 0.5).to(x.device)
     x = torch.where(coins[0].view(-1, 1, 1, 1), x.flip(-1), x)
     return torch.where(coins[1].view(-1, 1, 1, 1), x.flip(-2), x)
 

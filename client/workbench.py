@@ -43,12 +43,11 @@ def network(study: Study, state: Mapping[str, NDArray[np.generic]]) -> nn.Module
     dtype = floating.pop() if len(floating) == 1 else None
     # A network of its own for each precision: on the way to a coarser one and back a buffer would lose digits.
     key = (spec.factory, tuple(sorted(spec.arguments.items())), spec.device, dtype)
-    kept: dict[object, tuple[nn.Module, dict[str, Tensor]]] = _networks.__dict__.setdefault("kept", {})
+    kept: dict[object, nn.Module] = _networks.__dict__.setdefault("kept", {})
     if key not in kept:
-        model = _laid_out(load_factory(spec.factory, spec.arguments).to(spec.device, dtype))
-        kept[key] = model, model.state_dict()
-    model, own = kept[key]
-    _load(model, own, tensors, spec.factory)
+        kept[key] = _laid_out(load_factory(spec.factory, spec.arguments).to(spec.device, dtype))
+    model = kept[key]
+    _load(model, tensors, spec.factory)
     # A training that broke off may have left tensors frozen.
     return model.requires_grad_(True).eval()
 
@@ -64,15 +63,9 @@ def _laid_out(model: nn.Module) -> nn.Module:
     return model
 
 
-def _load(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], factory: str) -> None:
-    """`load_state_dict` without its walk over the modules, which takes longer than a small site's whole training.
-
-    Args:
-        model: the network.
-        own: its state dict, which shares its memory.
-        tensors: the new values.
-        factory: names the network in an error.
-    """
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], factory: str) -> None:
+    """`load_state_dict` without its walk over the modules, which takes longer than a small site's whole training."""
+    own = model.state_dict()  # anew: a forward pass may have put another tensor in the place of one
     if {name: tensor.shape for name, tensor in own.items()} == {name: t.shape for name, t in tensors.items()}:
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

@@ -39,7 +39,7 @@ class Layout:
         """One float64 vector (size,) of the named tensors, in the layout's order."""
         vector = np.empty(self.size)
         for name, part in self.split(vector).items():
-            part[...] = _numpy(tensors[name])
+            part[...] = _numpy(tensors[name]).reshape(part.shape)  # which refuses another size; a slice would repeat it
         return vector
 
     def split(self, vector: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

@@ -25,19 +25,21 @@ def row_losses(
 
     Args:
         logits: (m,) float.
-        label, cell: (m,) int64, of each row's patient.
-        task_weight, bias_weight: (2 * (G + 1),) float, by cell.
+        label, cell: (m,) int64, of each row's patient; on the processor, as all that is known of patients, or beside
+            the logits.
+        task_weight, bias_weight: (2 * (G + 1),) float, by cell; likewise.
         beta: share of the task loss, in [0, 1].
 
     Returns:
         (m,) float.
     """
+    label, cell = label.to(logits.device), cell.to(logits.device)
     loss = torch.zeros_like(logits)
     if beta > 0:
         entropy = functional.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none")
-        loss = loss + beta * task_weight.to(logits.dtype)[cell] * entropy
+        loss = loss + beta * task_weight.to(logits)[cell] * entropy
     if beta < 1:
-        loss = loss + (1 - beta) * bias_weight.to(logits.dtype)[cell] * torch.sigmoid(logits)
+        loss = loss + (1 - beta) * bias_weight.to(logits)[cell] * torch.sigmoid(logits)
     return loss
 
 

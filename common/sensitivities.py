@@ -128,11 +128,11 @@ def batch_sensitivities(
     count = 0
     for x, label, cell in batches:
         logits = model(x)
-        weights = batch_weights(logits.detach(), cell, groups, loss, form)
+        weights = batch_weights(logits.detach().cpu(), cell, groups, loss, form)
         for which, beta in ((0, 0.0), (1, 1.0)):
             batch_loss = row_losses(logits, label, cell, *weights, beta).mean()
             gradient = torch.autograd.grad(batch_loss, parameters, retain_graph=which == 0)
-            squares = torch.cat([pooled(g.square(), granularity) for g in gradient]).to(torch.float64)
+            squares = torch.cat([pooled(g.square(), granularity) for g in gradient]).to("cpu", torch.float64)
             totals[which] = totals[which] + squares if count else squares
         count += 1
     return totals[0].numpy(), totals[1].numpy(), count

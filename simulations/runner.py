@@ -38,7 +38,6 @@ from equipoise.simulations.auc_noise import write_auc_noise
 from equipoise.simulations.doors import open_hospital, open_site, site_identity, write_hospitals_file
 from equipoise.simulations.flower import run_in_flower
 from equipoise.simulations.grid import run_in_process
-from equipoise.simulations.heap import keep_freed_memory
 from equipoise.simulations.hospitals import Hospitals, build_hospitals
 from equipoise.simulations.outfolder import BEFORE_THE_TASK, check_free
 from equipoise.simulations.preflight import Census, check_census, check_study
@@ -78,7 +77,6 @@ def simulate(
     """
     if engine not in ENGINES:
         raise StudyError(f"engine={engine}: no such engine; there are: {', '.join(ENGINES)}")
-    keep_freed_memory()
     check_study(study)
     run = RunFolder(folder)
     if run.task_file.exists() and not resume:

@@ -111,6 +111,14 @@ def test_common_loads_no_flower() -> None:
     assert not {name.split(".")[0] for name in loaded} & {"flwr", "ray"}
 
 
+def test_a_study_without_noise_loads_neither_the_accountant_nor_statistics() -> None:
+    names = ["equipoise.simulations.runner", "equipoise.server.verify", "equipoise.client.host"]
+    loaded = python(
+        f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\nprint(*sys.modules)"
+    ).split()
+    assert not set(loaded) & {"dp_accounting", "mpmath", "scipy.stats", "scipy.optimize", "scipy.signal"}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["version"], ["simulate", "--help"]])
 def test_the_command_line_is_light(arguments: list[str]) -> None:
     """Help and version are asked for on machines and in shells where torch takes seconds."""

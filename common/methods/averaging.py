@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from types import MappingProxyType
 from typing import Literal
 
@@ -210,7 +210,7 @@ class ExactRounds:
         phase: as the progress display and the plan call it.
         beta: share of the task loss.
         mask: of the update; None where everything moves alike.
-        bias: parameters of the bias loss, where beta leaves it a share.
+        bias: parameters of the bias loss; none for methods without one.
     """
 
     def __init__(
@@ -226,8 +226,14 @@ class ExactRounds:
     ) -> None:
         self._study, self._layout, self._step, self._steps = study, layout, step, steps
         self._phase, self._beta, self._mask, self._bias = phase, beta, mask, bias
-        self._factors = np.ones(layout.size) if mask is None else layout.flatten(mask.values)
-        self._momentum = Momentum(steps.lr, steps.momentum, np.zeros(layout.size))
+
+    @cached_property
+    def _momentum(self) -> Momentum:
+        return Momentum(self._steps.lr, self._steps.momentum, np.zeros(self._layout.size))
+
+    @cached_property
+    def _factors(self) -> NDArray[np.float64]:
+        return np.ones(self._layout.size) if self._mask is None else self._layout.flatten(self._mask.values)
 
     def query(self, round_: int) -> Query:
         """One round, planned."""

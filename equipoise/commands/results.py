@@ -48,8 +48,10 @@ def run_here(study: Study, out: Path | None, engine: EngineName, resume: bool, o
         from equipoise.progress import ProgressBars
         from equipoise.server.rundir import RunFolder
         from equipoise.server.verify import write_seal
+        from equipoise.simulations.heap import keep_freed_memory
         from equipoise.simulations.runner import simulate as run_study
 
+    keep_freed_memory()
     folder = out if out is not None else Path("runs") / study.study
     with ProgressBars() as progress:
         report = run_study(study, folder, engine=engine.value, resume=resume, watchers=[progress], say=progress.say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from equipoise.client.agent import SiteAgent
 from equipoise.client.bundles import BundleStore
 from equipoise.client.cohort import Cohort
 from equipoise.client.cohort_store import CohortStore
+from equipoise.client.scores import ScoreCache
+from equipoise.client.workbench import View
 from equipoise.common import catalogue
 from equipoise.common.canonical import digest_arrays
 from equipoise.common.errors import DataError, ModelError
 from equipoise.common.fairness.tables import hybrid_edges
+from equipoise.common.privacy.plan import ReleasePlan
 from equipoise.common.query import SPLITS, Query
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
@@ -446,6 +450,37 @@ def test_accounts_that_join_above_the_cap_are_refused_before_anything_is_release
         assert code_of(agent.answer(asked)) == code
         assert ("join" in kinds(agent), "release" in kinds(agent)) == (True, code == "ok")
     assert "do not fit under caps.epsilon=4" in log_of(tmp_path / "4")[-1]["reason"]
+
+
+def test_scores_are_filed_under_the_weights_that_they_come_from(tmp_path: Path) -> None:
+    """A server names another model's bundle in a role that nothing reads, and asks for that model afterwards."""
+    study, query = study_of(), catalogue.score_histogram(study_of(), "test", "swift")
+    edges = {"edges": hybrid_edges(None, study.score_bins)}
+    base = classifier_of(study, FILE)
+    moved = base.moved(base.layout("head"), np.full(base.layout("head").size, 0.9))
+    plan = StudyPlan.single("swift", [catalogue.score_histogram(study, "test", "base"), query])
+    found = []
+    for aside in ({}, {".head": moved.inputs()["model.head"]}):
+        agent = open_agent(Counted(), tmp_path / str(len(aside)), [study])
+        first = catalogue.score_histogram(study, "test", "base").with_inputs(**base.inputs(), edges=edges, **aside)
+        assert code_of(agent.answer(request_for(study, plan, first))) == "ok"
+        second = query.with_inputs(**moved.inputs(), edges=edges)
+        found.append(unpack(agent.answer(request_for(study, plan, second, number=1)))[1])
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_exact_scores_and_those_under_noise_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, cache, split = study_of(), ScoreCache(), PEOPLE.split(range(9))
+    exact = bins(study)
+    private = replace(exact, plan=ReleasePlan.vector(1.0, 3, noise=3.0))
+    plain = cache.scores(study, exact, "model", split)
+
+    def refuse(view: View) -> None:
+        raise AssertionError("batches of any size where noise protects the patients")
+
+    monkeypatch.setattr(View, "logits", refuse)
+    np.testing.assert_allclose(cache.scores(study, private, "model", split), plain, atol=1e-5)
+    assert cache.scores(study, exact, "model", split) is plain
 
 
 # --- nothing about a patient --------------------------------------------------------------------------------------

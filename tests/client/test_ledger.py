@@ -219,6 +219,9 @@ def test_what_a_hospitals_ledger_lets_go_is_no_longer_in_its_file(tmp_path: Path
     begin(ledger, QUERIES)
     answer(ledger, QUERIES[0], compute=lambda: b"the reply of release 0" * 10_000)
     answer(ledger, QUERIES[1])
+    assert ledger._chain.db.execute("PRAGMA secure_delete").fetchone() == (1,)  # which few builds of SQLite begin with
+    scratch = opened(tmp_path / "scratch", durable=False)
+    assert scratch._chain.db.execute("PRAGMA secure_delete").fetchone() == (0,)
     ledger.close()  # which writes back what lies beside the file
     assert [file.name for file in (tmp_path / "site").iterdir()] == ["ledger.sqlite"]
     assert b"the reply of release 0" not in (tmp_path / "site" / "ledger.sqlite").read_bytes()

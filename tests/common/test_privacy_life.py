@@ -6,14 +6,20 @@ import math
 from dataclasses import replace
 
 import pytest
+from dp_accounting.rdp import rdp_privacy_accountant
 
-from equipoise.common.privacy.accounting import ORDERS, PrivacyCost, rdp_epsilon_of
+from equipoise.common.privacy.accounting import FINITE, ORDERS, PrivacyCost, rdp_epsilon_of
 from equipoise.common.privacy.events import Event
 from equipoise.common.privacy.life import LifeFilter, best_order
 from equipoise.common.privacy.plan import ReleasePlan
 
 DELTA = 1e-5
 CAPS = PrivacyCost(epsilon=4.0, epsilon_if_others_collude=8.0, delta=DELTA)
+
+
+def test_the_orders_are_those_of_dp_accounting() -> None:
+    assert [float(order) for order in rdp_privacy_accountant.DEFAULT_RDP_ORDERS] == list(FINITE)
+    assert (*FINITE, math.inf) == ORDERS
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0, 10.0])

@@ -72,16 +72,24 @@ def test_node_ids_come_from_the_names_alone() -> None:
 
 def test_messages_are_serialised_both_ways_and_counted() -> None:
     request = bytes(1000)
-    seen: list[bytes] = []
+    seen: list[Message] = []
 
     def work(message: Message, context: Context) -> Message:
-        seen.append(get_bytes("request", message.content))
+        seen.append(message)
         return Message(put_bytes("reply", b"y" * 10), reply_to=message)
 
     with InProcessGrid(one_action(work), ["a"]) as grid:
         (message,) = letters(grid, request)
+        vars(message)["aside"] = vars(message.content)["aside"] = "what Flower's protobuf does not carry"
         (reply,) = drain(grid, [message])
-        assert seen[0] == request
+        assert get_bytes("request", seen[0].content) == request
+        assert seen[0] is not message
+        assert seen[0].content is not message.content
+        assert not hasattr(seen[0], "aside")
+        assert not hasattr(seen[0].content, "aside")
+        record, sent = seen[0].content["equipoise"], message.content["equipoise"]
+        assert record is not sent
+        assert record["request"] is not sent["request"]
         assert grid.bytes_down == {"a": len(message_to_proto(message).SerializeToString())}
         assert grid.bytes_up == {"a": len(message_to_proto(reply).SerializeToString())}
         assert 1000 < grid.bytes_down["a"] < 1250

@@ -1,5 +1,6 @@
 """Memory that a simulation frees and needs again is not given back to the system in between."""
 
+import platform
 import subprocess
 import sys
 
@@ -25,7 +26,7 @@ def pages_cleared(how: str) -> int:
     return int(ran.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_the_same_pages_serve_one_array_after_the_other() -> None:
     once = ARRAYS * BYTES // PAGE
     assert pages_cleared("kept") < 3 * once
