@@ -473,13 +473,20 @@ def test_exact_scores_and_those_under_noise_are_kept_apart(monkeypatch: pytest.M
     study, cache, split = study_of(), ScoreCache(), PEOPLE.split(range(9))
     exact = bins(study)
     private = replace(exact, plan=ReleasePlan.vector(1.0, 3, noise=3.0))
+    unfilled: list[View] = []
+    logits = View.logits
+
+    def noted(view: View) -> torch.Tensor:
+        unfilled.append(view)
+        return logits(view)
+
+    monkeypatch.setattr(View, "logits", noted)
+    guarded = cache.scores(study, private, "model", split)
+    assert not unfilled  # batches of one size where noise protects the patients
     plain = cache.scores(study, exact, "model", split)
-
-    def refuse(view: View) -> None:
-        raise AssertionError("batches of any size where noise protects the patients")
-
-    monkeypatch.setattr(View, "logits", refuse)
-    np.testing.assert_allclose(cache.scores(study, private, "model", split), plain, atol=1e-5)
+    assert len(unfilled) == 1
+    np.testing.assert_allclose(guarded, plain, atol=1e-5)
+    assert cache.scores(study, private, "model", split) is guarded
     assert cache.scores(study, exact, "model", split) is plain
 
 
