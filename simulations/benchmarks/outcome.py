@@ -116,7 +116,10 @@ def main(
     per_seed = [figures_of(report) for report in reports]
     value = {
         "study": name,
-        "command": f"python -m equipoise.simulations.benchmarks.outcome {study_file} --seeds {seeds}",
+        "command": " ".join(
+            ["python -m equipoise.simulations.benchmarks.outcome", str(study_file), f"--seeds {seeds}"]
+            + [f"--set {one}" for one in sets or []]
+        ),
         **origin(),
         "method": method,
         "parameters": reports[0]["study"]["method"]["parameters"],
