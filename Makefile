@@ -58,8 +58,9 @@ bench: $(RUN) ## Speed, memory and growth, beside a frozen plain script; writes 
 
 evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hours, goes on where it was; FRESH=1 begins anew.
 	$(if $(FRESH),rm -rf runs/evidence $(foreach name,$(KEPT),$(RESULTS)/$(name).json))
-	for study in bench-a heart; do $(BENCHMARK).outcome configs/$$study.yaml --seeds 5 --out runs/evidence/outcome || exit; done
-	$(BENCHMARK).outcome configs/ham10000.yaml --seeds 3 --out runs/evidence/outcome
+	for study in bench-a heart diabetes ham10000; do \
+	  $(BENCHMARK).outcome configs/$$study.yaml --seeds 5 --out runs/evidence/outcome || exit; done
+	$(BENCHMARK).settings --seeds 5 --out runs/evidence/outcome
 	$(BENCHMARK).outcome configs/collapse.yaml --seeds 2 --out runs/evidence/outcome
 	for sweep in utility bench-b; do $(BENCHMARK).private_outcome $$sweep --seeds 5 --draws 3 || exit; done
 	$(BENCHMARK).private_outcome frontier --seeds 5 --draws 2
