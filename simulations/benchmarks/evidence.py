@@ -53,7 +53,7 @@ The unit is the lesion: the data have no patient identifiers. Images of 40 x 40 
     "diabetes": """## Diabetes 130 by race, six made-up sites
 
 Readmission within 30 days. The public file does not name hospitals: patients are dealt to six sites. These columns tell
-readmission little, for whichever group, and three of the five groups are small, so that noise alone keeps the gap up.
+readmission little, for whichever group, and three of the five groups are small, so that noise alone would show a gap.
 """,
     "collapse": """## The trap: a collapsed model
 
