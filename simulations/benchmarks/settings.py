@@ -39,7 +39,7 @@ def section(results: Path) -> str:
         return ""
     rows = [_row(SETTINGS[name][0], value) for name, value in found.items()]
     commands = [f"`{value['command']}`, commit {value['commit']}" for name, value in found.items() if name != "bench-a"]
-    seeds = {name: value["seeds"] for name, value in found.items()}
+    seeds = [value["seeds"] for value in found.values()]
     return "\n".join(
         [
             "## Other hospitals, other patients: SWiFT without privacy",
@@ -47,7 +47,7 @@ def section(results: Path) -> str:
             "Bench A and its kin, with the parameters of bench A; nothing was chosen anew. Gaps at the declared",
             "rule, and what SWiFT's gap is less than plain fine-tuning's and balanced cells', paired by seed;",
             "brackets as above, not widened for",
-            f"{len(found)} settings. Seeds {' and '.join(map(str, {tuple(one) for one in seeds.values()}))}.",
+            f"{len(found)} settings. Seeds {'; '.join(sorted({', '.join(map(str, one)) for one in seeds}))}.",
             "",
             f"| setting | {' | '.join(f'gap, {name}' for name in COLUMNS)} | swift less plain | swift less balanced "
             "| worst-group AUC, base | swift |",
