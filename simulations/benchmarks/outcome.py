@@ -9,6 +9,7 @@ quotes. Intervals are t-intervals over seeds; differences between arms are paire
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,9 +117,9 @@ def main(
     per_seed = [figures_of(report) for report in reports]
     value = {
         "study": name,
-        "command": " ".join(
-            ["python -m equipoise.simulations.benchmarks.outcome", str(study_file), f"--seeds {seeds}"]
-            + [f"--set {one}" for one in sets or []]
+        "command": shlex.join(
+            ["python", "-m", "equipoise.simulations.benchmarks.outcome", str(study_file), "--seeds", str(seeds)]
+            + [part for one in sets or [] for part in ("--set", one)]
         ),
         **origin(),
         "method": method,

@@ -50,7 +50,7 @@ def section(results: Path) -> str:
             f"{len(found)} settings. Seeds {'; '.join(sorted({', '.join(map(str, one)) for one in seeds}))}.",
             "",
             f"| setting | {' | '.join(f'gap, {name}' for name in COLUMNS)} | swift less plain | swift less balanced "
-            "| worst-group AUC, base | swift |",
+            "| worst-group AUC, base | worst-group AUC, swift |",
             f"|{'---|' * (len(COLUMNS) + 5)}",
             *rows,
             "",
