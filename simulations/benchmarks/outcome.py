@@ -63,7 +63,7 @@ def summarise(seeds: list[dict[str, dict[str, float | None]]], method: str) -> d
                     [_minus(seed[method][key], seed[name][key]) for seed in seeds]
                 )
         if name != BASE:
-            for key in {"gap", "gap_rate_matched"} & set(seeds[0][name]):
+            for key in (key for key in ("gap", "gap_rate_matched") if key in seeds[0][name]):
                 row[f"{key}_cut"] = _interval([_cut(seed[name][key], seed[BASE][key]) for seed in seeds])
         table[name] = row
     return table

@@ -392,6 +392,23 @@ def test_more_cells_than_the_plan_bounds_are_refused() -> None:
         filled(two_tables(), x=[[0]])
 
 
+@pytest.mark.parametrize("length", [1.5, 1e3, 1e12])
+def test_the_door_clips_a_vector_whatever_the_computation_made_of_it(
+    length: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract of the last step alone: the computations clip too, and no test of theirs would miss it here."""
+    plan = ReleasePlan.vector(1.0, 8, noise=3.0)
+    query = Query("whitened_gradient", "patient_sum", "train", "rounds", {}, {"x": Block.noisy((8,), plan)})
+    query = query.under(plan).placed(0)
+    monkeypatch.setattr("equipoise.client.release._noised", lambda query, total, most: total)
+    others, patient = np.full((3, 8), 0.1), np.full((1, 8), length / 8**0.5)
+    sums = [
+        release(charge_for(query), query, Rows([*parts]))["x"] * plan.step for parts in ([others], [others, patient])
+    ]
+    assert 0.99 < np.linalg.norm(sums[1] - sums[0]) <= plan.sensitivity
+    assert plan.sensitivity < 1.01
+
+
 def test_vectors_of_another_length_are_refused() -> None:
     query = private_queries(MODEL)["whitened_gradient of the head"]
     size = query.plan.dimensions
