@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from equipoise.common.config import Strict
 
@@ -15,10 +15,17 @@ class SyntheticHospitals(Strict):
     kind: Literal["synthetic"]
     bench: Literal["A", "B", "C"] = "A"
     count: int = Field(default=6, ge=1, le=1000)
+    single_group: int = Field(default=0, ge=0)  # how many of them, from the first on, see one group alone
     patients: int = Field(default=300, ge=1)
     validation: int = Field(default=100, ge=0)
     test: int = Field(default=1600, ge=4)
     pool: Literal["diverse", "vendor"] = "diverse"  # whose unlabelled images a private study takes for public
+
+    @model_validator(mode="after")
+    def _no_more_than_there_are(self) -> Self:
+        if self.single_group > self.count:
+            raise ValueError(f"single_group is {self.single_group}, of {self.count} hospitals; expected no more")
+        return self
 
 
 class PublicHospitals(Strict):

@@ -72,6 +72,7 @@ def _synthetic(study: Study, wanted: SyntheticHospitals, folder: Path) -> Hospit
         folder,
         study.seed,
         hospitals=wanted.count,
+        single_group=wanted.single_group,
         patients=wanted.patients,
         validation=wanted.validation,
         test=wanted.test,

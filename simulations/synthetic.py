@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from equipoise.client.cohort import Split
+from equipoise.common.errors import StudyError
 from equipoise.common.query import SPLITS
 from equipoise.common.streams import numpy_stream
 from equipoise.simulations.dermoscopy import DEVICES, SIZE, Integers, draw_images
@@ -100,9 +101,14 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     return numpy_stream(seed, "synthetic", *names)
 
 
-def hospitals_of(count: int) -> tuple[Hospital, ...]:
-    """`count` hospitals; beyond eight the definitions repeat, with other patients."""
-    return tuple(HOSPITALS[index % len(HOSPITALS)] for index in range(count))
+def hospitals_of(count: int, single_group: int = 0) -> tuple[Hospital, ...]:
+    """`count` hospitals; beyond eight the definitions repeat, with other patients.
+
+    The first `single_group` of them see one group alone: dark skin where it is half of their patients or more.
+    """
+    hospitals = [HOSPITALS[index % len(HOSPITALS)] for index in range(count)]
+    one = [replace(hospital, share_dark=float(hospital.share_dark >= 0.5)) for hospital in hospitals[:single_group]]
+    return (*one, *hospitals[single_group:])
 
 
 def draw_set(labels: Integers, groups: Integers, devices: Integers, rng: np.random.Generator) -> ImageSet:
@@ -138,25 +144,43 @@ def hospital_set(hospital: Hospital, patients: int, rng: np.random.Generator) ->
     return ImageSet(draw_images(labels, groups, DEVICES[hospital.device], rng), labels, groups)
 
 
-def cell_counts(total: int, hospitals: int) -> Integers:
+def cell_counts(total: int, hospitals: Sequence[Hospital]) -> Integers:
     """How many test patients of each cell lie at each hospital, (hospitals, 4) int64.
 
-    Cells are (label, group) = (0, 0), (0, 1), (1, 0), (1, 1). Neither two cells nor two hospitals differ by more than
-    one patient in all, nor two entries by more than one.
+    Cells are (label, group) = (0, 0), (0, 1), (1, 0), (1, 1); no two differ by more than one patient in all. A cell's
+    patients lie at the hospitals that see its group, evenly. Where every hospital sees both groups, neither two
+    hospitals differ by more than one patient in all, nor two entries by more than one.
+
+    Raises:
+        StudyError: no hospital sees a group.
     """
-    counts = np.zeros((hospitals, 4), dtype=np.int64)
-    places = np.arange(total)
-    # Dealt like cards, cell by cell: each cell begins at the hospital where the one before it ended.
-    cells = np.repeat(np.arange(4), [total // 4 + (cell < total % 4) for cell in range(4)])
-    np.add.at(counts, (places % hospitals, cells), 1)
+    counts = np.zeros((len(hospitals), 4), dtype=np.int64)
+    begin = 0
+    for cell in range(4):
+        dark = cell % 2
+        seeing = [index for index, hospital in enumerate(hospitals) if hospital.share_dark != 1 - dark]
+        if not seeing:
+            raise StudyError(
+                f"simulation.hospitals.single_group: no hospital of {len(hospitals)} sees {TONES[dark]} skin, so no "
+                "gap could be measured; take fewer, or more hospitals"
+            )
+        # Dealt like cards, cell by cell: each cell begins at the hospital where the one before it ended.
+        size = total // 4 + (cell < total % 4)
+        np.add.at(counts[:, cell], np.array(seeing)[(begin + np.arange(size)) % len(seeing)], 1)
+        begin += size
     return counts
 
 
-def hospital_tests(seed: int, hospitals: int = 6, total: int = 1600) -> list[ImageSet]:
-    """The test patients of each hospital, from its own device; together `total`, the four cells equal."""
-    counts = cell_counts(total, hospitals)
+def hospital_tests(seed: int, hospitals: int = 6, total: int = 1600, single_group: int = 0) -> list[ImageSet]:
+    """The test patients of each hospital, from its own device; together `total`, the four cells equal.
+
+    Raises:
+        StudyError: no hospital sees a group.
+    """
+    defined = hospitals_of(hospitals, single_group)
+    counts = cell_counts(total, defined)
     tests = []
-    for index, hospital in enumerate(hospitals_of(hospitals)):
+    for index, hospital in enumerate(defined):
         rng = stream(seed, "hospital", index, "test")
         cells = rng.permutation(np.repeat(np.arange(4), counts[index]))
         labels, groups = cells // 2, cells % 2
@@ -195,7 +219,14 @@ def diverse_pool(seed: int, hospitals: int = 6, count: int = 600) -> NDArray[np.
 
 
 def write_hospitals(
-    folder: Path, seed: int, *, hospitals: int = 6, patients: int = 300, validation: int = 100, test: int = 1600
+    folder: Path,
+    seed: int,
+    *,
+    hospitals: int = 6,
+    single_group: int = 0,
+    patients: int = 300,
+    validation: int = 100,
+    test: int = 1600,
 ) -> list[SitePaths]:
     """Write hospitals as folders with a manifest, zipped images and a site file that declares them synthetic.
 
@@ -205,16 +236,18 @@ def write_hospitals(
         folder: gets one folder per hospital, `hospital-1` and so on.
         seed: public; the same seed gives the same bytes.
         hospitals: how many.
+        single_group: how many of them, from the first on, see one group alone.
         patients: training patients of each hospital.
         validation: validation patients of each hospital.
         test: test patients of all hospitals together.
 
     Raises:
         StorageError: a file could not be written.
+        StudyError: no hospital sees a group.
     """
-    tests = hospital_tests(seed, hospitals, test)
+    tests = hospital_tests(seed, hospitals, test, single_group)
     written = []
-    for index, hospital in enumerate(hospitals_of(hospitals)):
+    for index, hospital in enumerate(hospitals_of(hospitals, single_group)):
         train = hospital_set(hospital, patients, stream(seed, "hospital", index, "train"))
         held_out = hospital_set(hospital, validation, stream(seed, "hospital", index, "validation"))
         cohort = concatenate([train, held_out, tests[index]])

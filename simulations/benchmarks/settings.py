@@ -1,4 +1,5 @@
-"""Does it hold elsewhere? Bench A with other numbers of hospitals and of patients, and the other benches.
+"""Does it hold elsewhere? Bench A with other numbers of hospitals and of patients, with a group missing at some
+hospitals or at each, and the other benches.
 
     python -m equipoise.simulations.benchmarks.settings --seeds 5
 
@@ -26,6 +27,8 @@ SETTINGS = {
     "bench-a-16-hospitals": ("16 hospitals of 300", (f"{HOSPITALS}count=16",)),
     "bench-a-100-patients": ("6 hospitals of 100", (f"{HOSPITALS}patients=100",)),
     "bench-a-1000-patients": ("6 hospitals of 1,000", (f"{HOSPITALS}patients=1000",)),
+    "bench-a-3-single-group": ("6 of 300, 3 with one group alone", (f"{HOSPITALS}single_group=3",)),
+    "bench-a-6-single-group": ("6 of 300, each with one group alone", (f"{HOSPITALS}single_group=6",)),
     "bench-b": ("bench B: the vendor saw no dark-skinned patient with the disease", (f"{HOSPITALS}bench=B",)),
     "bench-c": ("bench C: between A and B", (f"{HOSPITALS}bench=C",)),
 }

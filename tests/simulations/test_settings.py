@@ -55,4 +55,5 @@ def test_every_setting_is_run_under_its_own_name_and_is_what_its_label_says(
     assert ran["bench-a-16-hospitals"].count == 16
     assert ran["bench-a-100-patients"].patients == 100
     assert ran["bench-a-1000-patients"].patients == 1000
+    assert [ran[f"bench-a-{count}-single-group"].single_group for count in (3, 6)] == [3, 6]
     assert (ran["bench-b"].bench, ran["bench-c"].bench) == ("B", "C")

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.client.cohort import Cohort
-from equipoise.common.errors import StorageError
+from equipoise.common.errors import StorageError, StudyError
 from equipoise.common.query import SPLITS
 from equipoise.common.sitefile import load_site
 from equipoise.common.study import Study
+from equipoise.common.study_simulation import Simulation, SyntheticHospitals
 from equipoise.simulations.dermoscopy import DEVICES, draw_images
+from equipoise.simulations.hospitals import build_hospitals
 from equipoise.simulations.synthetic import (
     HOSPITALS,
     Bench,
@@ -125,10 +127,35 @@ class TestSets:
 
     @given(st.integers(0, 500), st.integers(1, 30))
     def test_test_patients_are_dealt_evenly(self, total: int, hospitals: int) -> None:
-        counts = cell_counts(total, hospitals)
+        counts = cell_counts(total, hospitals_of(hospitals))
         assert counts.sum() == total
         for even in (counts, counts.sum(axis=0), counts.sum(axis=1)):
             assert np.ptp(even) <= 1
+
+    def test_hospitals_of_a_single_group_keep_the_one_they_see_most(self) -> None:
+        assert [hospital.share_dark for hospital in hospitals_of(6, 5)] == [0, 0, 0, 1, 0, 0.60]
+        assert hospitals_of(11, 0) == hospitals_of(11)
+
+    @given(st.integers(0, 500), st.integers(4, 30), st.data())
+    def test_test_patients_lie_where_their_group_is_seen(self, total: int, hospitals: int, data: st.DataObject) -> None:
+        seen = hospitals_of(hospitals, data.draw(st.integers(0, hospitals)))
+        counts = cell_counts(total, seen)
+        assert np.ptp(counts.sum(axis=0)) <= 1
+        assert counts.sum() == total
+        for hospital, row in zip(seen, counts, strict=True):
+            assert not (row[[0, 2]].any() and hospital.share_dark == 1)
+            assert not (row[[1, 3]].any() and hospital.share_dark == 0)
+        for cell in range(4):  # evenly among those that see the group
+            seeing = [hospital.share_dark != 1 - cell % 2 for hospital in seen]
+            assert np.ptp(counts[seeing, cell]) <= 1
+
+    def test_a_group_that_no_hospital_sees_is_refused(self) -> None:
+        with pytest.raises(StudyError, match=r"single_group: no hospital of 3 sees dark skin"):
+            hospital_tests(0, 3, single_group=3)
+
+    def test_no_more_hospitals_of_a_single_group_than_there_are(self) -> None:
+        with pytest.raises(ValueError, match="single_group is 3, of 2 hospitals; expected no more"):
+            SyntheticHospitals(kind="synthetic", count=2, single_group=3)
 
     def test_the_joint_test_set_has_four_equal_cells(self) -> None:
         test = joint_test(seed=0, hospitals=6, total=200)
@@ -170,6 +197,16 @@ class TestWrittenHospitals:
         assert torch.equal(torch.cat([split.inputs for split in splits]), joint.inputs)
         assert torch.equal(torch.cat([split.label for split in splits]), joint.label)
         assert torch.equal(torch.cat([split.groups["tone"] for split in splits]), joint.groups["tone"])
+
+    def test_of_a_single_group_hold_no_patient_of_the_other(self, tmp_path: Path) -> None:
+        wanted = {"kind": "synthetic", "count": 5, "single_group": 4, "patients": 30, "validation": 10, "test": 40}
+        study = STUDY.model_copy(update={"simulation": Simulation.model_validate({"hospitals": wanted})})
+        files = build_hospitals(study, tmp_path).sites.values()
+        cohorts = [Cohort(STUDY, load_site(file)) for file in files]
+        seen = [
+            {group for split in SPLITS for group in cohort.split(split).groups["tone"].tolist()} for cohort in cohorts
+        ]
+        assert seen == [{0}, {0}, {0}, {1}, {0, 1}]
 
     def test_have_the_bytes_of_their_seed(self, tmp_path: Path) -> None:
         def content(name: str, seed: int) -> list[bytes]:
