@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor, nn
 
 from equipoise.common.errors import DataError
@@ -112,14 +113,14 @@ def whiten(
     kept = min(int((eigenvalues > NULL * eigenvalues[0]).sum()), directions or len(eigenvalues))
     spectrum = eigenvalues[:kept]
     basis = vectors[:, :kept] / np.sqrt(spectrum + damp * spectrum[0])
-    p = 1 / (1 + np.exp(-logits))
+    p = expit(logits)
     lengths = np.maximum(p, 1 - p) * np.linalg.norm(gradients @ basis, axis=1)
     return Whitening(np.ascontiguousarray(basis), float(np.percentile(lengths, percentile)))
 
 
 def _weighted(logits: Vector, gradients: Vector) -> Vector:
     """Rows whose Gram matrix is M: sqrt(p (1 - p) / n) times the gradients, p shrunk to .05 + .9 p."""
-    p = (1 - SHRINK) / 2 + SHRINK / (1 + np.exp(-logits))
+    p = (1 - SHRINK) / 2 + SHRINK * expit(logits)
     weighted: Vector = np.sqrt(p * (1 - p) / len(p))[:, None] * gradients
     return weighted
 

@@ -33,13 +33,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import expit, ndtr, stdtrit
 
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile
 from equipoise.common.fairness.noise import HistogramNoise, histogram_noise, needed, projected, summed_noise
 from equipoise.common.fairness.placements import auc_influence, coarseness, placement_sums, placements_of_bins
-from equipoise.common.fairness.sigmoid import sigmoid
 from equipoise.common.fairness.tables import Table, group_names
 
 __all__ = [
@@ -108,7 +107,7 @@ class BinnedAUC:
             return max(self.centre - spread, 0.0), min(self.centre + spread, 1.0)
         half = float(stdtrit(self.degrees, ndtr(z))) * self.variance**0.5 / (self.centre * (1 - self.centre))
         middle = math.log(self.centre / (1 - self.centre))
-        return sigmoid(middle - half), sigmoid(middle + half)
+        return float(expit(middle - half)), float(expit(middle + half))
 
 
 def binned_auc(counts: Table, noise: float | HistogramNoise = 0.0) -> BinnedAUC:

@@ -24,11 +24,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import expit
 
 from equipoise.common.errors import StudyError
 from equipoise.common.fairness.estimate import LEVEL, MINIMUM_PATIENTS, Estimate
 from equipoise.common.fairness.intervals import normal_quantile, wilson
-from equipoise.common.fairness.sigmoid import sigmoid
 from equipoise.common.fairness.tables import Counts, group_names
 
 FEWEST_BINS = 1024
@@ -84,7 +84,7 @@ def _one(counts: Counts, group: str, level: float, minimum: int) -> Estimate:
     else:
         middle = math.log(value / (1 - value))
         half = normal_quantile(level) / math.sqrt(positives * value * (1 - value))
-        low, high = (sigmoid(x) for x in (middle - half, middle + half))
+        low, high = (float(expit(x)) for x in (middle - half, middle + half))
     reason = f"at prevalence {positives / n:.3f}; depends on it"
     return Estimate.of(
         "auprc",

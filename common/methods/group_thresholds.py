@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import expit
 
 from equipoise.common import catalogue
 from equipoise.common.alignment import Alignment, increasing
@@ -194,7 +195,7 @@ def positive_edges(scores: Floats, bins: int) -> Floats:
     Thresholds are needed where the diseased are, who are few in a pool without labels.
     """
     falling = np.sort(scores)
-    weights = np.cumsum(1 / (1 + np.exp(-falling)))
+    weights = np.cumsum(expit(falling))
     shares = np.arange(1, bins // 2 + 1) / (bins // 2 + 1)
     weighted = np.interp(shares * weights[-1], weights, falling)
     return quantile_edges(np.concatenate([np.quantile(falling, shares), weighted]), bins)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
+from scipy.special import expit
 
 from equipoise.common import catalogue
 from equipoise.common.block_energies import BlockEnergies
@@ -160,7 +161,7 @@ def clip_bound(study: Study, model: Classifier, names: list[str], percentile: fl
     """
     pool, energies = Pool.of(study), BlockEnergies(network_of(study, model), names)
     rows = [energies.rows(x) for x in pool.batches()]
-    p = 1 / (1 + np.exp(-np.concatenate([logits for logits, _ in rows])))
+    p = expit(np.concatenate([logits for logits, _ in rows]))
     lengths = np.maximum(p, 1 - p) * np.sqrt(np.concatenate([found for _, found in rows]).sum(axis=1))
     clip = float(np.percentile(lengths, percentile)) if len(lengths) else 0.0
     if not 0 < clip < np.inf:

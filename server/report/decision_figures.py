@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from equipoise.common.attribute import Attribute
 from equipoise.common.evaluation import Measured
@@ -23,7 +24,6 @@ from equipoise.common.fairness.tables import Counts, Floats, group_names
 from equipoise.common.fairness.unknown import allocation_bounds, unknown_warnings
 from equipoise.common.study import Study
 from equipoise.server.report.linked_sums import ALL
-from equipoise.server.report.score_figures import probability
 from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
@@ -100,7 +100,7 @@ def _net_benefit(
     hidden: Suppression,
 ) -> Json:
     """By group, per patient and standardised, beside what flagging everybody would bring; at the model's threshold."""
-    threshold, names = float(probability(np.array(logit))), attribute.groups
+    threshold, names = float(expit(logit)), attribute.groups
     if not 0 < threshold < 1:
         reason = f"the threshold {threshold:g} is no probability between 0 and 1 at which somebody would act"
         missing = shown(

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from equipoise.common.attribute import Attribute
 from equipoise.common.evaluation import Measured
@@ -75,20 +76,20 @@ def _of_attribute(study: Study, measured: Measured, model: str, attribute: Attri
         ],
         "gap_by_threshold": []
         if compared
-        else gap_by_threshold(metric, scores, probability(measured.edges), attribute, blur, bins),
+        else gap_by_threshold(metric, scores, expit(measured.edges), attribute, blur, bins),
     }
 
 
 def bin_ends(edges: Floats) -> Floats:
     """(2, B) probabilities at which each bin starts and ends; the outermost reach to 0 and to 1."""
-    inner = probability(edges)
+    inner = expit(edges)
     return np.stack([np.append(0.0, inner), np.append(inner, 1.0)])
 
 
 def bin_centres(edges: Floats) -> Floats:
     """(B,) probabilities in the middle of each bin on the logit, where the outermost have no end and take half way."""
     centres: Floats = bin_ends(edges).mean(axis=0)
-    centres[1:-1] = probability((edges[:-1] + edges[1:]) / 2)
+    centres[1:-1] = expit((edges[:-1] + edges[1:]) / 2)
     return centres
 
 
@@ -98,12 +99,6 @@ def too_wide(edges: Floats) -> str:
     if widest <= WIDEST_BIN:
         return ""
     return f"a bin of the score is {widest:.3f} wide, {WIDEST_BIN:g} at most: where scores lie in it is not known"
-
-
-def probability(logits: Floats) -> Floats:
-    """1 / (1 + exp(-x)) without overflow."""
-    found: Floats = 0.5 * (1 + np.tanh(0.5 * np.asarray(logits, dtype=np.float64)))
-    return found
 
 
 def _calibration(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from equipoise.common.alignment import Alignment
 from equipoise.common.attribute import Attribute
@@ -26,7 +27,6 @@ from equipoise.common.fairness.change import gap_change, overall_rate_change, ra
 from equipoise.common.fairness.estimate import Estimate
 from equipoise.common.fairness.rates import expected_if_equal, gap, overall_rate, rate_by_group
 from equipoise.common.fairness.reference import difference
-from equipoise.common.fairness.sigmoid import sigmoid
 from equipoise.common.fairness.tables import (
     UNKNOWN_NAME,
     Counts,
@@ -117,7 +117,7 @@ def thresholds(measured: Measured) -> Json:
     """model -> operating point -> the threshold as a logit and as a probability."""
     return {
         model: {
-            point: {"logit": float(logit), "probability": sigmoid(float(logit))}
+            point: {"logit": float(logit), "probability": float(expit(logit))}
             for point, logit in zip(POINTS, measured.thresholds[model], strict=True)
         }
         for model in models_in(measured)
@@ -129,7 +129,7 @@ def group_thresholds(study: Study, measured: Measured, method: str, alignment: A
     names = group_names(len(study.primary.groups) + 1, study.primary.groups)
     return {
         point: [
-            {"group": name, "logit": float(logit), "probability": sigmoid(float(logit))}
+            {"group": name, "logit": float(logit), "probability": float(expit(logit))}
             for name, logit in zip(names, alignment.threshold(float(common)), strict=True)
         ]
         for point, common in zip(POINTS, measured.thresholds[method], strict=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import typer
+from scipy.special import expit
 
 from equipoise.client.scores import patient_scores
 from equipoise.client.workbench import View, network
@@ -120,7 +121,7 @@ def counted(study: Study, folder: Path) -> tuple[float, Tables, dict[str, Any]]:
             )
             before = tables.setdefault(site, {}).get(attribute.name)
             tables[site][attribute.name] = mine if before is None else (before[0] + mine[0], before[1] + mine[1])
-    return float(1 / (1 + np.exp(-threshold))), tables, dict(hospitals.facts)
+    return float(expit(threshold)), tables, dict(hospitals.facts)
 
 
 def pooled(counts: Counts, hist: Counts, names: Iterable[str]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from equipoise.common.evaluation import BASE
 from equipoise.common.fairness.calibration import calibration_by_group
 from equipoise.common.fairness.tables import hybrid_edges
 from equipoise.server.report.curves import score_sections
-from equipoise.server.report.score_figures import WIDEST_BIN, bin_centres, bin_ends, probability, score_figures
+from equipoise.server.report.score_figures import WIDEST_BIN, bin_centres, bin_ends, score_figures
 from equipoise.server.report.suppression import Suppression
 from tests.score_tables import calibration_table
 from tests.server.report_case import METHOD, Patients, draw, make_report, make_study, measure
@@ -30,7 +31,7 @@ def calibrated(mean: float, spread: float = 1.2) -> Patients:
     """Patients, all of one group, whose scores are right; the disease is rare where the mean logit is low."""
     rng = np.random.default_rng(1)
     scores = rng.normal(mean, spread, N)
-    label = (rng.random(N) < probability(scores)).astype(np.int64)
+    label = (rng.random(N) < expit(scores)).astype(np.int64)
     return Patients(label, np.zeros(N, dtype=np.int64), {BASE: scores, METHOD: scores + 1e-3})
 
 
@@ -56,7 +57,7 @@ def test_few_bins_give_no_calibration_and_say_why(declared: Any) -> None:
 def test_narrow_bins_give_that_of_the_scores(bins: int, mean: float) -> None:
     patients = calibrated(mean)
     found = figures(patients, hybrid_edges(None, bins))
-    scores = probability(patients.logits[BASE])
+    scores = expit(patients.logits[BASE])
     exact = calibration_by_group(calibration_table(scores, patients.label, patients.group, 2))[0]
     assert found["brier"]["value"] == pytest.approx(((scores - patients.label) ** 2).mean(), abs=1e-3)
     assert found["ece"]["value"] == pytest.approx(exact.ece.value, abs=3e-3)
