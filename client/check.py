@@ -178,11 +178,14 @@ def open_cohort(site: Site, study: Study) -> Cohort:
     return Cohort(study, site)
 
 
-def check_readable(site: Site, study: Study) -> None:
+def check_readable(site: Site, study: Study) -> list[str]:
     """Whether this site's cohort has nothing that a study has no word for, and patients enough: before it is approved.
 
     The study's author chooses columns, levels and labels, and a site that meets another value refuses. So in a run the
     refusal would answer a question of the author's about single patients; here it is for the hospital alone.
+
+    Returns:
+        One line for each split with too few patients to answer: the study may do without it.
 
     Raises:
         DataError: one line with the first thing that is wrong.
@@ -198,6 +201,8 @@ def check_readable(site: Site, study: Study) -> None:
         raise DataError(f"study {study.study} is not approved: {error}") from None
     if few := _too_few(site, cohort):
         raise DataError(f"study {study.study} is not approved: {cohort.patients} patients, {few}")
+    rows = _splits(site, {name: cohort.split_patients(name) for name in SPLITS})
+    return [f"{row.what}: {row.found}; {row.fix}" for row in rows]
 
 
 def _too_few(site: Site, cohort: Cohort) -> str:

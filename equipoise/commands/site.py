@@ -129,7 +129,8 @@ def approve(digest: HashArgument, folder: FolderOption = HERE) -> None:
 
     approvals = _approvals(folder)
     found = approvals.find(digest)
-    check_readable(_site(folder), found.study)
+    for warning in check_readable(_site(folder), found.study):
+        typer.echo(f"warning: {warning}", err=True)
     proposal = approvals.decide(found.hash, "approved", getpass.getuser())
     typer.echo(f"study {proposal.study.study}, hash {proposal.hash}: approved")
 

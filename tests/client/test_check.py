@@ -1,6 +1,7 @@
 """`site check` names what is wrong and what to do: keys, authority, expiry, clock, data, ledger. Nothing leaves."""
 
 import os
+import re
 import socket
 import ssl
 import threading
@@ -253,6 +254,20 @@ def test_a_study_is_not_approved_where_patients_are_too_few_to_answer(site: Path
     with pytest.raises(DataError, match=r"48 patients, fewer than caps\.cohort_minimum of 49"):
         commands.approve(study.study.hash, site)
     assert study.state == "pending"
+
+
+def test_approval_names_a_split_that_is_too_small_to_answer(
+    site: Path, desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = yaml.safe_load((site / "site.yaml").read_text())
+    value["data"]["splits"] = {"train": 0.9, "validation": 0.1, "test": 0}
+    (site / "site.yaml").write_text(yaml.safe_dump(value))
+    study = Proposed(site, desk)
+    commands.approve(study.study.hash, site)
+    assert study.state == "approved"
+    few, none = capsys.readouterr().err.splitlines()
+    assert re.match(r"warning: split validation: \d \(shown here only\); fewer than caps\.split_minimum of 10", few)
+    assert none.startswith("warning: split test: nobody, as data.splits has it; fewer than")
 
 
 def test_a_user_who_may_not_read_the_cohort_is_told_who_may(site: Path, desk: Desk) -> None:
