@@ -19,6 +19,7 @@ import numpy as np
 
 from equipoise.common.fairness.t_interval import half_width
 from equipoise.server.report.plots.intervals import Row, interval_rows
+from equipoise.server.report.plots.svg import WIDTH, Drawing
 from equipoise.simulations.benchmarks.side_by_side import TITLES
 
 Json = dict[str, Any]
@@ -26,6 +27,13 @@ IMAGE = "docs/images/frontier.svg"
 STYLE = Path(__file__).resolve().parents[2] / "server" / "report" / "style.css"
 METHODS = {"private_head": "before", "swift": "after"}  # method -> marker
 GAP = "equalized_odds_mean"
+AXIS = "gap between light and dark skin, mean form (0: equal)"
+MEANINGS = {
+    "before": "private_head, 95 % interval over seeds",
+    "after": "swift in masked whitened rounds",
+    "expected": "the model as delivered, mean over seeds",
+}
+LEGEND = 62  # pixels above the panel
 SETTINGS = {
     "pooled": "all patients in one place, no noise",
     "none": "six hospitals, no noise",
@@ -42,11 +50,11 @@ SECTION = """## The frontier: how much of the gap privacy gives back
 Bench A as above. From the top: all patients in one place without noise, which no federation has; six hospitals together
 without noise; with one noise of which each adds a share, inside the secure sum (*distributed*, at the honest survivors
 that the protocol guarantees), or a whole noise each (*local*); every hospital by itself, the mean over their models.
-*Kept* is the share of the cut without noise, paired by seed. The upright bar is the model as delivered.
+*Kept* is the share of the cut without noise, paired by seed. Intervals that reach below 0 are drawn to 0.
 
 ![Gap of both methods by setting, with intervals](images/frontier.svg)
 
-Open circles: `private_head`; filled squares: `swift`, masked whitened rounds. The table has the figures.
+The table has the figures.
 """
 REAL = """Does real data follow? The gaps of the comparisons ([Methods side by side](comparison.md)), mode local:
 """
@@ -80,12 +88,27 @@ def drawing(value: Json) -> str:
         )
         for setting, cells in rows_of(value)
     ]
-    panel = str(interval_rows("frontier", "Gap by privacy", f"{GAP} (0: equal)", drawn, high=None))
+    panel = str(interval_rows("frontier", "Gap by privacy", AXIS, drawn, high=None))
+    height = LEGEND + int(panel.partition('height="')[2].partition('"')[0])
     palette = STYLE.read_text().partition("@media")[0]
     ground = '<rect width="100%" height="100%" fill="#fffefb"/>'
-    head, end, body = panel.partition(">")
-    named = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return f"{named}{end}<style>{palette}</style>{ground}{body}\n"
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    placed = panel.replace("<svg ", f'<svg y="{LEGEND}" ', 1)
+    parts = f"<style>{palette}</style>{ground}{_legend()}{placed}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{parts}</svg>\n'
+
+
+def _legend() -> str:
+    drawing = Drawing("legend", "What the markers mean", ", ".join(MEANINGS.values()), LEGEND)
+    for index, (shape, words) in enumerate(MEANINGS.items()):
+        y = 16 + 16 * index
+        if shape == "expected":
+            drawing.line(16, y - 6, 16, y + 6, shape)
+        else:
+            drawing.line(8, y, 24, y, f"interval {shape}")
+            drawing.marker(16, y, shape)
+        drawing.text(32, y + 4, words)
+    return str(drawing.markup())
 
 
 def _estimate(figure: Mapping[str, float]) -> Json:
