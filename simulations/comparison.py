@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import save
 
 import equipoise
+from equipoise.client.cohort_store import Patients
 from equipoise.common.canonical import canonical_json, sha256
 from equipoise.common.classifier import Classifier
 from equipoise.common.errors import DataError, StudyError
@@ -253,6 +254,11 @@ def resplit_of(study: Study, hospitals: Hospitals) -> dict[str, int] | None:
     if study.simulation is None or not isinstance(study.simulation.hospitals, PublicHospitals):
         return None
     cohorts = [open_hospital(study, [path]) for path in hospitals.sites.values()]
+    return patients_in(cohorts)
+
+
+def patients_in(cohorts: Sequence[Patients]) -> dict[str, int]:
+    """How many train and how many test, all hospitals together."""
     splits: tuple[SplitName, ...] = ("train", "test")
     return {split: sum(cohort.split_patients(split) for cohort in cohorts) for split in splits}
 

@@ -26,6 +26,7 @@ from equipoise.server.report.suppression import Suppression
 
 Json = dict[str, Any]
 PLAIN = "plain"
+GROUP_THRESHOLDS = "group_thresholds"
 MATCHED = "_matched"  # suffix of gaps at the study's `rate_match`
 GAPS = ("equalized_odds_mean", "equalized_odds_difference")
 FIGURES = (*GAPS, "worst_group_auc", "auc", "balanced_accuracy", *(gap + MATCHED for gap in GAPS))
@@ -123,9 +124,11 @@ def findings(value: Json) -> list[str]:
     larger = [name for name in others if _above(_versus(value, name, gap), 0.0)]
     text = [
         f"{gap} smaller than under plain fine-tuning, the paired interval below 0: {_listed(smaller)}.",
-        f"Of these also at the matched selection rate: {_listed(both)}; and with a worst-group AUC that lost no more "
-        f"than {bound:g} against the base model: {_listed(kept)}.",
+        f"Of these also at the matched selection rate: {_listed(both)}; and with an interval that rules out a loss of "
+        f"more than {bound:g} of the worst group's AUC against the base model: {_listed(kept)}.",
     ]
+    if GROUP_THRESHOLDS in kept:
+        text.append(f"{GROUP_THRESHOLDS} orders nobody anew within a group and cannot lose AUC; see its other figures.")
     if larger:
         text.append(f"{gap} larger than under plain fine-tuning: {_listed(larger)}.")
     factor, often = widening(value["study"].get("resplit"), len(value["seeds"])), "about"

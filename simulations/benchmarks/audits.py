@@ -201,12 +201,10 @@ INTRODUCTION = """# Audits of public data
 How a vendor's model works for each group, measured across sites from sums alone, before anything is repaired. Written
 by `python -m equipoise.simulations.benchmarks.audits` from `simulations/benchmarks/results/audits.json`; a test checks
 that this page and that file agree. The tables are exact (`privacy.mode: none`); brackets hold 95 % intervals (see
-[Fairness metrics](fairness-metrics.md)). A figure of fewer than ten patients is not estimable, an interval wider than
-0.10 to either side makes it imprecise. The vendors' models of heart and Adult were made with a known bias (see the
-`configs/`), so their gaps show that the audit finds what was planted; those of HAM10000 and Diabetes 130 were not.
-
-Each site's own gap is named in its row: of equalized odds at UCI heart, of the true positive rate alone in the three
-audits that were made before the script asked for both.
+[Fairness metrics](fairness-metrics.md)). A figure of fewer than ten patients is not estimable; with half
+its interval's width over 0.10 it is imprecise. The vendors' models of heart and Adult were made with a known bias (see
+the `configs/`), so their gaps show that the audit finds what was planted; those of HAM10000 and Diabetes 130 were not.
+Each site's own gap is that of equalized odds. *TPR, A less B* is A's rate minus B's.
 """
 
 

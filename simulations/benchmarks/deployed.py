@@ -242,7 +242,7 @@ def page(result: dict[str, Any]) -> str:
 
 Written by `{result["command"]}` on {result["date"]}, commit {result["commit"]}; the figures behind it are in
 [simulations/benchmarks/results/deployed.json](../simulations/benchmarks/results/deployed.json). A row of *Sites*
-that was measured apart has a commit of its own.
+that was measured apart has a commit of its own; the command is the last one that measured anything.
 Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}; Python {on["python"]}, torch {on["torch"]},
 flwr {on["flwr"]}. All processes of all sites share it, so that seconds are upper bounds; a site of its own is quicker.
 
@@ -251,7 +251,8 @@ flwr {on["flwr"]}. All processes of all sites share it, so that seconds are uppe
 Four sites, {fast["parameters"]:,} parameters, blocks of {ROUNDS} rounds of each kind, in turn. Load of the machine at
 the end (mean of 15 minutes): {fast["load"]:.0f} on {on["cores"]} cores. What is above their number is others' work, and
 all three are slower for it; the bound is for a machine without it. A round trip took
-{medians["equipoise"] / medians["plain"]:.2f} of the time of a plain round.
+{medians["equipoise"] / medians["plain"]:.2f} of the time of a plain round, a release through the secure sum
+{medians["secure"] / medians["plain"]:.1f} times as long as one.
 
 | seconds | rounds | median | least to most | bound |
 |---|---|---|---|---|
@@ -306,7 +307,10 @@ def main(
                 kept["load"] = sorted([*others, row], key=lambda one: int(one["sites"]))
                 write_whole(file, json.dumps(kept, indent=1).encode())
     kept |= {
-        "command": f"python -m equipoise.simulations.benchmarks.deployed --date {date} --counts {counts}",
+        "command": " ".join(
+            [f"python -m equipoise.simulations.benchmarks.deployed --date {date} --turns {turns} --counts {counts}"]
+            + ([f"--only {only}"] if only else [])
+        ),
         "date": date,
         "commit": commit(),
         "machine": machine(),

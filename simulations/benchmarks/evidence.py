@@ -13,6 +13,7 @@ from equipoise.common.files import write_whole
 from equipoise.server.report.side_by_side import widening
 from equipoise.simulations.benchmarks import bytes_to_gap, frontier, left_out, real_search, settings
 from equipoise.simulations.benchmarks.evidence_private import private_sections
+from equipoise.simulations.benchmarks.evidence_summary import at_a_glance
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = "docs/evidence.md"
@@ -20,18 +21,35 @@ PAGE = "docs/evidence.md"
 INTRODUCTION = """# Evidence
 
 What the program did, over seeds, each with a base model of its own and, on the synthetic benches, patients of its own.
-On public data a seed splits the same patients anew: runs share patients, and the intervals over seeds are too narrow
-for a statement on others. There a second sentence says what is left with the variance of Nadeau & Bengio (2003), which
-allows for that. Written by
-`python -m equipoise.simulations.benchmarks.evidence` from the files in `simulations/benchmarks/results/`, which
-`python -m equipoise.simulations.benchmarks.outcome` makes; a test checks that this page and those files agree.
+Written by `python -m equipoise.simulations.benchmarks.evidence` from the files in `simulations/benchmarks/results/`,
+each made by the command that stands under its table; a test checks that this page and those files agree. No table of a
+paper is reproduced. What a run costs stands in [Speed and memory](benchmarks.md) and, beside pfl and Flower, in
+[Simulation beside its peers](benchmarks-peers.md).
+"""
 
-Gaps are `equalized_odds_mean` between the groups of the primary attribute on the test patients; *gap* at the declared
-rule, *rate-matched* at the base model's selection rate (on the synthetic benches at the median score). Brackets hold
-95 % t-intervals over seeds, or with fewer than three seeds the least and the largest value. *Method less this*
-compares SWiFT with the row, paired by seed: below 0, SWiFT's gap is the smaller one. But for the sections on privacy,
-nothing here is private (`privacy.mode: none`). No table of a paper is reproduced. What a run costs stands in
-[Speed and memory](benchmarks.md) and, beside pfl and Flower, in [Simulation beside its peers](benchmarks-peers.md).
+READING = """## How to read the tables
+
+- *Gap*: the figure that the study declared, between the groups of its primary attribute on the test patients, at the
+  declared rule; *rate-matched*: at the base model's selection rate (on the synthetic benches at the median score).
+- Brackets hold 95 % t-intervals over seeds, or with fewer than three seeds the least and the largest value. One of few
+  seeds may reach past what is possible, as below 0 for a gap: read such an end as *wide*.
+- *Method minus this*: SWiFT's gap minus the row's, paired by seed. So -0.071 [-0.120, -0.021] says that SWiFT's gap is
+  smaller by 0.071, and the interval excludes 0. Intervals are not widened for the number of controls: of eleven, one
+  lies on one side of 0 by chance in about every second table.
+- On public data a seed splits the same patients anew: runs share patients, and intervals are too narrow for a statement
+  on others. There a second sentence says what is left with the variance of Nadeau & Bengio (2003), which allows for it.
+- Nothing is private here (`privacy.mode: none`), but for the sections that say so. `+` after a commit: the code
+  differed from it when those rows were made.
+
+| model | is |
+|---|---|
+| base | the vendor's model as delivered |
+| swift | soft-mask fine-tuning, the method that is tried |
+| no_mask, constant, permuted | the same without a mask; with its mean everywhere; with its values in random places |
+| plain, balanced, head | fine-tuning on the task alone; balanced over group and label; of the last layer alone |
+| pooled, local_only | the method on all patients in one place; at each hospital by itself, the mean over their models |
+| server_only | the method on the vendor's own data |
+| auc_noise | the base model with noise on its scores, until their AUC is the method's |
 """
 
 NOTES = {
@@ -61,14 +79,18 @@ With the published share of the task loss (0.1) and the published batch losses t
 decides alike for everybody. Its gap is small or 0, and the gates fail it.
 """,
 }
+AFTERWORDS = {
+    "heart": "Plain fine-tuning has SWiFT's learning rate here; where each takes the best of three on a seed of its "
+    "own, see [Methods side by side](comparison.md).",
+}
 COLUMNS = ("gap", "gap_rate_matched", "auc", "worst_group_auc", "balanced_accuracy", "gap_method_minus_this")
 FEWEST_SEEDS = 3  # with fewer, a t-interval says nothing
-HEADS = ("gap", "rate-matched", "AUC", "worst-group AUC", "balanced accuracy", "method less this")
+HEADS = ("gap", "rate-matched", "AUC", "worst-group AUC", "balanced accuracy", "method minus this")
 
 
 def page() -> str:
     """The whole page, from the results files that are there."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, at_a_glance(RESULTS), READING]
     for name, note in NOTES.items():
         file = RESULTS / f"{name}.json"
         if file.exists():
@@ -99,19 +121,13 @@ def _section(value: dict[str, Any]) -> str:
     ]
     verdicts = ", ".join(f"{value['verdicts'].count(word)} {word}" for word in sorted(set(value["verdicts"])))
     facts = [
-        f"Under {value['method']} {'; '.join(cuts)}." if cuts else "",
-        _comparison(value, seeds, widening(_resplit(value["study"]), seeds)),
+        f"Gap: `{value['metric']}`." + (f" Under {value['method']} {'; '.join(cuts)}." if cuts else ""),
+        _comparison(value, seeds, widening(value["resplit"], seeds)),
+        AFTERWORDS.get(value["study"], ""),
         f"Verdicts of the {len(value['seeds'])} runs against gates and controls: {verdicts}.",
         f"`{value['command']}`, commit {value['commit']}, {value['machine']}, seeds {value['seeds']}.",
     ]
     return "\n".join([*rows, "", *(fact for fact in facts if fact), ""])
-
-
-def _resplit(name: str) -> dict[str, int] | None:
-    """Patients whom each seed splits anew, as the comparison of methods on the same study counted them."""
-    file = RESULTS / f"compare-{name}.json"
-    found: dict[str, int] | None = json.loads(file.read_text())["study"]["resplit"] if file.exists() else None
-    return found
 
 
 def _comparison(value: dict[str, Any], seeds: int, factor: float) -> str:
@@ -161,7 +177,9 @@ def _ends(figure: dict[str, Any], seeds: int) -> tuple[float, float]:
 def _percent(figure: dict[str, Any], seeds: int) -> str:
     low, high = _ends(figure, seeds)
     span = f"[{100 * low:.0f}, {100 * high:.0f}]"
-    return f"{100 * figure['mean']:.0f} % {span}, at least {100 * figure['least']:.0f} % in every seed"
+    worst = figure["least"]
+    least = f"at least {100 * worst:.0f} % in every seed" if worst >= 0 else f"and grew by {-100 * worst:.0f} % in one"
+    return f"{100 * figure['mean']:.0f} % {span}, {least}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ MASK = """## Under privacy: does the mask do anything?
 
 The same rounds with the mask of the private sensitivities (*soft*), with its values dealt to other tensors
 (*permuted*), with their mean everywhere (*constant*) and without one (*ones*); epsilon 3. The second table has the gap
-under the soft mask less that under the other, paired by seed; p is of a paired t-test over the seeds, and nothing is
+under the soft mask minus that under the other, paired by seed; p is of a paired t-test over the seeds, and nothing is
 claimed from p >= 0.05 or from fewer than ten seeds.
 """
 REGIMES = """## Where might the mask matter?
@@ -35,7 +35,7 @@ REGIMES = """## Where might the mask matter?
 A search for a setting in which the soft mask is worth its name: `swift` with masked whitened rounds, six hospitals, few
 patients or harsh noise (mode local), a base model whose shortcut was planted in one part of the network (a model that
 was trained without it, whose one part then was trained on the vendor's biased images), and tests on two devices that no
-hospital has (*unseen*). The gap under the soft mask less that under the permuted and the constant one, paired by seed;
+hospital has (*unseen*). The gap under the soft mask minus that under the permuted and the constant one, paired by seed;
 p of a paired t-test, and after it p by Holm's method over all comparisons of the table. Nothing is claimed from a
 corrected p >= 0.05, or from fewer than ten seeds.
 """
@@ -104,12 +104,15 @@ def outcome_table(value: Json) -> str:
 
 def _origin(value: Json) -> str:
     seeds = sorted({row["seed"] for row in value["rows"]})
-    return f"`{value['command']}`, commit {value['commit']}, {value['machine']}, seeds {seeds}; noise does not repeat."
+    draws = max(row["draw"] for row in value["rows"]) + 1
+    noise = "one draw of noise a seed" if draws == 1 else f"{draws} draws of noise a seed"
+    where = f"`{value['command']}`, commit {value['commit']}, {value['machine']}, seeds {seeds}"
+    return f"{where}; {noise}, which does not repeat."
 
 
 def mask_table(value: Json) -> str:
     """The gap under the soft mask less that under each other, by place of the noise."""
-    rows = _head("soft less", "noise", "seeds", "gap", "p", "rate-matched", "p")
+    rows = _head("soft minus", "noise", "seeds", "gap", "p", "rate-matched", "p")
     run = {row["design"] for row in value["rows"]}
     for mode in (mode for mode in ("local", "once") if f"soft {mode} 3" in run):
         for other in ("permuted", "constant", "ones"):
@@ -126,6 +129,32 @@ def mask_table(value: Json) -> str:
 
 def regime_table(value: Json) -> str:
     """By cell, test and control: what is left of the gap, the paired difference, p and p by Holm's method."""
+    found = _comparisons(value)
+    corrected = holm([test.pvalue for *_, test in found])
+    rows = _head("setting", "test", "seeds", "gap before", "soft", "minus", "difference", "p", "p, Holm")
+    for (cell, where, before, after, other, apart, test), held in zip(found, corrected, strict=True):
+        low, high = test.confidence_interval(0.95)
+        words = f"{np.mean(apart):+.3f} [{low:+.3f}, {high:+.3f}]"
+        line = (cell, where, len(apart), f"{before:.3f}", f"{after:.3f}", other, words)
+        rows.append(_line(*line, f"{test.pvalue:.3f}", f"{held:.2f}"))
+    smaller, larger, looked = soft_mask_count(value)
+    fact = (
+        f"After the correction the soft mask leaves a smaller gap in {smaller} and a larger one in {larger} of "
+        f"{looked} comparisons."
+    )
+    return "\n".join([*rows, "", fact, _origin(value), ""])
+
+
+def soft_mask_count(value: Json) -> tuple[int, int, int]:
+    """In how many comparisons the soft mask's gap is smaller and larger after Holm's correction, and of how many."""
+    found = _comparisons(value)
+    corrected = holm([test.pvalue for *_, test in found])
+    means = [float(np.mean(apart)) for p, (*_, apart, _) in zip(corrected, found, strict=True) if p < ALPHA]
+    return sum(mean < 0 for mean in means), sum(mean > 0 for mean in means), len(found)
+
+
+def _comparisons(value: Json) -> list[tuple[str, str, float, float, str, list[float], Any]]:
+    """Setting, test, gap before and under the soft mask, the other mask, paired differences, their t-test."""
     cells = list(dict.fromkeys(row["design"].removeprefix("soft ") for row in value["rows"] if _is_soft(row)))
     found = []
     for cell in cells:
@@ -137,20 +166,7 @@ def regime_table(value: Json) -> str:
             for other in ("permuted", "constant"):
                 apart = paired(value["rows"], f"soft {cell}", f"{other} {cell}", GAP, side)
                 found.append((cell, test, before, after, other, apart, ttest_1samp(apart, 0.0)))
-    corrected = holm([test.pvalue for *_, test in found])
-    rows = _head("setting", "test", "seeds", "gap before", "soft", "less", "difference", "p", "p, Holm")
-    for (cell, where, before, after, other, apart, test), held in zip(found, corrected, strict=True):
-        low, high = test.confidence_interval(0.95)
-        words = f"{np.mean(apart):+.3f} [{low:+.3f}, {high:+.3f}]"
-        line = (cell, where, len(apart), f"{before:.3f}", f"{after:.3f}", other, words)
-        rows.append(_line(*line, f"{test.pvalue:.3f}", f"{held:.2f}"))
-    smaller = sum(p < ALPHA and np.mean(apart) < 0 for p, (*_, apart, _) in zip(corrected, found, strict=True))
-    larger = sum(p < ALPHA and np.mean(apart) > 0 for p, (*_, apart, _) in zip(corrected, found, strict=True))
-    fact = (
-        f"After the correction the soft mask leaves a smaller gap in {smaller} and a larger one in {larger} of "
-        f"{len(found)} comparisons."
-    )
-    return "\n".join([*rows, "", fact, _origin(value), ""])
+    return found
 
 
 def _is_soft(row: Json) -> bool:

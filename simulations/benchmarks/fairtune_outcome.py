@@ -35,7 +35,7 @@ from equipoise.common.study_privacy import PublicPool
 from equipoise.common.study_simulation import Recipe
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
-from equipoise.simulations.benchmarks.origin import origin
+from equipoise.simulations.benchmarks.origin import commit, origin
 from equipoise.simulations.benchmarks.private_rounds import figures_of
 from equipoise.simulations.doors import open_hospital
 from equipoise.simulations.hospitals import build_hospitals
@@ -115,7 +115,7 @@ def rows_of(data: str, seed: int, epsilon: float | None, draw: int, cache: Path)
         task = Task(study, arms, tuple(files), (), {})
         begin_run(run, task, files)
         start_run(study, run, task, "in-process")
-        key = {"data": data, "seed": seed, "epsilon": epsilon, "draw": draw}
+        key = {"data": data, "seed": seed, "epsilon": epsilon, "draw": draw, "commit": commit()}
         found = [{**key, "arm": "base", **scores_of(study, sites, run.path / "base.safetensors")}]
         for arm in arms:
             place = run.arm_folder(arm.name)
@@ -186,7 +186,7 @@ def main(
 def _document(data: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "command": f"python -m equipoise.simulations.benchmarks.fairtune_outcome {data}",
-        **origin(),
+        **origin(found),
         "delta": 1e-5,
         "method": {**SEARCH, **STEPS[data]},
         "summary": summary(found),

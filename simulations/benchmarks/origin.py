@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,23 @@ def machine() -> dict[str, Any]:
     }
 
 
-def origin() -> dict[str, str]:
-    """What stands beside figures that do not depend on the machine's speed."""
+def commit_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The commit that rows were made at; of several each, with how many rows it made.
+
+    >>> commit_of([{"commit": "a"}, {"commit": "b"}, {"commit": "a"}])
+    'a (2 rows), b (1)'
+    """
+    made = Counter(str(row["commit"]) for row in rows)
+    if len(made) == 1:
+        return next(iter(made))
+    words = [f"{name} ({count}{' rows' if not place else ''})" for place, (name, count) in enumerate(made.items())]
+    return ", ".join(words)
+
+
+def origin(rows: Iterable[Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """What stands beside figures that do not depend on the machine's speed; of rows made over time, their commits."""
     return {
-        "commit": commit(),
+        "commit": commit() if rows is None else commit_of(rows),
         "equipoise": __version__,
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,24 +22,25 @@ from equipoise.common.fairness.t_interval import half_width
 from equipoise.common.files import write_whole
 from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
-from equipoise.simulations.benchmarks.origin import origin
+from equipoise.simulations.benchmarks.origin import commit, origin
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "base"
+COMMIT = "commit.txt"  # in a run's folder: what made it
 
 
 def figures_of(report: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Per model: both gaps in the mean form, AUC, worst-group AUC and balanced accuracy of one run.
+    """Per model: the declared gap at both operating points, AUC, worst-group AUC and balanced accuracy of one run.
 
     `local_only` is the mean over its hospitals' models.
     """
-    attribute = report["study"]["primary"]
+    attribute, metric = report["study"]["primary"], report["study"]["evaluation"]["primary"]
     figures: dict[str, dict[str, float | None]] = {}
     for name, model in report["models"].items():
         own = model["attributes"][attribute]
         figures[name] = {
-            "gap": own["points"]["rule"]["gaps"]["equalized_odds_mean"]["value"],
-            "gap_rate_matched": own["points"]["base_rate"]["gaps"]["equalized_odds_mean"]["value"],
+            "gap": own["points"]["rule"]["gaps"][metric]["value"],
+            "gap_rate_matched": own["points"]["base_rate"]["gaps"][metric]["value"],
             "auc": model["auc"]["value"],
             "worst_group_auc": own["worst_group_auc"]["value"],
             "balanced_accuracy": model["points"]["rule"]["balanced_accuracy"]["value"],
@@ -94,15 +96,17 @@ def _cut(after: float | None, before: float | None) -> float | None:
 
 def main(
     study_file: Path,
-    seeds: Annotated[int, typer.Option(help="Seeds 0 to this, each with its own data and base model.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to this, each with its own data and base model.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/outcome"),
     sets: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """Run a study for several seeds and write its table."""
     quiet_flower()
+    from equipoise.simulations.comparison import resplit_of
+    from equipoise.simulations.hospitals import build_hospitals
     from equipoise.simulations.runner import simulate
 
-    reports = []
+    reports, commits = [], []
     name = ""
     for seed in range(seeds):
         study = load_study(study_file, [*(sets or []), f"seed={seed}"])
@@ -112,7 +116,11 @@ def main(
         if not done.exists():
             print(f"{name}: seed {seed}", file=sys.stderr, flush=True)
             simulate(study, folder, resume=(folder / "task.json").exists())
+            write_whole(folder / COMMIT, commit().encode())
         reports.append(json.loads(done.read_text()))
+        commits.append({"commit": (folder / COMMIT).read_text()})
+    with tempfile.TemporaryDirectory(prefix="outcome-") as place:
+        resplit = resplit_of(study, build_hospitals(study, Path(place)))
     method = reports[0]["study"]["method"]["name"]
     per_seed = [figures_of(report) for report in reports]
     value = {
@@ -121,8 +129,10 @@ def main(
             ["python", "-m", "equipoise.simulations.benchmarks.outcome", str(study_file), "--seeds", str(seeds)]
             + [part for one in sets or [] for part in ("--set", one)]
         ),
-        **origin(),
+        **origin(commits),
         "method": method,
+        "metric": reports[0]["study"]["evaluation"]["primary"],
+        "resplit": resplit,
         "parameters": reports[0]["study"]["method"]["parameters"],
         "seeds": list(range(seeds)),
         "verdicts": [report["verdict"]["outcome"] for report in reports],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import log
 from statistics import median
 from typing import Any
 
@@ -154,9 +155,17 @@ def _growth(result: dict[str, Any]) -> str:
     many, bound = result["many_sites"], result["bounds"]["memory_exponent"]
     first, last = many["rows"][0], many["rows"][-1]
     by_site = 1024 * (last["peak_mib"] - first["peak_mib"]) / (last["sites"] - first["sites"])
+
+    def slope(figure: str) -> float:
+        before, after = many["rows"][-2:]
+        return log(after[figure] / before[figure]) / log(after["sites"] / before["sites"])
+
     flat = "which counts as flat" if many["memory_exponent"] <= bound else "which is not flat"
+    costlier = ": there each added site costs more than the one before" if slope("cpu_s") > 1 else ""
     return (
         f"Peak memory grows as the number of sites to the power {many['memory_exponent']:.3f} (least squares on "
-        f"logarithms), {flat} (bound {bound:g}): {by_site:.0f} KiB a site, decoded images included. CPU seconds grow "
-        f"as the power {many['cpu_exponent']:.2f}; below 1, since the start is paid once."
+        f"logarithms), {flat} (bound {bound:g}): {by_site:.0f} KiB a site, decoded images included, on top of what "
+        f"one site takes; between the last two rows alone the power is {slope('peak_mib'):.3f}. CPU seconds grow as "
+        f"the power {many['cpu_exponent']:.2f} over all rows, since the start is paid once, and as "
+        f"{slope('cpu_s'):.2f} between the last two{costlier}."
     )

@@ -13,6 +13,7 @@ again. What a sweep is made of stands in `private_designs`.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from equipoise.common.study_file import pin_pool, pin_weights
 from equipoise.common.study_privacy import PublicPool
 from equipoise.quiet import quiet_flower
 from equipoise.server.rundir import Arm, RunFolder, Task
-from equipoise.simulations.benchmarks.origin import origin
+from equipoise.simulations.benchmarks.origin import commit, origin
 from equipoise.simulations.benchmarks.planted_base import planted_base
 from equipoise.simulations.benchmarks.private_designs import MODES, SWEEPS, Design
 from equipoise.simulations.benchmarks.private_rounds import Figures, figures_of, relative
@@ -170,7 +171,8 @@ def rows(
             for draw in range(1 if design.epsilon is None else draws):
                 key = f"{design.name} | {seed} | {draw}"
                 if key not in known:
-                    yield {"key": key, "design": design.name, "seed": seed, "draw": draw, **_row(design, seed, cache)}
+                    which = {"key": key, "design": design.name, "seed": seed, "draw": draw}
+                    yield which | _row(design, seed, cache) | {"commit": commit()}
 
 
 def _row(design: Design, seed: int, cache: Path) -> dict[str, Any]:
@@ -252,19 +254,22 @@ def main(
     file = results / f"private-outcome-{sweep}.json"
     found: list[Any] = json.loads(file.read_text())["rows"] if file.exists() else []
     designs = [design for design in SWEEPS[sweep] if only in design.name]
+    command = ["python", "-m", "equipoise.simulations.benchmarks.private_outcome", sweep]
+    command += ["--seeds", str(seeds), *(["--first", str(first)] if first else []), "--draws", str(draws)]
+    command += ["--only", only] if only else []
     for row in rows(designs, range(first, first + seeds), draws, cache, {row["key"] for row in found}):
         found.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-        write_whole(file, json.dumps(_document(sweep, found), indent=1).encode())
-    write_whole(file, json.dumps(_document(sweep, found), indent=1).encode())
+        write_whole(file, json.dumps(_document(sweep, found, command), indent=1).encode())
+    write_whole(file, json.dumps(_document(sweep, found, command), indent=1).encode())
     print(file)
 
 
-def _document(sweep: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _document(sweep: str, found: Sequence[Mapping[str, Any]], command: Sequence[str]) -> dict[str, Any]:
     return {
         "sweep": sweep,
-        "command": f"python -m equipoise.simulations.benchmarks.private_outcome {sweep}",
-        **origin(),
+        "command": shlex.join(command),
+        **origin(found),
         "delta": 1e-5,
         "designs": [asdict(design) for design in SWEEPS[sweep]],
         "summary": summary(found, SWEEPS[sweep]),

@@ -21,7 +21,7 @@ from equipoise.common.evaluation import BASE
 from equipoise.common.files import write_whole
 from equipoise.common.study_file import load_study
 from equipoise.quiet import quiet_flower
-from equipoise.server.report.side_by_side import MATCHED, findings, seeds_text
+from equipoise.server.report.side_by_side import MATCHED, findings, over_seeds, seeds_text, widening
 from equipoise.server.report.side_by_side_page import cell_text, tuned_by
 from equipoise.simulations.benchmarks import operating_points
 from equipoise.simulations.benchmarks.origin import commit, machine, origin
@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = "docs/comparison.md"
 SEEDS = 5
 FEWER = 3  # where a run is long
+SWIFT, BALANCED = "swift", "fine_tune"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ study's own has the parameters of its file in `configs/`, the others their defau
 it means the same in them. Nor do all train equally long: *rounds* are those of training, of all phases together, and
 plain and balanced fine-tuning (`fine_tune`) have those of the study's own method. *MB sent* is what a hospital sends in
 the training, means over hospitals and seeds. Brackets hold 95 % t-intervals over
-seeds; they are not widened for the number of methods. *Gap less plain's* is paired by seed, below 0 where the method's
+seeds; they are not widened for the number of methods. *Gap minus plain's* is paired by seed, below 0 where the method's
 gap is smaller than after plain fine-tuning. Under privacy each method has the whole epsilon to itself, and the figures
 are exact ones, which only a simulation can show. No table of a paper is reproduced.
 
@@ -92,7 +93,7 @@ HEADS = (
     "MB sent",
     "gap",
     "matched rate",
-    "gap less plain's",
+    "gap minus plain's",
     "worst-group AUC",
     "AUC",
     "balanced accuracy",
@@ -124,7 +125,7 @@ def _section(case: Case, value: Json) -> str:
         versus = figures[gap].get("versus_plain")
         cells = [
             rounds[name],
-            "-" if sent[name] is None else f"{sent[name]:.2g}",
+            "-" if sent[name] is None else _megabytes(sent[name]),
             cell_text(figures[gap]["value"]),
             cell_text(figures[gap + MATCHED]["value"]),
             "-" if versus is None else cell_text(versus, change=True),
@@ -136,6 +137,7 @@ def _section(case: Case, value: Json) -> str:
     notes = [
         f"Gap: `{gap}`. Seeds {', '.join(map(str, value['seeds']))}.",
         *findings(value),
+        *versus_balanced(value),
         *([tuned_by(value)] if case.tune else []),
         *(["Not run: " + "; ".join(left_out) + "."] if left_out else []),
         *([f"Left out for its length: {', '.join(case.left_out)}."] if case.left_out else []),
@@ -151,7 +153,27 @@ def _took(value: Json) -> str:
     runs = (len(value["methods"]) - 1) * len(value["seeds"])  # the base model is no run
     took = value["took"]
     where = f"one process, commit {took['commit']}, {took['machine']['cpu']}"
-    return f"All {runs} runs in one go took {took['minutes']:.0f} minutes ({where})."
+    minutes = round(took["minutes"])
+    return f"All {runs} runs in one go took {minutes} minute{'' if minutes == 1 else 's'} ({where})."
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def versus_balanced(value: Json) -> list[str]:
+    """The study's own method beside fine-tuning on balanced cells, the simplest that knows the groups."""
+    gap, seeds = value["study"]["evaluation"]["primary"], value["per_seed"].values()
+    if any(name not in value["table"] for name in (SWIFT, BALANCED)):
+        return []
+    pairs = [(seed[SWIFT]["figures"][gap], seed[BALANCED]["figures"][gap]) for seed in seeds]
+    apart = over_seeds([None if one is None or two is None else one - two for one, two in pairs])
+    factor = widening(value["study"].get("resplit"), len(seeds))
+    text = f"{SWIFT}'s {gap} minus that of {BALANCED} (balanced cells): {cell_text(apart, change=True)}"
+    if factor > 1 and apart["low"] is not None:
+        ends = {end: apart["mean"] + factor * (apart[end] - apart["mean"]) for end in ("low", "high")}
+        text += f"; {factor:.1f} times as wide, {cell_text({**apart, **ends}, change=True)}"
+    return [text + "."]
 
 
 def _rounds(parameters: Json, private: bool) -> str:
@@ -184,14 +206,23 @@ def run(name: str, folder: Path) -> Path:
     wanted = Comparison(study, tuple(methods), tuple(range(case.seeds)), allow_group_thresholds=True, tune=case.tune)
     place = folder / name
     resumed, begun = (place / "compared.json").exists(), time.monotonic()
-    found = compare(wanted, place, resume=resumed, note=_note)
+    made: list[str] = []
+
+    def note(line: str) -> None:
+        made.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    found = compare(wanted, place, resume=resumed, note=note)
     value = json.loads(found.with_suffix(".json").read_text())
     value |= {"command": f"python -m equipoise.simulations.benchmarks.side_by_side {name}", **origin()}
     file = RESULTS / f"compare-{name}.json"
     if not resumed:
         value["took"] = {"minutes": (time.monotonic() - begun) / 60, "commit": commit(), "machine": machine()}
-    elif file.exists() and "took" in (before := json.loads(file.read_text())):
-        value["took"] = before["took"]  # the time of the day on which all of it was run
+    elif file.exists():
+        before = json.loads(file.read_text())
+        if "took" in before:
+            value["took"] = before["took"]  # the time of the day on which all of it was run
+        value["commit"] = f"{before['commit']}, some runs again at {commit()}" if made else before["commit"]
     write_whole(file, json.dumps(value, indent=1).encode())
     return file
 
@@ -208,10 +239,6 @@ def main(
         print(run(name, out))
         write_whole(Path(PAGE), page().encode())
     write_whole(Path(PAGE), page().encode())
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_a_model_that_is_missing_in_a_seed_is_paired_in_the_others() -> None:
 def test_what_is_concluded_names_the_loss(value: Json) -> None:
     first, second, *rest = findings(value)
     assert first.endswith("interval below 0: good, bad.")
-    assert second.endswith("lost no more than 0.01 against the base model: good.")
+    assert second.endswith("a loss of more than 0.01 of the worst group's AUC against the base model: good.")
     assert "3 methods" in rest[-1]
 
 

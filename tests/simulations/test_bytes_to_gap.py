@@ -48,6 +48,20 @@ def test_bytes_to_the_target_are_those_of_the_cheapest_run_that_reaches_it_and_d
     assert (dense["bytes_up_a_round"], other["bytes_up_a_round"]) == ((200 - 100) / 2, 15)
     assert [point["fall"] for point in dense["curve"]] == pytest.approx([0.45, 0.6, 0.9])
     assert bytes_to_gap.summary(found)[2]["bytes"] is None
+    # The first run of OTHER closed the gap by deciding worse: it is no fall.
+    assert [(point["fall"], point["held"], point["runs"]) for point in other["curve"]] == [(0.1, 1, 2), (0.5, 1, 1)]
+
+
+def test_a_run_that_lost_the_accuracy_is_counted_and_not_averaged() -> None:
+    found = [row(arm.name, rounds, seed, 100, 0.6) for arm in ARMS for rounds in ROUNDS for seed in (0, 1)]
+    for one in found:
+        if (one["arm"], one["rounds"]) == (OTHER, 1):
+            one |= {"equalized_odds_mean_fall": 1.0, "after": {"balanced_accuracy": 0.5 + 0.3 * one["seed"]}}
+        if (one["arm"], one["rounds"]) == (OTHER, 2):
+            one["after"] = {"balanced_accuracy": 0.5}
+    value = {"rows": found, "summary": bytes_to_gap.summary(found), "command": "c", "commit": "0", "machine": "m"}
+    line = next(line for line in bytes_to_gap.section(value).splitlines() if line.startswith(f"| {OTHER}"))
+    assert "| 100 % [100, 100], 1 lost | 2 lost | 60 % [60, 60] |" in line
 
 
 def test_bytes_are_a_hospitals_mean_over_all_releases(tmp_path: Path) -> None:

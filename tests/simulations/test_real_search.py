@@ -122,11 +122,15 @@ def test_a_reader_sees_what_passed_and_the_tuning_seed_is_in_no_table() -> None:
     rows += [row("dfr", seed, GOOD | {"method": (0.14, 0.89)}) for seed in (*range(5), TUNING_SEED)]
     rows += [row("fine_tune, plain, rate 1", seed, {"method": (0.13, 0.89)}) for seed in (*range(5), TUNING_SEED)]
     chosen = ["swift, a", "dfr", "fine_tune, plain, rate 1"]
-    text = section({"rows": rows, "chosen": {"age": chosen}, "commit": "c", "machine": "m"})
+    shared = {"train": 100, "test": 50}
+    value = {"rows": rows, "chosen": {"age": chosen}, "commit": "c", "machine": "m", "resplit": shared}
+    text = section(value)
     assert (
-        "Of 3 settings tried on the tuning seed, 1 of them plain fine-tuning, 2 were run again: pass: swift, a. "
-        in text
+        "Of 3 settings tried on the tuning seed, 1 of them plain fine-tuning, 3 were run again, one of them "
+        "fine_tune, plain, rate 1, which is compared with and not judged: pass: swift, a. " in text
     )
+    # sqrt(1 + 5 * 50 / 100): the variance of Nadeau & Bengio
+    assert "With intervals 1.9 times as wide" in text
     assert (
         "Of these below plain fine-tuning at its own best rate: swift, a, and below that on balanced cells: none."
         in text

@@ -16,7 +16,7 @@ def result(name: str, gap: float, seeds: int = 3) -> str:
     """A results file in which every model's gap is a tenth of its place above `gap`."""
     models = {model: {"gap": gap + place / 10, "worst_group_auc": 0.8} for place, model in enumerate(settings.COLUMNS)}
     per_seed = [{model: dict(figures) for model, figures in models.items()} for _ in range(seeds)]
-    value = {"command": f"run {name}", "commit": "c0ffee", "seeds": list(range(seeds))}
+    value = {"command": f"run {name}", "commit": "c0ffee", "seeds": list(range(seeds)), "verdicts": ["pass"] * seeds}
     return json.dumps({**value, "over_seeds": outcome.summarise(per_seed, "swift")})
 
 
@@ -27,14 +27,17 @@ def test_the_table_has_a_row_for_each_setting_that_was_run(tmp_path: Path) -> No
     text = settings.section(tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 1")]
     assert len(rows) == 1
-    label, base, swift, no_mask, plain, balanced, less_plain, less_balanced, *aucs = rows[0]
+    label, base, swift, no_mask, plain, balanced, less_plain, less_balanced, *aucs, verdicts = rows[0]
     assert label == "16 hospitals of 300"
     means = [float(cell.split()[0]) for cell in (base, swift, no_mask, plain, balanced, less_plain, less_balanced)]
     assert means == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, -0.2, -0.3])
     assert [cell.split()[0] for cell in aucs] == ["0.800", "0.800"]
     assert "`run sixteen`, commit c0ffee." in text
-    assert "run bench-a" not in text
-    assert "2 settings. Seeds 0, 1, 2." in text
+    assert "`run bench-a`, commit c0ffee." in text
+    assert verdicts == "3 pass"
+    assert "2 settings. Seeds 0, 1, 2:" in text
+    assert "Not run yet: 4 hospitals of 300; " in text
+    assert "16 hospitals" not in text.partition("Not run yet")[2].partition("\n\n")[0]
 
 
 def test_every_setting_is_run_under_its_own_name_and_is_what_its_label_says(

@@ -25,12 +25,16 @@ class Row:
         marks: (marker, estimate) from top to bottom; markers as in `Drawing.marker`.
         tick: a value marked with a short bar (what chance alone would show), or None.
         note: words at the right end of the label's line.
+        singles: the values behind each mark, one dot each; none are drawn where it is empty.
+        linked: whether two marks are the same thing before and after.
     """
 
     label: str
     marks: Sequence[tuple[str, Json]]
     tick: float | None = None
     note: str = ""
+    singles: Sequence[Sequence[float]] = ()
+    linked: bool = True
 
 
 def interval_rows(
@@ -74,11 +78,14 @@ def _row(drawing: Drawing, scale: Scale, row: Row, top: float) -> None:
         x = scale(row.tick)
         drawing.line(x, lanes[0] - 6, x, lanes[-1] + 6, "expected")
     ends = [(scale(e["value"]), y) for (_, e), y in zip(row.marks, lanes, strict=True) if e["value"] is not None]
-    if len(ends) == 2:
+    if row.linked and len(ends) == 2:
         drawing.path(ends, "link")
     if not ends:
         drawing.text(LEFT, sum(lanes) / len(lanes) + 4, estimate_text(row.marks[0][1]), "missing halo")
         return
+    for values, y in zip(row.singles, lanes, strict=False):
+        for value in values:
+            drawing.dot(scale(value), y)
     for (shape, estimate), y in zip(row.marks, lanes, strict=True):
         if estimate["value"] is None:
             drawing.text(LEFT, y + 4, estimate_text(estimate), "missing halo")
@@ -86,8 +93,9 @@ def _row(drawing: Drawing, scale: Scale, row: Row, top: float) -> None:
         dashed = " imprecise" if estimate["status"] == "imprecise" else ""
         left, right = scale(estimate["low"]), scale(estimate["high"])
         drawing.line(left, y, right, y, f"interval {shape}{dashed}")
-        for end in (left, right):
-            drawing.line(end, y - 3, end, y + 3, f"interval {shape}")
+        for value, end in ((estimate["low"], left), (estimate["high"], right)):
+            if scale.low <= value <= scale.high:  # else it goes on beyond the panel
+                drawing.line(end, y - 3, end, y + 3, f"interval {shape}")
         drawing.marker(scale(estimate["value"]), y, shape)
 
 

@@ -130,6 +130,10 @@ class Drawing:
             mark = Markup('<path d="{}" class="mark {}"/>').format(corners, shape)
         self.parts.append(mark)
 
+    def dot(self, x: float, y: float) -> None:
+        """One of many values."""
+        self.parts.append(Markup('<circle cx="{}" cy="{}" r="2" class="single"/>').format(_at(x), _at(y)))
+
     def hatching(self, name: str) -> str:
         """Define a hatched fill; gives the value of a `fill` attribute."""
         self.parts.append(
