@@ -72,6 +72,7 @@ The unit is the lesion: the data have no patient identifiers. Images of 40 x 40 
 
 Readmission within 30 days. The public file does not name hospitals: patients are dealt to six sites. These columns tell
 readmission little, for whichever group, and three of the five groups are small, so that noise alone would show a gap.
+Controls other than no_mask, plain and auc_noise joined after a first run.
 """,
     "collapse": """## The trap: a collapsed model
 
