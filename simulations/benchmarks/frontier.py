@@ -2,7 +2,7 @@
 
 Drawn from results/private-outcome-frontier.json, which is made by
 
-    python -m equipoise.simulations.benchmarks.private_outcome frontier --seeds 5 --draws 2
+    python -m equipoise.simulations.benchmarks.private_outcome frontier --seeds 5 --draws 1
 
 and, for real data, from the comparisons of `side_by_side`. `evidence` puts the section into docs/evidence.md and writes
 docs/images/frontier.svg.

@@ -123,7 +123,7 @@ def test_a_reader_sees_what_passed_and_the_tuning_seed_is_in_no_table() -> None:
     rows += [row("fine_tune, plain, rate 1", seed, {"method": (0.13, 0.89)}) for seed in (*range(5), TUNING_SEED)]
     chosen = ["swift, a", "dfr", "fine_tune, plain, rate 1"]
     shared = {"train": 100, "test": 50}
-    value = {"rows": rows, "chosen": {"age": chosen}, "commit": "c", "machine": "m", "resplit": shared}
+    value = {"rows": rows, "chosen": {"age": chosen}, "command": "r", "commit": "c", "machine": "m", "resplit": shared}
     text = section(value)
     assert (
         "Of 3 settings tried on the tuning seed, 1 of them plain fine-tuning, 3 were run again, one of them "
