@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -14,3 +17,12 @@ settings.load_profile("equipoise")
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """A site agent that runs in the test's own process closes the files of its process to others."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
