@@ -118,7 +118,8 @@ def main(
             simulate(study, folder, resume=(folder / "task.json").exists())
             write_whole(folder / COMMIT, commit().encode())
         reports.append(json.loads(done.read_text()))
-        commits.append({"commit": (folder / COMMIT).read_text()})
+        made_by = folder / COMMIT
+        commits.append({"commit": made_by.read_text() if made_by.exists() else "unknown"})
     with tempfile.TemporaryDirectory(prefix="outcome-") as place:
         resplit = resplit_of(study, build_hospitals(study, Path(place)))
     method = reports[0]["study"]["method"]["name"]
