@@ -11,7 +11,7 @@ from typing import Any
 
 from equipoise.common.files import write_whole
 from equipoise.server.report.side_by_side import widening
-from equipoise.simulations.benchmarks import bytes_to_gap, frontier, left_out, real_search, settings
+from equipoise.simulations.benchmarks import bytes_to_gap, frontier, left_out, real_search, real_search_page, settings
 from equipoise.simulations.benchmarks.evidence_private import private_sections
 from equipoise.simulations.benchmarks.evidence_summary import at_a_glance
 
@@ -105,7 +105,7 @@ def page() -> str:
     if bytes_to_gap.FILE.exists():
         parts.append(bytes_to_gap.section(json.loads(bytes_to_gap.FILE.read_text())))
     if real_search.FILE.exists():
-        parts.append(real_search.section(json.loads(real_search.FILE.read_text())))
+        parts.append(real_search_page.section(json.loads(real_search.FILE.read_text())))
     return "\n".join(parts)
 
 

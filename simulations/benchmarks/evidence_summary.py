@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.server.report.side_by_side import widening
-from equipoise.simulations.benchmarks import frontier, left_out
+from equipoise.simulations.benchmarks import frontier, left_out, real_search, real_search_page
 from equipoise.simulations.benchmarks.evidence_private import soft_mask_count
+from equipoise.simulations.benchmarks.real_search_page import listed
 
 Json = dict[str, Any]
 STUDIES = {
@@ -74,12 +75,25 @@ def further(results: Path) -> list[str]:
             "- How much of the cut without noise is kept at epsilon 3, in mode distributed? "
             f"{'; '.join(said)} (bench A, [the frontier](#the-frontier-how-much-of-the-gap-privacy-gives-back))."
         )
+    if (file := results / "real-search.json").exists():
+        value = json.loads(file.read_text())
+        words = []
+        for primary in real_search.PRIMARIES:
+            found = real_search_page.Reported.of(value, primary)
+            words.append(
+                f"By {primary}: {listed(found.passed)} (widened for the number of settings: "
+                f"{listed(found.passed_of_all)}; as wide as shared lesions ask for: {listed(found.passed_on_others)})."
+            )
+        lines.append(
+            f"- Which settings debias HAM10000 behind a stronger network, by the declared rule? {' '.join(words)} See "
+            "[the search](#does-any-trained-method-debias-ham10000-behind-a-stronger-network)."
+        )
     if (file := results / "private-outcome-regimes.json").exists():
         smaller, larger, looked = soft_mask_count(json.loads(file.read_text()))
         lines.append(
             f"- Is there a setting in which the soft mask is worth its name? Smaller gap in {smaller}, larger in "
             f"{larger} of {looked} comparisons after Holm's correction "
-            "([the search](#where-might-the-mask-matter))."
+            "([the regimes](#where-might-the-mask-matter))."
         )
     return lines
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -31,7 +30,6 @@ from scipy.stats import t as student
 from equipoise.common.files import write_whole
 from equipoise.common.methods import METHODS
 from equipoise.quiet import quiet_flower
-from equipoise.server.report.side_by_side import widening
 from equipoise.simulations.benchmarks.embeddings import embedded, table_study
 from equipoise.simulations.benchmarks.origin import commit, origin
 from equipoise.simulations.benchmarks.outcome import figures_of, summarise
@@ -50,18 +48,6 @@ TUNED, BALANCED = "tuned plain", "balanced"
 """Two more to compare with, of the whole classifier: plain fine-tuning, and that on balanced cells, each at the rate
 chosen as the methods' were."""
 PLAIN_FAMILY, BALANCED_FAMILY = "fine_tune, plain", "fine_tune on balanced cells"
-HEADS = (
-    "setting",
-    "gap",
-    "its change",
-    "minus its own plain control's",
-    "minus noise's",
-    "minus tuned plain's",
-    "minus balanced's",
-    "worst group's AUC, change",
-    "settings tried",
-    "missed",
-)
 COMMAND = "python -m equipoise.simulations.benchmarks.real_search"
 
 
@@ -193,10 +179,10 @@ def judged(rows: Sequence[Json], looks: int = 1, factor: float = 1.0) -> Json:
     over = summarise([row["figures"] for row in rows], "method")
     method = over["method"]
     points = {
-        "gap falls": _below_zero(method["gap_change"], wider),
+        "gap falls": below_zero(method["gap_change"], wider),
         "worst group's AUC is kept": (method["worst_group_auc_change"] or {"mean": -inf})["mean"] >= -MOST_LOSS,
         **{
-            f"beats {control}": _below_zero(over[control]["gap_method_minus_this"], wider)
+            f"beats {control}": below_zero(over[control]["gap_method_minus_this"], wider)
             for control in CONTROLS
             if control in over
         },
@@ -204,114 +190,11 @@ def judged(rows: Sequence[Json], looks: int = 1, factor: float = 1.0) -> Json:
     return {"over_seeds": over, "points": points, "passes": all(points.values()) and set(CONTROLS) <= set(over)}
 
 
-def _below_zero(figure: Json | None, wider: float) -> bool:
+def below_zero(figure: Json | None, wider: float) -> bool:
     """Whether an interval, made wider by a factor, lies below 0."""
     if figure is None or "high" not in figure:
         return False
     return float(figure["mean"] + wider * (figure["high"] - figure["mean"])) < 0
-
-
-def section(value: Json) -> str:
-    """The section of docs/evidence.md."""
-    parts = [INTRODUCTION]
-    for primary in PRIMARIES:
-        rows = beside([row for row in value["rows"] if row["primary"] == primary], value["chosen"].get(primary, []))
-        of = {
-            name: mine
-            for name in value["chosen"].get(primary, [])
-            if (mine := [row for row in rows if row["setting"] == name])
-        }
-        if not of:
-            continue
-        found = {name: judged(mine) for name, mine in of.items()}
-        tuned = [row["setting"] for row in value["rows"] if (row["primary"], row["seed"]) == (primary, TUNING_SEED)]
-        tried = Counter(map(family_of, tuned))
-        base = next(iter(found.values()))["over_seeds"]["base"]
-        seeds = sorted({row["seed"] for row in rows})
-        parts.append(f"### By {primary}\n")
-        parts.append(
-            f"The vendor's model: gap {_text(base['gap'])}, AUC {_text(base['auc'])}, worst group's "
-            f"{_text(base['worst_group_auc'])}, balanced accuracy {_text(base['balanced_accuracy'])}. "
-            f"Seeds {', '.join(map(str, seeds))}.\n"
-        )
-        parts.append(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
-        parts += [_row(name, one, tried[family_of(name)]) for name, one in found.items()]
-        passed = [name for name, one in found.items() if one["passes"]]
-        verdict = f"pass: {'; '.join(passed)}" if passed else "none passes"
-        surely = [name for name, mine in of.items() if judged(mine, len(of))["passes"]]
-        factor = widening(value["resplit"], len(seeds))
-        others = [name for name, mine in of.items() if judged(mine, factor=factor)["passes"]]
-        kept = [name for name in passed if _keeps(found[name])]
-        plain = next((name for name in value["chosen"][primary] if family_of(name) == PLAIN_FAMILY), None)
-        compared = f", one of them {plain}, which is compared with and not judged" if plain else ""
-        besides = [
-            f"below {words}: {'; '.join(name for name in passed if _beats(found[name], other)) or 'none'}"
-            for other, words in (
-                (TUNED, "plain fine-tuning at its own best rate"),
-                (BALANCED, "that on balanced cells"),
-            )
-        ]
-        parts.append(
-            f"\nOf {tried.total()} settings tried on the tuning seed, {tried[PLAIN_FAMILY]} of them plain fine-tuning, "
-            f"{len(value['chosen'][primary])} were run again{compared}: {verdict}. "
-            f"{f'Of these {besides[0]}, and {besides[1]}. ' if passed else ''}"
-            f"{f'The interval of the worst group AUC rules out such a loss for: {listed(kept)}. ' if passed else ''}"
-            f"With intervals widened for the {len(found)} (Bonferroni) pass: {listed(surely)}. With intervals "
-            f"{factor:.1f} times as wide, which allow for seeds that share lesions (Nadeau & Bengio, 2003), pass: "
-            f"{listed(others)}.\n"
-        )
-    parts.append(f"`{COMMAND} tune` and `{value['command']}`, commit {value['commit']}, {value['machine']}.\n")
-    return "\n".join(parts)
-
-
-INTRODUCTION = f"""## Does any trained method debias HAM10000 behind a stronger network?
-
-The vendor fine-tunes EfficientNet-Lite0 from ImageNet's weights on its own lesions and freezes it; hospitals hold rows
-of 32 features, and what moves is the classifier behind them (simulations/benchmarks/embeddings.py). Each method's
-setting was chosen on seed {TUNING_SEED}, which is not in the tables: the smallest sum of gap and rate-matched gap on
-that seed's test patients, of those that lost at most {MOST_LOSS:g} of the worst group's AUC. *Settings tried* differ by
-method: more of them find more by chance. Fine-tuning on balanced cells, and later fedprox, q_ffl, afl and plain
-fine-tuning over its own rates, joined when the others had been run.
-
-A pass was declared beforehand: the interval of the gap's change lies below 0, as do those of its distance from the
-method's own plain control (the same part and number of rounds, and where it has a learning rate the same) and from
-noise at equal AUC, and the worst group's AUC falls by at most {MOST_LOSS:g} on average. Nobody chose that rate for
-plain fine-tuning's sake, and a head's own control moves the head alone. So two columns that the rule does not ask for
-compare with plain fine-tuning of the whole classifier at the rate that did best on seed {TUNING_SEED} by the same
-choice (*tuned plain*), and with the same on balanced cells. Brackets hold 95 % t-intervals, paired by seed, not widened
-for the number of methods. Seeds deal the same lesions anew, seed {TUNING_SEED} too: test patients of two seeds overlap,
-and the intervals, which do not know it, are too narrow for a statement on other lesions. Seeds 5 to 9 were run after
-seeds 0 to 4 had been looked at, with the settings chosen before.
-"""
-
-
-def listed(names: Sequence[str]) -> str:
-    """The names, or none."""
-    return "; ".join(names) or "none"
-
-
-def _keeps(one: Json) -> bool:
-    change = one["over_seeds"]["method"]["worst_group_auc_change"]
-    return change is not None and change.get("low", -inf) >= -MOST_LOSS
-
-
-def _beats(one: Json, other: str) -> bool:
-    return _below_zero(one["over_seeds"].get(other, {}).get("gap_method_minus_this"), 1.0)
-
-
-def _row(name: str, one: Json, tried: int) -> str:
-    over, method = one["over_seeds"], one["over_seeds"]["method"]
-    versus = [_text(over[c]["gap_method_minus_this"]) if c in over else "-" for c in (*CONTROLS, TUNED, BALANCED)]
-    missed = "; ".join(point for point, holds in one["points"].items() if not holds) or "-"
-    cells = (name, _text(method["gap"]), _text(method["gap_change"]), *versus, _text(method["worst_group_auc_change"]))
-    return f"| {' | '.join(cells)} | {tried} | {missed} |"
-
-
-def _text(figure: Json | None) -> str:
-    if figure is None:
-        return "-"
-    interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if "low" in figure else ""
-    return f"{figure['mean']:.3f}{interval}".replace("-", "\N{MINUS SIGN}")
 
 
 def main(

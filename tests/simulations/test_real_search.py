@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,19 @@ from equipoise.client.cohort import Split
 from equipoise.common.methods import METHODS
 from equipoise.simulations.benchmarks import embeddings, real_search
 from equipoise.simulations.benchmarks.lite_network import lite0
-from equipoise.simulations.benchmarks.real_search import CONTROLS, TUNING_SEED, beside, best, judged, section, settings
+from equipoise.simulations.benchmarks.real_search import (
+    CONTROLS,
+    PRIMARIES,
+    TUNING_SEED,
+    beside,
+    best,
+    family_of,
+    judged,
+    settings,
+)
+from equipoise.simulations.benchmarks.real_search_page import Reported, section
 
+NUMBERS = {16: "sixteen"}
 BASE = {"gap": 0.15, "gap_rate_matched": 0.15, "auc": 0.93, "worst_group_auc": 0.89, "balanced_accuracy": 0.84}
 GOOD = {"method": (0.07, 0.885), "plain": (0.13, 0.895), "auc_noise": (0.16, 0.88)}  # gap, worst group's AUC
 
@@ -127,7 +139,7 @@ def test_a_reader_sees_what_passed_and_the_tuning_seed_is_in_no_table() -> None:
     text = section(value)
     assert (
         "Of 3 settings tried on the tuning seed, 1 of them plain fine-tuning, 3 were run again, one of them "
-        "fine_tune, plain, rate 1, which is compared with and not judged: pass: swift, a. " in text
+        "fine_tune, plain, rate 1, which is compared with and not judged. The declared rule passes: swift, a. " in text
     )
     # sqrt(1 + 5 * 50 / 100): the variance of Nadeau & Bengio
     assert "With intervals 1.9 times as wide" in text
@@ -137,6 +149,20 @@ def test_a_reader_sees_what_passed_and_the_tuning_seed_is_in_no_table() -> None:
     )
     assert "Seeds 0, 1, 2, 3, 4." in text
     assert "beats plain" in next(line for line in text.splitlines() if line.startswith("| dfr"))
+
+
+def test_the_methods_page_names_those_that_passed() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "methods.md").read_text().split())
+    value = json.loads(real_search.FILE.read_text())
+    by_age, by_sex = (Reported.of(value, primary) for primary in PRIMARIES)
+    passed = {"swift", "swift in whitened rounds", "private_head", "group_dro", "fedprox"}
+    assert {family_of(name) for name in by_age.passed} == passed
+    assert f"five of {NUMBERS[len(by_age.found)]} settings passed the declared rule by age over ten seeds" in text
+    assert len(by_age.seeds) == 10
+    balanced = [by_age.found[name]["over_seeds"].get("balanced", {}) for name in by_age.passed]
+    below = [one["gap_method_minus_this"]["high"] < 0 for one in balanced]
+    assert [family_of(name) for name, is_ in zip(by_age.passed, below, strict=True) if is_] == ["group_dro", "fedprox"]
+    assert not [*by_age.passed_of_all, *by_age.passed_on_others, *by_sex.passed]
 
 
 def test_every_method_that_trains_is_in_the_search_and_its_parameters_are_its_own() -> None:
