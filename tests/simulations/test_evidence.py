@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from equipoise.server.report.side_by_side import widening
 from equipoise.simulations.benchmarks.evidence import NOTES, PAGE, RESULTS, page
 from equipoise.simulations.benchmarks.evidence_summary import at_a_glance
 from equipoise.simulations.benchmarks.origin import commit_of
-from equipoise.simulations.benchmarks.outcome import summarise
+from equipoise.simulations.benchmarks.outcome import figures_of, summarise
 from equipoise.simulations.benchmarks.private_designs import SWEEPS
 from equipoise.simulations.benchmarks.settings import SETTINGS
 
@@ -133,3 +134,23 @@ def test_the_methods_page_says_of_single_groups_what_was_found() -> None:
     found = json.loads((RESULTS / "bench-a-6-single-group.json").read_text())["over_seeds"]
     assert found["balanced"]["gap_method_minus_this"]["low"] > 0
     assert found["plain"]["gap_method_minus_this"]["low"] < 0 < found["plain"]["gap_method_minus_this"]["high"]
+
+
+@pytest.mark.parametrize("metric", ["equalized_odds_mean", "equalized_odds_difference"])
+def test_the_figures_of_a_run_are_of_the_gap_that_the_study_declared(metric: str) -> None:
+    def model(gap: float) -> dict[str, Any]:
+        points = {
+            point: {"gaps": {"equalized_odds_mean": {"value": shift + gap}, metric: {"value": shift + 2 * gap}}}
+            for point, shift in (("rule", 0.0), ("base_rate", 0.5))
+        }
+        own = {"points": points, "worst_group_auc": {"value": 0.7}}
+        accuracy = {"rule": {"balanced_accuracy": {"value": 0.75}}}
+        return {"auc": {"value": 0.8}, "points": accuracy, "attributes": {"sex": own}}
+
+    models = {"base": model(0.1), "local_only/a": model(0.1), "local_only/b": model(0.2)}
+    report = {"study": {"primary": "sex", "evaluation": {"primary": metric}}, "models": models}
+    found = figures_of(report)
+    assert found["base"]["gap"] == pytest.approx(0.2)
+    assert found["base"]["gap_rate_matched"] == pytest.approx(0.7)
+    assert found["local_only"]["gap"] == pytest.approx(0.3)
+    assert set(found) == {"base", "local_only"}
