@@ -33,14 +33,7 @@ from torch import Tensor, nn
 from equipoise.common.files import write_whole
 from equipoise.common.losses import cell_index
 from equipoise.common.models import normalise, resnet_small
-from equipoise.common.private_step import (
-    CollapseGuard,
-    Descent,
-    contributions,
-    joint_bound,
-    round_weights,
-    split_total,
-)
+from equipoise.common.private_step import CollapseGuard, Descent, contributions, joint_bound, round_weights, split_total
 from equipoise.common.space import Kind, Space
 from equipoise.common.study import ImageInputs, ModelSpec
 from equipoise.common.study_simulation import Recipe
