@@ -44,7 +44,7 @@ e2e: $(DEV) ## The slow tests, then the demo, verified and reported again.
 e2e-deploy: $(DEV) ## The commands of docs/deploy.md on real processes: a SuperLink, four SuperNodes, four site agents.
 	$(BIN)/pytest -m deploy -s
 
-e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): six parts, ten minutes each on two idle cores.
+e2e-failures: $(FAILURES) ## What fails in a deployment, on real processes (docs/failures.md): six parts, up to fifteen minutes each on two idle cores.
 
 failures-coordinator failures-site failures-network failures-answers failures-disk: failures-%: $(DEV)
 	timeout --foreground 1500 $(BIN)/pytest -m failures tests/e2e/test_failures_$*.py
