@@ -76,7 +76,7 @@ evidence: $(RUN) ## What docs/evidence.md and the pages beside it show: many hou
 	$(BENCHMARK).coverage_table
 	$(BENCHMARK).left_out --seeds 12
 	$(BENCHMARK).side_by_side heart-tuned $(foreach study,bench-a heart adult ham10000,$(study) $(study)-epsilon-8 \
-	  $(study)-epsilon-3) --out runs/evidence/side-by-side
+	  $(study)-epsilon-3 $(study)-epsilon-1) --out runs/evidence/side-by-side
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps $(LITE_NETWORK)
 	$(BENCHMARK).real_search tune
 	$(BENCHMARK).real_search report --seeds 10

@@ -1,4 +1,4 @@
-"""Every method on every benchmark, without privacy and at epsilon 8 and 3: `equipoise compare`, and docs/comparison.md.
+"""Every method on every benchmark, without privacy and at epsilon 8, 3 and 1: `equipoise compare`, and docs/comparison.md.
 
     python -m equipoise.simulations.benchmarks.side_by_side heart heart-epsilon-8 --out runs/side-by-side
 
@@ -62,7 +62,7 @@ class Case:
 CASES = {
     name if epsilon is None else f"{name}-epsilon-{epsilon}": Case(name, epsilon, seeds)
     for name, seeds in (("bench-a", SEEDS), ("heart", SEEDS), ("adult", FEWER), ("ham10000", FEWER))
-    for epsilon in (None, 8, 3)
+    for epsilon in (None, 8, 3, 1)
 } | {"heart-tuned": Case("heart", None, SEEDS, ("fairtune",), tune=True)}  # 27 candidates, three times
 TITLES = {
     "bench-a": "Synthetic dermoscopy, bench A",
