@@ -1,4 +1,4 @@
-"""Every method on every benchmark, without privacy and at epsilon 8, 3 and 1: `equipoise compare`, and docs/comparison.md.
+"""Every method on every benchmark, exact and at epsilon 8, 3 and 1: `equipoise compare`, and docs/comparison.md.
 
     python -m equipoise.simulations.benchmarks.side_by_side heart heart-epsilon-8 --out runs/side-by-side
 
